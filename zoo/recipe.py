@@ -1,0 +1,202 @@
+"""Recipes: which networks to train on what, and how to compress them. TOML files in zoo/recipes, or your own."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.decode import DecodeError, decode
+from zoo.errors import UsageError, unknown_name
+from zoo.fit import FitConfig
+
+__all__ = ["LoraConfig", "PruneConfig", "QuantizeConfig", "RecalibrateConfig", "Recipe", "RecoverConfig", "Run", "load_recipe", "recipe_names"]
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """LoRA instead of training every weight; see zoo.lora."""
+
+    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How much to prune; see compress.prune."""
+
+    macs: float = 0.5
+    """Largest share of the multiply-accumulates that stays."""
+    importance: str = "l2"
+    """l1, l2 or random."""
+    round_to: int = 8
+    """Widths stay multiples of this: what the kernels of ONNX Runtime like."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecalibrateConfig:
+    """BatchNorm statistics; see compress.recalibrate."""
+
+    images: int = 1024
+    """At most so many training images."""
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverConfig:
+    """Fine-tuning after pruning, with the unpruned network as teacher; see compress.recover."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=3))
+    distill: float = 0.7
+    """Weight of the teacher's answers against the labels."""
+    temperature: float = 2.0
+    """Both answers are softened by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """Static INT8 quantization; see compress.quantize."""
+
+    images: int = 256
+    """Calibration images, from the training split."""
+    calibration: str = "minmax"
+    """minmax, entropy or percentile."""
+    target: str = "auto"
+    """Instruction set the file is for: avx2, vnni, arm, or auto (this machine's)."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One network: training, then compression."""
+
+    name: str = ""
+    """Of the artefact's folder; default: the data's name and the model's."""
+    model: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    """Name of an embedded data set, or a folder."""
+    images_per_split: int | None = None
+    size: int | None = None
+    """Edge of the input in pixels; default: what the network was pretrained with."""
+    weights: str = "none"
+    """First weights: none, pretrained or a file."""
+    start: str = ""
+    """Name of an earlier run whose network is adapted; instead of `weights`."""
+    lora: LoraConfig | None = None
+    role: str = "model"
+    """`model`, or `control`: trained for comparison, not compressed."""
+    test_on: str = ""
+    """Data set whose test split measures it; default: `data`."""
+    train: FitConfig = field(default_factory=FitConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    recalibrate: RecalibrateConfig = field(default_factory=RecalibrateConfig)
+    recover: RecoverConfig = field(default_factory=RecoverConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+
+    def __post_init__(self) -> None:
+        if self.role not in ("model", "control"):
+            raise UsageError(f"role must be 'model' or 'control', got {self.role!r}")
+        if self.start and self.weights != "none":
+            raise UsageError(f"run {self.name!r}: give `start` or `weights`, not both")
+
+    @property
+    def artefact(self) -> str:
+        """Name of the artefact's folder."""
+        return self.name or f"{Path(self.data).resolve().name if '/' in self.data else self.data}-{self.model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Runs, in an order in which every `start` comes before its use."""
+
+    run: tuple[Run, ...]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def load_recipe(
+    name: str, *, data: str | None = None, model: str | None = None, weights: str | None = None, settings: Sequence[str] = ()
+) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: of a recipe in zoo/recipes, or the path of a TOML file. Its table `defaults` applies to every `[[run]]`.
+        data: replaces every run's data set.
+        model: replaces every run's architecture.
+        weights: replaces every run's first weights.
+        settings: `train.lr=0.001`, for every run; values are TOML, or else strings.
+
+    Raises:
+        UsageError: no such recipe, not TOML, an unknown key (with close matches), a value of the wrong type, no
+            data set or model, or a `start` that no earlier run makes.
+    """
+    path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name("recipe (or TOML file that does not exist)", name, recipe_names())
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    defaults, entries = document.pop("defaults", {}), document.pop("run", [])
+    if document:
+        raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'run'])}")
+    override: dict[str, Any] = {}
+    for setting in settings:
+        override = _merge(override, _parse_setting(setting))
+    flags = {key: value for key, value in {"data": data, "model": model, "weights": weights}.items() if value is not None}
+    tables = [_merge(_merge(_merge(defaults, entry), override), flags) for entry in entries]
+    try:
+        recipe = decode(Recipe, {"run": tables}, path.name)
+    except DecodeError as error:
+        raise UsageError(str(error)) from None
+    _check(recipe, path)
+    return recipe
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables united; `above` wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _parse_setting(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise UsageError(f"--set expects KEY=VALUE like train.lr=0.001, got {text!r}")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    if not recipe.run:
+        raise UsageError(f"{path}: has no [[run]]")
+    before: list[str] = []
+    for run in recipe.run:
+        if not run.data:
+            raise UsageError(f"{path.name} has no data set of its own; add --data FOLDER (make: DATA=FOLDER)")
+        if not run.model and not run.start:
+            raise UsageError(f"{path.name} has no model of its own; add --model NAME (make: MODEL=NAME)")
+        if run.start and run.start not in before:
+            raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which no earlier run makes")
+        if run.artefact in before:
+            raise UsageError(f"{path.name}: two runs are called {run.artefact!r}")
+        before.append(run.artefact)

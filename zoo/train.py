@@ -1,0 +1,186 @@
+"""Training as a stage: data and first weights in, a checkpoint with its card out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoo.batches import Images, canvas
+from zoo.card import Build, Card, Inform, Lora, Stage, Use, advance
+from zoo.checkpoint import load, read_card, save
+from zoo.datasets.base import Dataset
+from zoo.errors import ArtefactError
+from zoo.evaluate import accuracy, torch_logits, with_validation
+from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
+from zoo.fit import STATE, FitReport, fit, pick_device
+from zoo.lora import add_lora, merge_lora
+from zoo.models.registry import build, classifier, count_macs, input_for
+from zoo.models.weights import load_weights
+from zoo.recipe import Run
+from zoo.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
+
+__all__ = ["merge", "train"]
+
+
+def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -> Path:
+    """Train one network of a recipe into `output/<name>/model.safetensors`.
+
+    With LoRA, `lora.safetensors` keeps the unmerged network, and the merged one is made from it by :func:`merge`.
+    The test split is read once, after the best epoch was chosen on validation data.
+
+    Args:
+        run: what to train.
+        output: the folder of artefacts; `run.start` is looked up there.
+        resume: continue an interrupted run.
+        force: train even if the checkpoint is up to date.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        UsageError, DataError, ArtefactError, TrainingError: see the functions this is made of.
+    """
+    folder = output / run.artefact
+    source = DataSource(name=run.data, seed=run.train.seed, per_split=run.images_per_split)
+    test = dataclasses.replace(source, name=run.test_on) if run.test_on else source
+    dataset = source.open()
+    parent = output / run.start / CHECKPOINT if run.start else None
+    digest = sha256_file(parent) if parent and parent.is_file() else None
+    if parent and digest is None:
+        raise ArtefactError(f"{run.artefact} starts from {run.start}, but there is no {parent}; train that first")
+    config = _lineage_config(run, dataset)
+    target = folder / (UNMERGED if run.lora else CHECKPOINT)
+    card = card_if_readable(read_card, target)
+    if force or not is_current(card, [("train", config)], digest):
+        _train(run, dataset, parent, digest, config, target, resume=resume)
+    write_notes(folder, Notes(role=run.role, data=source, test=test))
+    return merge(target, folder / CHECKPOINT, dataset, force=force) if run.lora else target
+
+
+def merge(source: Path, target: Path, dataset: Dataset | None = None, *, force: bool = False) -> Path:
+    """Merge LoRA adapters into the weights they adapt: W + (alpha / rank) B A.
+
+    Args:
+        source: an unmerged checkpoint.
+        target: the merged one.
+        dataset: measures the merged network on its validation and test splits.
+        force: merge even if the target is up to date.
+
+    Raises:
+        ArtefactError: the source has no adapters.
+    """
+    digest = sha256_file(source)
+    if not force and is_current(card_if_readable(read_card, target), [("merge", {})], digest):
+        return target
+    begin = time.perf_counter()
+    model, card = load(source)
+    count = merge_lora(model) if card.build.lora else 0
+    entry = Stage(
+        stage="merge", config={}, parent=digest, commit=code_commit(), summary={"adapters": count}, seconds=round(time.perf_counter() - begin, 1)
+    )
+    card = advance(card, entry)
+    card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=None))
+    save(model, measured(model, card, dataset) if dataset else card, target)
+    return target
+
+
+def measured(model: nn.Module, card: Card, dataset: Dataset) -> Card:
+    """The card with accuracy on validation (which also fits temperature and reference) and then on test."""
+    device = pick_device()
+    model.to(device)
+    validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input), device=device)
+    card = with_validation(card, validation, dataset)
+    test = torch_logits(model, Images(dataset.splits["test"], card.use.input), device=device)
+    model.to("cpu")
+    truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
+    final = accuracy(test, truth, dataset=dataset.name, split="test")
+    return dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
+
+
+def _train(
+    run: Run, dataset: Dataset, parent: Path | None, digest: str | None, config: dict[str, Any], target: Path, *, resume: bool
+) -> None:
+    model, card = _starting_point(run, dataset, parent)
+    if run.lora:
+        torch.manual_seed(run.train.seed)
+        lora = run.lora
+        add_lora(model, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+        build_with = dataclasses.replace(card.build, lora=Lora(targets=lora.targets, rank=lora.rank, alpha=lora.alpha))
+        card = dataclasses.replace(card, build=build_with)
+    spec = card.use.input
+    report = fit(
+        model,
+        train=Images(dataset.splits["train"], canvas(spec)),
+        validation=Images(dataset.splits["validation"], spec),
+        spec=spec,
+        config=run.train,
+        folder=target.parent,
+        resume=resume,
+        title=run.artefact,
+    )
+    entry = Stage(
+        stage="train",
+        config=config,
+        parent=digest,
+        seed=run.train.seed,
+        commit=code_commit(),
+        summary=_summary(model, report),
+        seconds=report.seconds,
+    )
+    # A first training has no parent file, so it cannot `advance` a parent's card.
+    lineage = (*card.lineage, entry)
+    card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
+    save(model, measured(model, card, dataset), target)
+    (target.parent / STATE).unlink(missing_ok=True)
+
+
+def _starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.Module, Card]:
+    """The network before training, with a card that has no measured facts yet."""
+    if parent is not None:
+        model, card = load(parent)
+        if card.use.labels != dataset.labels:
+            _reset_head(model, len(dataset.labels), run.train.seed)
+        use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
+        return model, dataclasses.replace(card, use=use, inform=dataclasses.replace(card.inform, metrics=()))
+    spec = input_for(run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs)
+    torch.manual_seed(run.train.seed)
+    model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
+    source = load_weights(model, run.model, run.weights)
+    card = Card(
+        name=run.artefact,
+        build=Build(architecture=run.model, arguments=dict(run.arguments)),
+        use=Use(labels=dataset.labels, input=spec),
+        inform=Inform(parameters=0, bytes=0, macs=count_macs(model, spec), source=source.source, licence=source.licence),
+    )
+    return model, card
+
+
+def _reset_head(model: nn.Module, classes: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    head = classifier(model)
+    if not hasattr(model, "reset_classifier"):
+        raise ArtefactError(f"{type(head).__name__}: this network cannot take a new set of labels")
+    model.reset_classifier(classes)  # type: ignore[operator]
+
+
+def _summary(model: nn.Module, report: FitReport) -> dict[str, Any]:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return dataclasses.asdict(report) | {"trainable": trainable}
+
+
+def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "data": dataset.describe(),
+        "fit": dataclasses.asdict(run.train),
+        "lora": dataclasses.asdict(run.lora) if run.lora else None,
+        "model": run.model,
+        "arguments": dict(run.arguments),
+        "size": run.size,
+        "weights": Path(run.weights).name,
+    }

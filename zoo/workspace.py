@@ -1,0 +1,90 @@
+"""What an artefact's folder remembers beside the artefact: where its data is on this machine, and what is up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.card import Card
+from zoo.datasets.base import Dataset
+from zoo.datasets.registry import open_dataset
+from zoo.decode import DecodeError, decode
+from zoo.errors import ArtefactError, PocketzooError
+from zoo.files import write_bytes
+
+__all__ = ["DataSource", "Notes", "card_if_readable", "is_current", "read_notes", "write_notes"]
+
+_FILE = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """How to open a data set again on this machine."""
+
+    name: str
+    """Embedded name, or a folder's path."""
+    seed: int = 0
+    per_split: int | None = None
+
+    def open(self) -> Dataset:
+        """The data set; errors as zoo.datasets.registry.open_dataset."""
+        return open_dataset(self.name, seed=self.seed, per_split=self.per_split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """The content of run.json."""
+
+    role: str
+    """`model` or `control`."""
+    data: DataSource
+    """What it was trained, calibrated and validated on."""
+    test: DataSource
+    """Whose test split measures it."""
+
+
+def write_notes(folder: Path, notes: Notes) -> None:
+    """Write run.json into an artefact's folder."""
+    write_bytes(folder / _FILE, json.dumps(dataclasses.asdict(notes), indent=2).encode())
+
+
+def read_notes(folder: Path) -> Notes:
+    """Read run.json of an artefact's folder.
+
+    Raises:
+        ArtefactError: there is none, so the data set has to be named.
+    """
+    path = folder / _FILE
+    try:
+        return decode(Notes, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, DecodeError) as error:
+        raise ArtefactError(f"{path} does not say where the data of {folder.name} is ({error}); add --data") from error
+
+
+def is_current(card: Card | None, steps: list[tuple[str, Mapping[str, Any]]], parent: str | None) -> bool:
+    """Whether a card's lineage ends with exactly these stages, the first of them made from `parent`.
+
+    Args:
+        card: of the artefact at the target path; None where there is none.
+        steps: stage name and config of each, in order.
+        parent: SHA-256 of the file the first of them reads.
+    """
+    if card is None or len(card.lineage) < len(steps):
+        return False
+    tail = card.lineage[len(card.lineage) - len(steps) :]
+    # Through JSON, so that tuples and lists compare equal.
+    done = json.loads(json.dumps([(entry.stage, dict(entry.config)) for entry in tail]))
+    wanted = json.loads(json.dumps([(stage, dict(config)) for stage, config in steps]))
+    return bool(done == wanted and tail[0].parent == parent)
+
+
+def card_if_readable(read: Any, path: Path) -> Card | None:
+    """The card at `path`, or None where there is no readable artefact."""
+    try:
+        return read(path)  # type: ignore[no-any-return]
+    except PocketzooError:
+        return None
