@@ -59,7 +59,9 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
 
     def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All pictures once, in their own order."""
-        return self.batches([range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)])
+        return self.batches(
+            [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
+        )
 
     def _decode_all(self) -> npt.NDArray[np.uint8]:
         def one(sample: Sample) -> npt.NDArray[np.uint8]:
@@ -79,6 +81,7 @@ class Normalise:
         self._offset = torch.from_numpy(offset).view(-1, 1, 1).to(device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """The normalised images, on their own device."""
         return images.float() * self._factor + self._offset
 
 

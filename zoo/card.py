@@ -111,7 +111,9 @@ class Input:
         if channels is None:
             raise CardError(f"use.input.colour: expected 'RGB' or 'L', got {self.colour!r}")
         if len(self.mean) != channels or len(self.std) != channels:
-            raise CardError(f"use.input: {self.colour} wants {channels} values of mean and std, got {self.mean} and {self.std}")
+            raise CardError(
+                f"use.input: {self.colour} wants {channels} values of mean and std, got {self.mean} and {self.std}"
+            )
         if min(self.std) <= 0:
             raise CardError(f"use.input.std: expected positive values, got {self.std}")
         if len(self.size) != 2 or min(self.size) < 1:
@@ -272,11 +274,15 @@ def allow(card: Card, stage: str) -> None:
         if card.build.lora is None:
             raise ArtefactError(f"{card.name}: there are no LoRA adapters to merge")
     elif card.build.lora is not None:
-        raise ArtefactError(f"{card.name}: its LoRA adapters are not merged yet; run `pocketzoo merge` before `{stage}`")
+        raise ArtefactError(
+            f"{card.name}: its LoRA adapters are not merged yet; run `pocketzoo merge` before `{stage}`"
+        )
     if "quantize" in done:
         raise ArtefactError(f"{card.name}: already quantized; `{stage}` wants an artefact from before `quantize`")
     if "export" in done and stage != "quantize":
-        raise ArtefactError(f"{card.name}: already exported to ONNX; `{stage}` wants the checkpoint (model.safetensors)")
+        raise ArtefactError(
+            f"{card.name}: already exported to ONNX; `{stage}` wants the checkpoint (model.safetensors)"
+        )
     if stage == "quantize" and "export" not in done:
         raise ArtefactError(f"{card.name}: a checkpoint; run `pocketzoo export` first and quantize the ONNX file")
     if stage not in (*_CHECKPOINT_STAGES, "export", "quantize"):
@@ -311,10 +317,11 @@ def to_json(card: Card) -> str:
     """
     try:
         text = json.dumps(dataclasses.asdict(card), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
     except (TypeError, ValueError) as error:
-        raise CardError(f"card of {card.name}: {error}") from error
-    if len(text.encode()) > MAX_BYTES:
-        raise CardError(f"card of {card.name}: {len(text.encode())} bytes, at most {MAX_BYTES} are allowed")
+        raise CardError(f"card of {card.name!r}: {error}") from error
+    if size > MAX_BYTES:
+        raise CardError(f"card of {card.name!r}: {size} bytes, at most {MAX_BYTES} are allowed")
     return text
 
 
@@ -332,12 +339,17 @@ def from_json(text: str | None, *, where: str) -> Card:
     if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise CardError(f"{where}: `{KEY}` has more than {MAX_BYTES} bytes")
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        # An escaped half of a surrogate pair is valid JSON, but no text that could be written again.
+        json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CardError(f"{where}: `{KEY}` is not valid JSON: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise CardError(f"{where}: `{KEY}` has the schema {schema!r}, this version reads {SCHEMA!r}; write it again with `pocketzoo export`")
+        raise CardError(
+            f"{where}: `{KEY}` has the schema {schema!r}, this version reads {SCHEMA!r}; "
+            "write it again with `pocketzoo export`"
+        )
     try:
         return decode(Card, document, "card")
     except (DecodeError, CardError) as error:
@@ -346,3 +358,10 @@ def from_json(text: str | None, *, where: str) -> Card:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits} is too large a number")
+    return value

@@ -51,17 +51,27 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _to_float(value, where)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     name = getattr(origin or kind, "__name__", str(kind))
     raise DecodeError(f"{where}: expected {name}, got {value!r:.80}")
 
 
+def _to_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise DecodeError(f"{where}: expected float, got a whole number too large for one") from None
+
+
 def _decode_tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if parts[-1] is not Ellipsis and len(parts) != len(value):
         raise DecodeError(f"{where}: expected {len(parts)} values, got {len(value)}")
-    return tuple(_decode(parts[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+    return tuple(
+        _decode(kind, entry, f"{where}[{index}]") for index, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+    )
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:

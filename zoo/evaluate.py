@@ -43,7 +43,9 @@ def logits_of(classify: Classifier, samples: Sequence[Sample], spec: Input, *, b
     """Logits float32 [N, K] from any function that maps inputs [B, C, H, W] to logits [B, K]."""
     starts = range(0, len(samples), batch_size)
     chunks = track(starts, total=len(starts), description="Evaluating")
-    return np.concatenate([classify(batch([s.read() for s in samples[start : start + batch_size]], spec)) for start in chunks])
+    return np.concatenate(
+        [classify(batch([s.read() for s in samples[start : start + batch_size]], spec)) for start in chunks]
+    )
 
 
 def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str) -> Metrics:

@@ -103,7 +103,9 @@ def checkpoint_path(artefact: Path) -> Path:
     """
     path = artefact / CHECKPOINT if artefact.is_dir() else artefact
     if not path.is_file():
-        raise ArtefactError(f"no checkpoint at {path}; `pocketzoo train` writes one, `pocketzoo list` shows what is there")
+        raise ArtefactError(
+            f"no checkpoint at {path}; `pocketzoo train` writes one, `pocketzoo list` shows what is there"
+        )
     return path
 
 

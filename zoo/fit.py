@@ -126,47 +126,70 @@ def fit(
     device = pick_device()
     memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
     model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-    run = _Run(model, config, len(train), fingerprint=_fingerprint(model, config, train, validation), folder=folder)
+    run = _Run(model, config, fingerprint=_fingerprint(model, config, train, validation), folder=folder)
     if resume:
         run.load()
     loss = loss or cross_entropy(config.label_smoothing)
-    prepare = Normalise(spec, device)
-    truth = validation.labels
     # Denormal numbers are many times slower to compute with, and nothing is lost by rounding them to zero.
     torch.set_flush_denormal(True)
     for epoch in range(run.epoch, config.epochs):
         begin = time.perf_counter()
-        generator = torch.Generator().manual_seed(_seed(config.seed, epoch))
-        torch.manual_seed(_seed(config.seed, epoch))
-        order = torch.randperm(len(train), generator=generator).tolist()
-        chunks = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
-        # A last batch of one picture has no variance for BatchNorm.
-        chunks = chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) == 1 else chunks
-        total = 0.0
-        model.train()
-        with tqdm(total=len(chunks), desc=f"{title} {epoch + 1}/{config.epochs}", leave=False, disable=not sys.stderr.isatty()) as bar:
-            for step, (images, labels) in enumerate(train.batches(chunks)):
-                inputs = prepare(augment(images.to(device), config.augment, spec.size, generator))
-                value = run.step(inputs.contiguous(memory_format=memory_format), labels.to(device), loss, epoch + step / len(chunks))
-                total += value
-                bar.set_postfix(loss=f"{total / (step + 1):.3f}", best=f"{run.best_top1:.2%}", refresh=False)
-                bar.update()
+        label = f"{title} epoch {epoch + 1}/{config.epochs}"
+        mean_loss = _train_epoch(run, epoch, train, spec, loss, device, memory_format, label)
         logits = torch.from_numpy(torch_logits(model, validation, device=device))
-        top1 = (logits.argmax(dim=1) == truth).double().mean().item()
-        validation_loss = nn.functional.cross_entropy(logits, truth).item()
-        run.finish_epoch(epoch, total / len(chunks), top1, validation_loss, time.perf_counter() - begin)
-        note(f"{title} epoch {epoch + 1}/{config.epochs}: loss {total / len(chunks):.3f}, validation top-1 {top1:.2%}, {time.perf_counter() - begin:.1f} s")
+        top1 = (logits.argmax(dim=1) == validation.labels).double().mean().item()
+        validation_loss = nn.functional.cross_entropy(logits, validation.labels).item()
+        seconds = time.perf_counter() - begin
+        run.finish_epoch(epoch, mean_loss, top1, validation_loss, seconds)
+        note(f"{label}: loss {mean_loss:.3f}, validation top-1 {top1:.2%}, {seconds:.1f} s")
     model.load_state_dict(run.best_state)
     model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return FitReport(
-        best_epoch=run.best_epoch + 1, validation_top1=run.best_top1, epochs=config.epochs, seconds=round(run.seconds, 1)
+        best_epoch=run.best_epoch + 1,
+        validation_top1=run.best_top1,
+        epochs=config.epochs,
+        seconds=round(run.seconds, 1),
     )
+
+
+def _train_epoch(
+    run: _Run,
+    epoch: int,
+    train: Images,
+    spec: Input,
+    loss: Loss,
+    device: torch.device,
+    memory_format: torch.memory_format,
+    label: str,
+) -> float:
+    """One pass over the training pictures; returns the mean loss."""
+    config = run.config
+    prepare = Normalise(spec, device)
+    generator = torch.Generator().manual_seed(_seed(config.seed, epoch))
+    torch.manual_seed(_seed(config.seed, epoch))
+    chunks = _chunks(torch.randperm(len(train), generator=generator).tolist(), config.batch_size)
+    total = 0.0
+    run.model.train()
+    with tqdm(total=len(chunks), desc=label, leave=False, disable=not sys.stderr.isatty()) as bar:
+        for step, (images, labels) in enumerate(train.batches(chunks)):
+            inputs = prepare(augment(images.to(device), config.augment, spec.size, generator))
+            inputs = inputs.contiguous(memory_format=memory_format)
+            total += run.step(inputs, labels.to(device), loss, epoch + step / len(chunks))
+            bar.set_postfix(loss=f"{total / (step + 1):.3f}", best=f"{run.best_top1:.2%}", refresh=False)
+            bar.update()
+    return total / len(chunks)
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    # A last batch of one picture has no variance for BatchNorm.
+    return chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) == 1 else chunks
 
 
 class _Run:
     """The state of one training run: what is saved after each epoch and loaded on resume."""
 
-    def __init__(self, model: nn.Module, config: FitConfig, images: int, *, fingerprint: str, folder: Path) -> None:
+    def __init__(self, model: nn.Module, config: FitConfig, *, fingerprint: str, folder: Path) -> None:
         self.model = model
         self.config = config
         self.folder = folder
@@ -206,14 +229,23 @@ class _Run:
         self.seconds += seconds
         rate = self.optimizer.param_groups[0]["lr"]
         self.history.append(
-            {"epoch": epoch + 1, "lr": rate, "loss": loss, "validation_loss": validation_loss, "validation_top1": top1, "seconds": seconds}
+            {
+                "epoch": epoch + 1,
+                "lr": rate,
+                "loss": loss,
+                "validation_loss": validation_loss,
+                "validation_top1": top1,
+                "seconds": seconds,
+            }
         )
         state = {
             "fingerprint": self.fingerprint,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best_state,
-            "numbers": json.dumps([self.epoch, self.seconds, self.best_epoch, self.best_top1, self.best_loss, self.history]),
+            "numbers": json.dumps(
+                [self.epoch, self.seconds, self.best_epoch, self.best_top1, self.best_loss, self.history]
+            ),
         }
         write_atomically(self.folder / STATE, lambda path: torch.save(state, path))
         write_atomically(self.folder / LOG, self._write_log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -28,15 +29,33 @@ def load(path: Path) -> tuple[ModelProto, Card]:
     except FileNotFoundError:
         raise ArtefactError(f"no ONNX file at {path}; `pocketzoo export` writes one") from None
     except (DecodeError, ValueError, OSError) as error:
-        raise ArtefactError(f"{path}: not a readable ONNX file ({error}); write it again with `pocketzoo export`") from error
+        raise ArtefactError(
+            f"{path}: not a readable ONNX file ({error}); write it again with `pocketzoo export`"
+        ) from error
     if not model.graph.output:
         raise ArtefactError(f"{path}: not an ONNX model: it has no graph")
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise ArtefactError(f"{path}: keeps its weights in another file; artefacts are single files, export it again")
     values = {entry.key: entry.value for entry in model.metadata_props}
     card = from_json(values.get(KEY), where=str(path))
     check_agreement(card, *signature(model), where=str(path))
     return model, card
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initializers and constants, in subgraphs and functions too."""
+    graphs, nodes = [model.graph], [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+        else:
+            for attribute in nodes.pop().attribute:
+                yield from (attribute.t, *attribute.tensors)
+                graphs.extend([attribute.g, *attribute.graphs])
 
 
 def read_card(path: Path) -> Card:

@@ -70,7 +70,7 @@ def decode(data: bytes, *, colour: str = "RGB", exif: bool = True, max_pixels: i
     if not data:
         raise ImageError("the image is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(f"the image has {width} x {height} pixels, at most {max_pixels} are accepted")
@@ -116,17 +116,18 @@ def pixels(data: bytes, spec: Input, *, max_pixels: int = MAX_PIXELS) -> npt.NDA
     if spec.resize.edge is None:
         image = image.resize((width, height), resample)
     else:
-        image = _resize_shorter(image, spec.resize.edge, resample)
+        image = _resize_shorter(image, spec.resize.edge, resample, max_pixels)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         image = image.crop((left, top, left + width, top + height))
     array = np.asarray(image, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _resize_shorter(image: Image.Image, edge: int, resample: Image.Resampling) -> Image.Image:
+def _resize_shorter(image: Image.Image, edge: int, resample: Image.Resampling, max_pixels: int) -> Image.Image:
     shorter, longer = sorted(image.size)
     target = int(edge * longer / shorter)
-    if target * edge > MAX_PIXELS:
+    # Enlarged by no more than the limit of a whole picture; a ratio of 16 to 1 is always fine.
+    if target * edge > max(max_pixels, 16 * edge * edge):
         raise ImageError(f"the image is too elongated: {image.width} x {image.height} pixels")
     size = (edge, target) if image.width <= image.height else (target, edge)
     return image if image.size == size else image.resize(size, resample)

@@ -51,9 +51,7 @@ class LoraLinear(nn.Module):
         return linear.to(base.weight.device)
 
 
-def add_lora(
-    model: nn.Module, *, targets: Sequence[str], rank: int, alpha: float, dropout: float = 0.0
-) -> list[str]:
+def add_lora(model: nn.Module, *, targets: Sequence[str], rank: int, alpha: float, dropout: float = 0.0) -> list[str]:
     """Wrap every linear layer whose name ends in one of `targets`; freeze all but the adapters and the classifier.
 
     Args:
@@ -77,7 +75,9 @@ def add_lora(
     matched = {name.rsplit(".", 1)[-1] for name in chosen}
     if unmatched := sorted(set(targets) - matched):
         present = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise UsageError(f"LoRA target {unmatched[0]!r} matches no linear layer; the network has: {', '.join(present) or 'none'}")
+        raise UsageError(
+            f"LoRA target {unmatched[0]!r} matches no linear layer; the network has: {', '.join(present) or 'none'}"
+        )
     if not chosen:
         raise UsageError("LoRA needs at least one target layer")
     model.requires_grad_(False)

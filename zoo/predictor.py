@@ -43,7 +43,7 @@ def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.ND
     scaled = logits.astype(np.float64) / temperature
     scaled -= scaled.max(axis=-1, keepdims=True)
     powers = np.exp(scaled)
-    return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def tolerance(card: Card) -> float:
@@ -130,7 +130,9 @@ class Predictor:
     def _check_golden(self) -> None:
         golden = self.card.use.golden
         if golden is None:
-            raise ArtefactError(f"{self.path}: its card has no golden self-check; write it again with `pocketzoo export`")
+            raise ArtefactError(
+                f"{self.path}: its card has no golden self-check; write it again with `pocketzoo export`"
+            )
         if golden.rule != GOLDEN_RULE:
             raise CheckError(f"{self.path}: golden rule {golden.rule!r} is unknown, this version draws {GOLDEN_RULE!r}")
         (found,) = self.probabilities(preprocess(golden_image(golden.seed), self.card.use.input)[None])
@@ -141,7 +143,7 @@ class Predictor:
             raise CheckError(
                 f"{self.path}: golden self-check failed: expected {labels[int(expected.argmax())]!r} within "
                 f"{tolerance(self.card)}, got {labels[int(found.argmax())]!r}, off by {worst:.2g}; "
-                "this machine computes something else than the one that wrote the file: do not serve it, export it again"
+                "this machine computes something else than the one that wrote the file; export it again here"
             )
 
 

@@ -12,7 +12,17 @@ from zoo.decode import DecodeError, decode
 from zoo.errors import UsageError, unknown_name
 from zoo.fit import FitConfig
 
-__all__ = ["LoraConfig", "PruneConfig", "QuantizeConfig", "RecalibrateConfig", "Recipe", "RecoverConfig", "Run", "load_recipe", "recipe_names"]
+__all__ = [
+    "LoraConfig",
+    "PruneConfig",
+    "QuantizeConfig",
+    "RecalibrateConfig",
+    "Recipe",
+    "RecoverConfig",
+    "Run",
+    "load_recipe",
+    "recipe_names",
+]
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -68,8 +78,9 @@ class QuantizeConfig:
     """Calibration images, from the training split."""
     calibration: str = "minmax"
     """minmax, entropy or percentile."""
-    target: str = "auto"
-    """Instruction set the file is for: avx2, vnni, arm, or auto (this machine's)."""
+    target: str = "portable"
+    """Instruction set the file is for: portable (any x86, AVX2 without VNNI included), vnni, arm, or auto (this
+    machine's). Only `portable` files may move between machines."""
     seed: int = 0
 
 
@@ -126,7 +137,12 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(
-    name: str, *, data: str | None = None, model: str | None = None, weights: str | None = None, settings: Sequence[str] = ()
+    name: str,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Recipe:
     """Read a recipe.
 
@@ -154,7 +170,9 @@ def load_recipe(
     override: dict[str, Any] = {}
     for setting in settings:
         override = _merge(override, _parse_setting(setting))
-    flags = {key: value for key, value in {"data": data, "model": model, "weights": weights}.items() if value is not None}
+    flags = {
+        key: value for key, value in {"data": data, "model": model, "weights": weights}.items() if value is not None
+    }
     tables = [_merge(_merge(_merge(defaults, entry), override), flags) for entry in entries]
     try:
         recipe = decode(Recipe, {"run": tables}, path.name)

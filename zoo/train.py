@@ -25,7 +25,7 @@ from zoo.models.weights import load_weights
 from zoo.recipe import Run
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
 
-__all__ = ["merge", "train"]
+__all__ = ["measured", "merge", "train"]
 
 
 def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -> Path:
@@ -82,29 +82,43 @@ def merge(source: Path, target: Path, dataset: Dataset | None = None, *, force: 
     model, card = load(source)
     count = merge_lora(model) if card.build.lora else 0
     entry = Stage(
-        stage="merge", config={}, parent=digest, commit=code_commit(), summary={"adapters": count}, seconds=round(time.perf_counter() - begin, 1)
+        stage="merge",
+        config={},
+        parent=digest,
+        commit=code_commit(),
+        summary={"adapters": count},
+        seconds=round(time.perf_counter() - begin, 1),
     )
     card = advance(card, entry)
     card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=None))
-    save(model, measured(model, card, dataset) if dataset else card, target)
+    save(model, measured(model, card, dataset, test=True) if dataset else card, target)
     return target
 
 
-def measured(model: nn.Module, card: Card, dataset: Dataset) -> Card:
-    """The card with accuracy on validation (which also fits temperature and reference) and then on test."""
+def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
+    """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
     device = pick_device()
     model.to(device)
     validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input), device=device)
     card = with_validation(card, validation, dataset)
-    test = torch_logits(model, Images(dataset.splits["test"], card.use.input), device=device)
+    if test:
+        logits = torch_logits(model, Images(dataset.splits["test"], card.use.input), device=device)
+        truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
+        final = accuracy(logits, truth, dataset=dataset.name, split="test")
+        card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
     model.to("cpu")
-    truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
-    final = accuracy(test, truth, dataset=dataset.name, split="test")
-    return dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
+    return card
 
 
 def _train(
-    run: Run, dataset: Dataset, parent: Path | None, digest: str | None, config: dict[str, Any], target: Path, *, resume: bool
+    run: Run,
+    dataset: Dataset,
+    parent: Path | None,
+    digest: str | None,
+    config: dict[str, Any],
+    target: Path,
+    *,
+    resume: bool,
 ) -> None:
     model, card = _starting_point(run, dataset, parent)
     if run.lora:
@@ -136,7 +150,7 @@ def _train(
     # A first training has no parent file, so it cannot `advance` a parent's card.
     lineage = (*card.lineage, entry)
     card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
-    save(model, measured(model, card, dataset), target)
+    save(model, measured(model, card, dataset, test=run.lora is None), target)
     (target.parent / STATE).unlink(missing_ok=True)
 
 
@@ -147,7 +161,8 @@ def _starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn
         if card.use.labels != dataset.labels:
             _reset_head(model, len(dataset.labels), run.train.seed)
         use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
-        return model, dataclasses.replace(card, use=use, inform=dataclasses.replace(card.inform, metrics=()))
+        inform = dataclasses.replace(card.inform, metrics=(), macs=count_macs(model, use.input))
+        return model, dataclasses.replace(card, use=use, inform=inform)
     spec = input_for(run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs)
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
@@ -156,7 +171,9 @@ def _starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn
         name=run.artefact,
         build=Build(architecture=run.model, arguments=dict(run.arguments)),
         use=Use(labels=dataset.labels, input=spec),
-        inform=Inform(parameters=0, bytes=0, macs=count_macs(model, spec), source=source.source, licence=source.licence),
+        inform=Inform(
+            parameters=0, bytes=0, macs=count_macs(model, spec), source=source.source, licence=source.licence
+        ),
     )
     return model, card
 

@@ -1,10 +1,10 @@
-"""What an artefact's folder remembers beside the artefact: where its data is on this machine, and what is up to date."""
+"""What an artefact's folder remembers beside it: where its data is on this machine, and what is up to date."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def read_notes(folder: Path) -> Notes:
         raise ArtefactError(f"{path} does not say where the data of {folder.name} is ({error}); add --data") from error
 
 
-def is_current(card: Card | None, steps: list[tuple[str, Mapping[str, Any]]], parent: str | None) -> bool:
+def is_current(card: Card | None, steps: Sequence[tuple[str, Mapping[str, Any]]], parent: str | None) -> bool:
     """Whether a card's lineage ends with exactly these stages, the first of them made from `parent`.
 
     Args:

@@ -103,6 +103,7 @@ def check_disjoint(splits: Mapping[str, Sequence[Sample]]) -> None:
 
 def limit(dataset: Dataset, per_split: int) -> Dataset:
     """The data set with at most `per_split` images in each split, classes as even as they come."""
+
     def first(samples: Sequence[Sample]) -> list[Sample]:
         rank: Counter[int] = Counter()
         ranked: list[tuple[int, int, Sample]] = []

@@ -86,8 +86,12 @@ def _files(folder: Path, root: Path) -> list[_File]:
         _File(path, str(path.relative_to(root)), group.name)
         for group in _folders(folder)
         for path in sorted(group.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not _hidden(path.relative_to(group)) and path.is_file()
     ]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _labels(groups: dict[str, list[_File]], root: Path) -> tuple[str, ...]:
@@ -156,7 +160,11 @@ def _splits(samples: dict[str, list[Sample]], seed: int) -> tuple[dict[str, list
     held_out = next(split for split in samples if split != "train") if len(samples) == 2 else None
     if held_out is None:
         train, validation, test = stratified(samples["train"], (0.7, 0.15, 0.15), seed=seed)
-        return {"train": train, "validation": validation, "test": test}, f"train folder, stratified 70/15/15, seed {seed}"
+        return {
+            "train": train,
+            "validation": validation,
+            "test": test,
+        }, f"train folder, stratified 70/15/15, seed {seed}"
     train, validation = stratified(samples["train"], (1 - CARVED, CARVED), seed=seed)
     rule = f"test is the folder `{held_out}`; validation is {CARVED:.0%} of train, stratified, seed {seed}"
     return {"train": train, "validation": validation, "test": samples[held_out]}, rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ def stratified(samples: Sequence[Sample], fractions: Sequence[float], *, seed: i
         if len(copies) < len(fractions):
             example = next(iter(copies.values()))[0]
             raise DataError(
-                f"the class of {example.name} has {len(copies)} distinct image(s), too few to split into {len(fractions)} parts"
+                f"the class of {example.name} has {len(copies)} distinct image(s), "
+                f"too few to split into {len(fractions)} parts"
             )
         digests = sorted(copies)
         random.Random(f"{seed}:{label}").shuffle(digests)
@@ -46,11 +48,10 @@ def stratified(samples: Sequence[Sample], fractions: Sequence[float], *, seed: i
 def _cut(items: list[str], fractions: Sequence[float]) -> list[list[str]]:
     """Consecutive pieces with sizes as near to the fractions as whole numbers come, none of them empty."""
     bounds = [round(sum(fractions[: index + 1]) * len(items)) for index in range(len(fractions))]
-    bounds[-1] = len(items)
     for index in range(len(bounds)):
         bounds[index] = max(bounds[index], (bounds[index - 1] if index else 0) + 1)
+    bounds[-1] = len(items)
     for index in range(len(bounds) - 1, 0, -1):
         bounds[index - 1] = min(bounds[index - 1], bounds[index] - 1)
-        bounds[index] = min(bounds[index], len(items))
-    edges = [0, *bounds[:-1], len(items)]
-    return [items[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    edges = [0, *bounds]
+    return [items[begin:end] for begin, end in itertools.pairwise(edges)]

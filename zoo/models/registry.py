@@ -17,6 +17,8 @@ __all__ = ["build", "classifier", "count_macs", "input_for", "names", "register"
 
 Builder = Callable[..., nn.Module]
 _OWN: dict[str, Builder] = {}
+_FILE_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
+"""What timm's create_model would read or download: a card that asks for it must not be obeyed."""
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
@@ -45,6 +47,8 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
     Raises:
         UsageError: unknown name (with close matches), or arguments the architecture does not take.
     """
+    if files := sorted(_FILE_ARGUMENTS & set(arguments or {})):
+        raise UsageError(f"{files[0]!r} is no argument of an architecture; weights are given with --weights")
     known = names()
     base = architecture.split(".")[0]
     if base not in known:
@@ -52,9 +56,10 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
     try:
         if base in _OWN:
             return _OWN[base](classes=classes, channels=channels, **(arguments or {}))
-        return timm.create_model(
+        model: nn.Module = timm.create_model(
             architecture, pretrained=False, num_classes=classes, in_chans=channels, **_tuples(arguments or {})
         )
+        return model
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise UsageError(f"cannot build {architecture} with the arguments {dict(arguments or {})}: {error}") from error
 
@@ -66,7 +71,8 @@ def _tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def classifier(model: nn.Module) -> nn.Module:
     """The layer(s) that turn features into logits; what a new set of labels replaces."""
-    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    find = getattr(model, "get_classifier", None)
+    head = find() if find else None
     if not isinstance(head, nn.Module):
         raise UsageError(f"{type(model).__name__} has no classifier module (`get_classifier`)")
     return head

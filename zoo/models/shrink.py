@@ -1,6 +1,6 @@
 """Give a freshly built network the shapes of a pruned one, so that its tensors load strictly.
 
-A pruned artefact is rebuilt from what its file states (architecture, tensor shapes, heads), never from a pickled module.
+A pruned artefact is rebuilt from what its file states (architecture, tensor shapes, heads), never from a pickle.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo.errors import ArtefactError
 
-__all__ = ["attentions", "set_heads", "shrink"]
+__all__ = ["attentions", "qkv_width", "set_heads", "shrink"]
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
@@ -24,13 +24,20 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def qkv_width(attention: nn.Module) -> int:
+    """Number of output features of an attention module's fused `qkv` layer."""
+    layer = attention.qkv
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features
+
+
 def set_heads(attention: nn.Module, heads: int) -> None:
     """Tell an attention module that its `qkv` layer now has `heads` heads; the width of a head does not change.
 
     Raises:
         ArtefactError: the width of `qkv` is not a multiple of 3 x heads.
     """
-    width = attention.qkv.out_features  # type: ignore[union-attr]
+    width = qkv_width(attention)
     if heads < 1 or width % (3 * heads):
         raise ArtefactError(f"an attention layer with {width} qkv features cannot have {heads} heads")
     head_dim = width // (3 * heads)
@@ -63,7 +70,7 @@ def shrink(model: nn.Module, shapes: Mapping[str, Sequence[int]], heads: Mapping
                 if tensor is None or shape is None or tuple(shape) == tuple(tensor.shape):
                     continue
                 empty = torch.empty(tuple(shape), dtype=tensor.dtype, device=tensor.device)
-                store[key] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty  # type: ignore[assignment]
+                store[key] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
         _update_widths(module)
     found = attentions(model)
     for name, count in heads.items():

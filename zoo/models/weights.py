@@ -84,7 +84,7 @@ def _load_timm(model: nn.Module, architecture: str, *, fresh_head: bool) -> Sour
     try:
         donor = timm.create_model(architecture, pretrained=True)
     except Exception as error:  # hub, HTTP and file-system errors of several libraries
-        place = config.hf_hub_id and f"https://huggingface.co/{config.hf_hub_id}" or config.url
+        place = (config.hf_hub_id and f"https://huggingface.co/{config.hf_hub_id}") or config.url
         raise ArtefactError(
             f"the weights of {architecture} cannot be had from {place}: {error}; "
             "download the file elsewhere and pass it with --weights FILE"
@@ -97,7 +97,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ArtefactError(f"no weights at {path}; expected `none`, `pretrained` or the path of a state dict")
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # safetensors, zipfile and unpickling errors
         raise ArtefactError(f"{path}: not a state dict that can be read without executing code: {error}") from error
     for key in ("state_dict", "model"):

@@ -1,0 +1,58 @@
+"""Measured rows as JSON lines. A row is complete or absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ArtefactError
+from zoo.files import write_bytes
+
+__all__ = ["ACCURACY", "LATENCY", "REQUIRED", "append", "read"]
+
+ACCURACY = "accuracy.jsonl"
+LATENCY = "latency.jsonl"
+
+_COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
+REQUIRED = {
+    ACCURACY: _COMMON | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
+    LATENCY: _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"},
+}
+
+
+def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a file of one kind (ACCURACY or LATENCY), atomically.
+
+    Raises:
+        ValueError: a row lacks a key.
+    """
+    new = list(rows)
+    for row in new:
+        if missing := REQUIRED[path.name] - set(row):
+            raise ValueError(f"incomplete row for {path.name}: {sorted(missing)} missing")
+    old = path.read_bytes() if path.is_file() else b""
+    write_bytes(path, old + "".join(json.dumps(row, sort_keys=True) + "\n" for row in new).encode())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file, oldest first; none where there is no file.
+
+    Raises:
+        ArtefactError: a line is not a complete row.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ArtefactError(
+                f"{path}:{number}: not JSON ({error}); delete the line, or the file to measure again"
+            ) from error
+        if not isinstance(row, dict) or REQUIRED[path.name] - set(row):
+            raise ArtefactError(f"{path}:{number}: an incomplete row; delete the line, or the file to measure again")
+        rows.append(row)
+    return rows

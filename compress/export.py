@@ -1,0 +1,104 @@
+"""Checkpoint to ONNX, with proof that both compute the same."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from compress.publish import publish
+from zoo.card import Card, Input, Stage, advance, allow
+from zoo.checkpoint import load
+from zoo.datasets.base import Dataset
+from zoo.errors import ArtefactError, CheckError
+from zoo.files import code_commit, sha256_file
+from zoo.image import golden_image, preprocess
+from zoo.predictor import Predictor
+
+__all__ = ["PARITY_BATCHES", "PARITY_TOLERANCE", "export", "to_onnx"]
+
+PARITY_BATCHES = (1, 2, 7)
+PARITY_TOLERANCE = 1e-4
+
+
+def export(source: Path, target: Path, *, dataset: Dataset | None = None) -> Card:
+    """Export a checkpoint to an ONNX file with a symbolic batch dimension.
+
+    Args:
+        source: merged checkpoint.
+        target: ONNX file to write.
+        dataset: its validation split measures the exported graph.
+
+    Returns:
+        The card as written.
+
+    Raises:
+        ArtefactError: wrong stage, or a network that torch cannot export.
+        CheckError: torch and ONNX Runtime differ by more than PARITY_TOLERANCE at one of PARITY_BATCHES.
+    """
+    begin = time.perf_counter()
+    model, card = load(source)
+    allow(card, "export")
+    proto = to_onnx(model, card)
+    entry = Stage(stage="export", config={}, parent=sha256_file(source), commit=code_commit())
+
+    def check(predictor: Predictor) -> dict[str, Any]:
+        worst = _parity(model, predictor, card.use.input)
+        return {"parity": float(f"{worst:.2g}"), "batches": list(PARITY_BATCHES)}
+
+    return publish(proto, advance(card, entry), target, dataset=dataset, begin=begin, check=check)
+
+
+def to_onnx(model: nn.Module, card: Card) -> ModelProto:
+    """The ONNX graph of a torch model: float32 [batch, C, H, W] to logits [batch, K].
+
+    Raises:
+        ArtefactError: torch cannot export it.
+    """
+    # A batch of one would be taken for a constant by the tracer.
+    example = torch.zeros(2, *card.use.input.shape)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                model.eval(),
+                (example,),
+                input_names=[card.use.input.name],
+                output_names=[card.use.output.name],
+                dynamic_shapes=({0: "batch"},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many types of its own
+            raise ArtefactError(f"torch cannot export {card.build.architecture}: {error}") from error
+    assert program is not None
+    proto: ModelProto = program.model_proto
+    return proto
+
+
+def _parity(model: nn.Module, predictor: Predictor, spec: Input) -> float:
+    """The largest difference between the two runtimes' logits, over noise and a picture with edges."""
+    noise = np.random.default_rng(0)
+    worst = 0.0
+    for size in PARITY_BATCHES:
+        images = noise.standard_normal((size, *spec.shape), dtype=np.float32)
+        images[0] = preprocess(golden_image(size), spec)
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(images)).numpy()
+        difference = float(np.abs(predictor.logits(images) - wanted).max())
+        if not difference <= PARITY_TOLERANCE:
+            raise CheckError(
+                f"{predictor.card.name}: torch and ONNX Runtime differ by {difference:.2g} at batch {size}, "
+                f"at most {PARITY_TOLERANCE} is allowed; the graph was not written"
+            )
+        worst = max(worst, difference)
+    return worst

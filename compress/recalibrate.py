@@ -1,0 +1,119 @@
+"""BatchNorm recalibration: pruning changes what flows through a network, so its running statistics are measured anew.
+
+Only BatchNorm layers are in training mode, momentum is cumulative, the data are training images without
+augmentation. See "Precise BN" in Wu & Johnson 2021, arXiv 2105.07576, section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zoo.batches import Images, Normalise
+from zoo.card import Input, Stage, advance, allow
+from zoo.checkpoint import load, save
+from zoo.datasets.base import Dataset
+from zoo.errors import ArtefactError
+from zoo.files import code_commit, sha256_file
+from zoo.fit import pick_device
+from zoo.recipe import RecalibrateConfig
+from zoo.train import measured
+
+__all__ = ["Recalibration", "batch_norms", "recalibrate", "recalibrate_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalibration:
+    """What recalibration did."""
+
+    layers: int
+    images: int
+    top1_before: float
+    """On the validation images."""
+    top1_after: float
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers that keep running statistics."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    ]
+
+
+def recalibrate_model(model: nn.Module, images: Images, *, batch_size: int) -> int:
+    """Measure every BatchNorm layer's mean and variance over `images`, in place; all else stays in evaluation mode.
+
+    Returns:
+        The number of layers.
+
+    Raises:
+        ArtefactError: the network has no BatchNorm.
+    """
+    layers = batch_norms(model)
+    if not layers:
+        raise ArtefactError(
+            f"{type(model).__name__} has no BatchNorm to recalibrate; LayerNorm computes its statistics from each image"
+        )
+    device = pick_device()
+    prepare = Normalise(images.spec, device)
+    model.to(device).eval()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average: PyTorch's documentation of BatchNorm2d
+        layer.train()
+    with torch.no_grad():
+        for batch, _ in images.in_order(batch_size):
+            model(prepare(batch.to(device)))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+    model.to("cpu")
+    return len(layers)
+
+
+def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, dataset: Dataset) -> Recalibration:
+    """Recalibrate a checkpoint into another one, on at most `config.images` training images.
+
+    Raises:
+        ArtefactError: wrong stage, or a network without BatchNorm.
+    """
+    begin = time.perf_counter()
+    model, card = load(source)
+    allow(card, "recalibrate")
+    samples = list(dataset.splits["train"])
+    # The classes stand one after the other in a split; a batch of one class has the wrong statistics.
+    random.Random(0).shuffle(samples)
+    images = Images(samples[: config.images], card.use.input)
+    before = _top1(model, card.use.input, dataset)
+    layers = recalibrate_model(model, images, batch_size=config.batch_size)
+    after = _top1(model, card.use.input, dataset)
+    done = Recalibration(layers=layers, images=len(images), top1_before=before, top1_after=after)
+    entry = Stage(
+        stage="recalibrate",
+        config=dataclasses.asdict(config),
+        parent=sha256_file(source),
+        commit=code_commit(),
+        summary=dataclasses.asdict(done),
+        seconds=round(time.perf_counter() - begin, 1),
+    )
+    save(model, measured(model, advance(card, entry), dataset, test=False), target)
+    return done
+
+
+def _top1(model: nn.Module, spec: Input, dataset: Dataset) -> float:
+    from zoo.evaluate import torch_logits
+
+    images = Images(dataset.splits["validation"], spec)
+    device = pick_device()
+    logits = torch_logits(model.to(device), images, device=device)
+    model.to("cpu")
+    return float((logits.argmax(axis=1) == images.labels.numpy()).mean())

@@ -1,0 +1,44 @@
+"""Fixtures shared by the tests of zoo/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests.zoo.factories import write_artefact
+
+settings.register_profile(
+    "zoo", deadline=None, max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("zoo")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Networks this small are faster without threads that wait for each other on shared cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder of artefacts that the code takes for `output/`; the memory of opened data sets is forgotten."""
+    from zoo.datasets.registry import open_dataset
+
+    folder = tmp_path / "output"
+    folder.mkdir()
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(folder))
+    open_dataset.cache_clear()
+    yield folder
+    open_dataset.cache_clear()
+
+
+@pytest.fixture
+def artefact(tmp_path: Path) -> Path:
+    """An ONNX file with a complete card."""
+    path = tmp_path / "tiny" / "model.onnx"
+    write_artefact(path)
+    return path

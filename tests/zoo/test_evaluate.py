@@ -1,0 +1,95 @@
+"""Accuracy, its interval, and calibration."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.zoo.factories import make_card, make_dataset, make_input
+from zoo.batches import Images
+from zoo.card import Metrics
+from zoo.evaluate import accuracy, fit_temperature, logits_of, torch_logits, with_validation
+from zoo.predictor import softmax
+
+
+def _logits(hits: int, n: int) -> np.ndarray:
+    logits = np.zeros((n, 2), np.float32)
+    logits[:hits, 0], logits[hits:, 1] = 1, 1
+    return logits
+
+
+@pytest.mark.parametrize(("hits", "n"), [(980, 1000), (0, 10), (10, 10), (1, 2)])
+def test_wilson_interval(hits, n):
+    found = accuracy(_logits(hits, n), np.zeros(n, np.int64), dataset="d", split="test")
+    # Wilson 1927, with z of 95 %
+    z, p = 1.959963984540054, hits / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    assert found.top1 == p
+    assert (found.low, found.high) == pytest.approx(((middle - half) / scale, (middle + half) / scale), abs=1e-12)
+
+
+def test_wilson_interval_of_980_of_1000():
+    found = accuracy(_logits(980, 1000), np.zeros(1000, np.int64), dataset="d", split="test")
+    assert (round(found.low, 4), round(found.high, 4)) == (0.9693, 0.9870)
+    assert found == Metrics(dataset="d", split="test", n=1000, top1=0.98, low=found.low, high=found.high)
+
+
+def test_ties_go_to_the_earlier_label():
+    logits = np.zeros((2, 3), np.float32)
+    assert accuracy(logits, np.array([0, 1]), dataset="d", split="s").top1 == 0.5
+
+
+def test_top5_where_there_are_more_than_five_labels():
+    logits = -np.arange(6, dtype=np.float32)[None].repeat(6, axis=0)
+    labels = np.arange(6)
+    found = accuracy(logits, labels, dataset="d", split="s")
+    assert (found.top1, found.top5) == pytest.approx((1 / 6, 5 / 6))
+    assert accuracy(logits[:, :5], labels[:5], dataset="d", split="s").top5 is None
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_a_known_temperature_is_recovered(temperature):
+    generator = np.random.default_rng(0)
+    calibrated = generator.normal(size=(20_000, 4)).astype(np.float32) * 2
+    chances = softmax(calibrated).cumsum(axis=1)
+    labels = (generator.random((20_000, 1)) > chances).sum(axis=1).clip(0, 3)
+    assert fit_temperature(calibrated * np.float32(temperature), labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_temperature_stays_within_its_bounds():
+    perfect, labels = _logits(10, 10), np.zeros(10, np.int64)
+    assert fit_temperature(perfect, labels) == pytest.approx(0.05, rel=0.01)
+    assert fit_temperature(perfect, 1 - labels) == pytest.approx(20, rel=0.01)
+
+
+def test_both_ways_to_logits_agree():
+    dataset, spec = make_dataset(7), make_input(4, "L")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)).train()
+    samples = dataset.splits["test"]
+    ours = torch_logits(model, Images(samples, spec), device=torch.device("cpu"), batch_size=3)
+    assert model.training and ours.shape == (7, 3) and ours.dtype == np.float32
+
+    @torch.inference_mode()
+    def classify(images: np.ndarray) -> np.ndarray:
+        return model.eval()(torch.from_numpy(images)).numpy()
+
+    np.testing.assert_allclose(logits_of(classify, samples, spec, batch_size=2), ours, atol=1e-6)
+
+
+def test_what_validation_puts_into_the_card():
+    dataset = make_dataset(12)
+    labels = np.array([sample.label for sample in dataset.splits["validation"]])
+    logits = np.eye(3, dtype=np.float32)[labels] * 3
+    logits[0] = [0, 2, 1]  # one of twelve is wrong
+    card = with_validation(with_validation(make_card(), logits, dataset), logits, dataset)
+    assert [(m.dataset, m.split, m.n, m.top1) for m in card.inform.metrics] == [("tiny", "validation", 12, 11 / 12)]
+    assert card.use.temperature == fit_temperature(logits, labels)
+    assert card.use.reference.histogram == {"cat": 3, "dog": 5, "hen": 4}
+    confidence = softmax(logits, card.use.temperature).max(axis=1).mean()
+    assert card.use.reference.mean_confidence == pytest.approx(confidence)

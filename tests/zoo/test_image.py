@@ -1,0 +1,251 @@
+"""Bytes to network input: every format, every way to fail, and agreement with torchvision and timm."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from tests.zoo.factories import encode, make_input, photo_input, picture
+from zoo.errors import ImageError
+from zoo.image import (
+    FORMATS,
+    GOLDEN_RULE,
+    batch,
+    decode,
+    encode_png,
+    golden_image,
+    normalise,
+    pixels,
+    preprocess,
+    scale_and_shift,
+)
+
+SEEDS = [
+    encode(picture(1, 9, 7), "PNG"),
+    encode(picture(1, 9, 7), "JPEG", exif=Image.Exif()),
+    encode(picture(1, 9, 7), "GIF"),
+    encode(picture(1, 9, 7), "BMP"),
+    encode(picture(1, 9, 7), "PPM"),
+    encode(picture(1, 9, 7), "TIFF"),
+    encode(picture(1, 9, 7), "WEBP"),
+]
+
+
+def _decode_or_refuse(data: bytes) -> None:
+    # As in production, where warnings are no errors.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = decode(data, max_pixels=10_000)
+        except ImageError as error:
+            assert str(error)
+        else:
+            assert image.mode == "RGB"
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_nothing_but_image_error(data):
+    _decode_or_refuse(data)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(SEEDS), st.data())
+def test_damaged_files_raise_nothing_but_image_error(good, data):
+    damaged = bytearray(good[: data.draw(st.integers(1, len(good)))])
+    for _ in range(data.draw(st.integers(0, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    _decode_or_refuse(bytes(damaged))
+
+
+@given(st.integers(0, 999), st.integers(1, 12), st.integers(1, 12), st.sampled_from([None, 3]))
+def test_png_round_trip(seed, height, width, channels):
+    array = picture(seed, height, width, channels)
+    assert np.array_equal(np.asarray(decode(encode_png(array), colour="L" if channels is None else "RGB")), array)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_read(kind):
+    assert len(FORMATS) == 7 and features.check("webp")
+    assert np.asarray(decode(encode(np.full((5, 4, 3), 200, np.uint8), kind))) == pytest.approx(200, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"the image is empty \(0 bytes\)"),
+        (b"hello", r"not an image in a supported format \(accepted: BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP\)"),
+        (encode(picture(0, 60, 60), "JPEG")[:-900], r"cannot decode the image: image file is truncated"),
+        (encode(np.zeros((4, 4), np.float32), "TIFF"), r"floating-point images have no defined brightness range"),
+        (encode(picture(), "EPS"), r"not an image in a supported format"),
+        (encode(picture(), "ICO"), r"not an image in a supported format"),
+    ],
+    ids=["empty", "text", "truncated", "float", "eps", "ico"],
+)
+def test_what_is_refused(data, message):
+    with pytest.raises(ImageError, match=message):
+        decode(data)
+
+
+def _png_that_claims(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = b"IDAT" + b"no pixels"
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, body)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_size_is_checked_before_decoding():
+    with pytest.raises(ImageError, match="the image has 20 x 30 pixels, at most 599 are accepted"):
+        decode(_png_that_claims(20, 30), max_pixels=599)
+    with pytest.raises(ImageError, match="cannot decode"):
+        decode(_png_that_claims(20, 30), max_pixels=600)
+
+
+@pytest.mark.parametrize("edge", [10_000, 20_000])
+def test_decompression_bombs(edge):
+    with pytest.raises(ImageError, match="pixels"):
+        decode(_png_that_claims(edge, edge))
+
+
+def test_elongated_images_do_not_blow_up():
+    data = encode(np.zeros((1, 4000), np.uint8))
+    with pytest.raises(ImageError, match="too elongated: 4000 x 1 pixels"):
+        pixels(data, photo_input(28, 32), max_pixels=100_000)
+    assert pixels(encode(np.zeros((1, 16), np.uint8)), photo_input(28, 32), max_pixels=16).shape == (28, 28, 3)
+
+
+def test_16_bit_is_scaled_not_clipped():
+    levels = np.array([[0, 256, 257, 32896, 65534, 65535]], np.uint16)
+    for kind in ("PNG", "TIFF"):
+        assert np.asarray(decode(encode(levels, kind), colour="L")).tolist() == [[0, 0, 1, 128, 254, 255]]
+    pgm = b"P5 2 1 65535\n" + struct.pack(">2H", 65535, 32896)
+    assert np.asarray(decode(pgm, colour="L")).tolist() == [[255, 128]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_alpha_is_composited_on_white(kind):
+    image = Image.new("RGBA", (2, 1))
+    image.putdata([(255, 0, 0, 0), (0, 0, 0, 127)])
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert np.asarray(decode(encode(image, kind, **options))).tolist() == [[[255, 255, 255], [128, 128, 128]]]
+
+
+def test_grey_with_alpha_is_composited_on_white():
+    image = Image.merge("LA", (Image.new("L", (1, 1), 10), Image.new("L", (1, 1), 0)))
+    assert decode(encode(image), colour="L").getpixel((0, 0)) == 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_transparent_palette_entry_is_white(kind):
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 200, 10, 10])
+    image.putdata([0, 1])
+    assert np.asarray(decode(encode(image, kind, transparency=0))).tolist() == [[[255, 255, 255], [200, 10, 10]]]
+
+
+def test_other_colour_modes():
+    ink = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert np.asarray(decode(encode(ink, "TIFF")))[0, 0].tolist() == [255, 0, 0]
+    assert np.asarray(decode(encode(ink, "JPEG", quality=95)))[0, 0] == pytest.approx([255, 0, 0], abs=3)
+    assert decode(encode(Image.new("L", (1, 1), 77))).getpixel((0, 0)) == (77, 77, 77)
+    bits = Image.new("1", (2, 1))
+    bits.putpixel((1, 0), 1)
+    assert np.asarray(decode(encode(bits), colour="L")).tolist() == [[0, 255]]
+    assert decode(encode(Image.new("RGB", (1, 1), (255, 0, 0))), colour="L").getpixel((0, 0)) == 76
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_first_frame_of_an_animation(kind):
+    red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(red, kind, save_all=True, append_images=[blue], duration=50, **options)
+    assert np.asarray(decode(data))[0, 0].tolist() == [255, 0, 0]
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.T,
+    6: lambda a: a[::-1].T,
+    7: lambda a: a[::-1, ::-1].T,
+    8: lambda a: a.T[::-1],
+}
+"""EXIF 2.32, table 6: the orientation's number -> what is done to the stored rows to show them upright."""
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.arange(0, 240, 40, dtype=np.uint8).reshape(2, 3)
+    data = encode(stored, "PNG", exif=exif)
+    assert np.array_equal(np.asarray(decode(data, colour="L")), UPRIGHT[orientation](stored))
+    assert np.array_equal(np.asarray(decode(data, colour="L", exif=False)), stored)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(37, 53), (53, 37), (31, 64), (32, 32), (100, 33), (201, 333), (5, 7)])
+def test_pixels_are_torchvisions_bit_for_bit(shape, kernel):
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    array = picture(3, *shape)
+    for size, edge in [(28, 32), (27, 32), (32, 32), (24, 27)]:
+        theirs = Compose([Resize(edge, InterpolationMode(kernel)), CenterCrop(size)])(Image.fromarray(array))
+        assert np.array_equal(pixels(encode(array), photo_input(size, edge, kernel)), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_network_input_is_timms(kernel):
+    from timm.data import create_transform
+
+    array = picture(4, 61, 47)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    theirs = create_transform(32, interpolation=kernel, mean=mean, std=std, crop_pct=0.875)(Image.fromarray(array))
+    ours = preprocess(
+        encode(array), make_input(32, resize=photo_input(32, 36, kernel).resize, crop="centre", mean=mean, std=std)
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
+
+
+def test_stretching_ignores_the_aspect_ratio():
+    array = picture(5, 9, 21)
+    ours = pixels(encode(array), make_input(12))
+    assert np.array_equal(ours, np.asarray(Image.fromarray(array).resize((12, 12), Image.Resampling.BILINEAR)))
+    assert pixels(encode(array), make_input(12, "L")).shape == (12, 12, 1)
+
+
+def test_normalisation():
+    spec = make_input(2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    array = picture(6, 2, 2)
+    expected = (array / 255 - np.array(spec.mean)) / np.array(spec.std)
+    ours = normalise(array, spec)
+    assert ours.dtype == np.float32 and ours.flags.c_contiguous
+    np.testing.assert_allclose(ours, np.moveaxis(expected, -1, 0), atol=1e-6)
+    assert np.array_equal(normalise(array[None], spec)[0], ours)
+    assert [part.shape for part in scale_and_shift(spec)] == [(3,), (3,)]
+
+
+def test_batch_stacks_what_preprocess_gives():
+    files, spec = [encode(picture(seed, 9, 5)) for seed in range(3)], make_input(8)
+    assert np.array_equal(batch(files, spec), np.stack([preprocess(data, spec) for data in files]))
+
+
+def test_golden_image_is_the_same_everywhere():
+    image = decode(golden_image(0))
+    assert GOLDEN_RULE == "shake256-blocks/1"
+    assert image.size == (256, 256)
+    # Of the pixels, not of the PNG file, which an encoder may write differently.
+    assert (
+        hashlib.sha256(image.tobytes()).hexdigest()
+        == "d4f795862f2f0ddd0b4eb58bb192e3435f3eebcd6f52a7533b9c24ff00b15b3d"
+    )
+    assert decode(golden_image(1)).tobytes() != image.tobytes()

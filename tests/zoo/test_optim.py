@@ -1,0 +1,78 @@
+"""Optimizers and schedules by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.errors import TrainingError, UsageError
+from zoo.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+
+
+def _net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_a_loss(name):
+    assert len(OPTIMIZERS) == 6
+    torch.manual_seed(0)
+    model = _net()
+    optimizer = make_optimizer(name, model, lr=0.01, weight_decay=0.0)
+    images, losses = torch.rand(4, 1, 3, 3), []
+    for _ in range(20):
+        losses.append(nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 0, 1])))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+def test_biases_and_norms_are_not_decayed():
+    decayed, free = make_optimizer("adamw", _net(), lr=0.1, weight_decay=0.3).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert [p.ndim for p in free["params"]] == [1, 1, 1, 1]
+    assert decayed["lr"] == 0.1
+
+
+def test_frozen_parameters_are_left_out():
+    model = _net()
+    model[0].requires_grad_(False)
+    groups = make_optimizer("sgd", model, lr=0.1, weight_decay=0.3).param_groups
+    assert sum(len(group["params"]) for group in groups) == 4
+    model.requires_grad_(False)
+    with pytest.raises(TrainingError, match="every parameter is frozen; there is nothing to train"):
+        make_optimizer("sgd", model, lr=0.1, weight_decay=0.3)
+
+
+def test_unknown_names():
+    with pytest.raises(UsageError, match=r"unknown optimizer 'admaw'; did you mean adamw"):
+        make_optimizer("admaw", _net(), lr=0.1, weight_decay=0.0)
+    with pytest.raises(UsageError, match=r"unknown schedule 'onecycle'; did you mean one-cycle"):
+        make_schedule("onecycle", warmup=0.0)
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0])
+def test_wrong_warmup(warmup):
+    with pytest.raises(UsageError, match=r"warmup must be a share of training in \[0, 1\)"):
+        make_schedule("cosine", warmup=warmup)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "expected"),
+    [
+        ("constant", 0.0, {0.0: 1, 0.5: 1, 1.0: 1}),
+        ("constant", 0.5, {0.0: 0, 0.25: 0.5, 0.5: 1, 1.0: 1}),
+        ("cosine", 0.0, {0.0: 1, 0.5: 0.5, 1.0: 0}),
+        ("cosine", 0.2, {0.1: 0.5, 0.2: 1, 0.6: 0.5, 1.0: 0}),
+        ("step", 0.0, {0.0: 1, 0.34: 0.1, 0.67: 0.01}),
+        ("one-cycle", 0.0, {0.0: 0, 0.1: 0.5, 0.2: 1, 0.6: 0.5, 1.0: 0}),
+        ("one-cycle", 0.5, {0.25: 0.5, 0.5: 1, 1.0: 0}),
+    ],
+)
+def test_schedules(name, warmup, expected):
+    assert len(SCHEDULES) == 3
+    factor = make_schedule(name, warmup=warmup)
+    assert {progress: factor(progress) for progress in expected} == pytest.approx(expected)

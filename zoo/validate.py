@@ -1,0 +1,83 @@
+"""The hook for validators: the best fine-tuned vision transformers as torch modules."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zoo.card import Card
+from zoo.checkpoint import load, read_card
+from zoo.errors import ArtefactError
+from zoo.files import CHECKPOINT, output_root, write_bytes
+from zoo.models.shrink import attentions
+from zoo.workspace import card_if_readable
+
+__all__ = ["STATE_DICTS", "best_fine_tuned", "load_my_models", "write_state_dicts"]
+
+STATE_DICTS = {"full": "full_model.pt", "lora": "lora_model.pt"}
+"""Kind of fine-tuning -> plain state dict in the folder of artefacts, under the names that validators look for."""
+
+
+def load_my_models() -> tuple[nn.Module, nn.Module]:
+    """The best fully fine-tuned and the best LoRA-merged ViT, by top-1 on validation data, in evaluation mode.
+
+    They map float32 [B, C, H, W], preprocessed as the card of `output/<name>/model.safetensors` says, to logits.
+    Artefacts are looked up beside this package (or in `POCKETZOO_OUTPUT`), whatever the working directory.
+
+    Raises:
+        ArtefactError: one of them has not been trained yet; names the command.
+    """
+    paths = best_fine_tuned(output_root())
+    return load(paths["full"])[0], load(paths["lora"])[0]
+
+
+def best_fine_tuned(output: Path) -> dict[str, Path]:
+    """Checkpoint of the best ViT of each kind (`full`, `lora`); pruned ones and controls from scratch don't count.
+
+    Raises:
+        ArtefactError: there is none of one kind.
+    """
+    best: dict[str, tuple[float, Path]] = {}
+    for path in sorted(output.glob(f"*/{CHECKPOINT}")):
+        card = card_if_readable(read_card, path)
+        kind = _kind(card) if card else None
+        metrics = card.metrics("validation") if card else None
+        if kind and metrics and metrics.top1 > best.get(kind, (-1.0, path))[0] and attentions(load(path)[0]):
+            best[kind] = (metrics.top1, path)
+    if missing := sorted(set(STATE_DICTS) - set(best)):
+        raise ArtefactError(
+            f"no fine-tuned ViT ({' and no '.join(missing)}) under {output}; run `make train` "
+            "(or `pocketzoo train --recipe quickstart`) first"
+        )
+    return {kind: path for kind, (_, path) in best.items()}
+
+
+def write_state_dicts(output: Path) -> list[Path]:
+    """Write the two networks' weights as plain state dicts that load with `weights_only=True`.
+
+    Raises:
+        ArtefactError: see :func:`best_fine_tuned`.
+    """
+    written = []
+    for kind, path in best_fine_tuned(output).items():
+        buffer = io.BytesIO()
+        torch.save(load(path)[0].state_dict(), buffer)
+        target = output / STATE_DICTS[kind]
+        if not target.is_file() or target.read_bytes() != buffer.getvalue():
+            write_bytes(target, buffer.getvalue())
+        written.append(target)
+    return written
+
+
+def _kind(card: Card) -> str | None:
+    """`full`, `lora`, or None where the artefact is not a fine-tuned, unpruned network."""
+    stages = [entry.stage for entry in card.lineage]
+    if set(stages) - {"train", "merge"} or card.build.lora is not None:
+        return None
+    adapted = len(stages) > 1 or card.lineage[0].config.get("weights") not in (None, "none", "")
+    if not adapted:
+        return None
+    return "lora" if stages[-1] == "merge" else "full"
