@@ -91,6 +91,7 @@ class Classifier:
         Send a multipart form: `curl -F images=@cat.jpg -F images=@dog.jpg -F model=NAME http://localhost:3000/predict`.
         A request that cannot be answered gets `{"error": "a sentence"}`: 400 if it is at fault, 503 if the model is.
         """
+        # `unread` is what PredictForm.from_http_request left: nothing.
         try:
             async with read_form(ctx.request, self.settings) as upload:
                 return await anyio.to_thread.run_sync(self._predict, upload, limiter=self._limiter)

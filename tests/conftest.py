@@ -1,1 +1,41 @@
 """Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from zoo.cli import app
+
+
+def run_cli(*arguments: str | Path) -> Result:
+    """Run a command in this process; errors of this project surface as exceptions."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of artefacts that the whole chain makes of the recipe `tiny`; made once, not to be changed."""
+    folder = tmp_path_factory.mktemp("chain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POCKETZOO_OUTPUT", str(folder))
+        for arguments in (
+            ("train", "--recipe", "tiny"),
+            ("compress", "--recipe", "tiny"),
+            ("export", "--int8", "--recipe", "tiny"),
+            ("bench", "accuracy"),
+            ("bench", "latency", "--rounds", "1", "--seconds", "0.05"),
+        ):
+            assert run_cli(*arguments).exit_code == 0
+        yield folder
+
+
+@pytest.fixture
+def made(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The chain's folder, as the folder of artefacts of this test."""
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(chain))
+    return chain

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.card import Input
 from zoo.datasets.base import Sample
+from zoo.errors import DataError, ImageError
 from zoo.image import pixels, scale_and_shift
 from zoo.progress import track
 
@@ -46,8 +47,9 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if self._memory is not None:
             return self._memory[index], int(self.labels[index])
-        array = np.moveaxis(pixels(self.samples[index].read(), self.spec), -1, 0)
-        return torch.from_numpy(np.ascontiguousarray(array)), int(self.labels[index])
+        array = _channels_first(self.samples[index], self.spec)
+        # A copy even where the order of the axes is right already: Pillow's memory is read-only.
+        return torch.from_numpy(np.array(array, order="C")), int(self.labels[index])
 
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches (uint8 [B, C, H, W], int64 [B]) of the indices in `order`."""
@@ -64,11 +66,12 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         )
 
     def _decode_all(self) -> npt.NDArray[np.uint8]:
-        def one(sample: Sample) -> npt.NDArray[np.uint8]:
-            return np.moveaxis(pixels(sample.read(), self.spec), -1, 0)
-
         with ThreadPoolExecutor(max_workers=_cores()) as pool:
-            decoded = track(pool.map(one, self.samples), total=len(self.samples), description="Decoding")
+            decoded = track(
+                pool.map(lambda sample: _channels_first(sample, self.spec), self.samples),
+                total=len(self.samples),
+                description="Decoding",
+            )
             return np.stack(list(decoded))
 
 
@@ -83,6 +86,13 @@ class Normalise:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """The normalised images, on their own device."""
         return images.float() * self._factor + self._offset
+
+
+def _channels_first(sample: Sample, spec: Input) -> npt.NDArray[np.uint8]:
+    try:
+        return np.moveaxis(pixels(sample.read(), spec), -1, 0)
+    except ImageError as error:
+        raise DataError(f"{sample.name}: {error}") from error
 
 
 def _cores() -> int:

@@ -38,7 +38,7 @@ def load(path: Path) -> tuple[ModelProto, Card]:
         raise ArtefactError(f"{path}: keeps its weights in another file; artefacts are single files, export it again")
     values = {entry.key: entry.value for entry in model.metadata_props}
     card = from_json(values.get(KEY), where=str(path))
-    check_agreement(card, *signature(model), where=str(path))
+    _check_agreement(model, card, where=str(path))
     return model, card
 
 
@@ -104,13 +104,21 @@ def check_agreement(
         )
 
 
+def _check_agreement(model: ModelProto, card: Card, *, where: str) -> None:
+    check_agreement(card, *signature(model), where=where)
+    for value in model.graph.input:
+        if value.name == card.use.input.name and value.type.tensor_type.elem_type != TensorProto.FLOAT:
+            found = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+            raise CardError(f"{where}: the card says the input is float32, the graph has {found}; export it again")
+
+
 def stamp(model: ModelProto, card: Card) -> ModelProto:
     """Put `card` into the model's metadata, beside whatever other keys are there, and return the model.
 
     Raises:
         CardError: the card contradicts the graph, or is not JSON.
     """
-    check_agreement(card, *signature(model), where=card.name)
+    _check_agreement(model, card, where=card.name)
     kept = [entry for entry in model.metadata_props if entry.key != KEY]
     values = {entry.key: entry.value for entry in kept} | {KEY: to_json(card)}
     del model.metadata_props[:]

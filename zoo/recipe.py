@@ -167,6 +167,8 @@ def load_recipe(
     defaults, entries = document.pop("defaults", {}), document.pop("run", [])
     if document:
         raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'run'])}")
+    if not isinstance(defaults, dict) or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise UsageError(f"{path}: expected one table [defaults] and tables [[run]]")
     override: dict[str, Any] = {}
     for setting in settings:
         override = _merge(override, _parse_setting(setting))

@@ -1,6 +1,7 @@
 """Tiny ONNX artefacts, written without torch: a linear layer on an 8 x 8 picture of its brightness."""
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from zoo.card import Build, Card, Inform, Input, Metrics, Resize, Stage, Use
 from zoo.graph import write
 from zoo.image import encode_png
 from zoo.predictor import Predictor, draw_golden
+
+# What BentoML 1.4.39 warns of when it is imported and called, and what it (temporary folders of its clients) and
+# Starlette 1.10 (the file of a form that ends in the middle) leave to the garbage collector.
+BENTOML_WARNINGS = [
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `__get_pydantic_core_schema__` method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_fields' attribute on the instance:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up .*bentoml-client:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed file .*SpooledTemporaryFile:ResourceWarning"),
+]
 
 LABELS = ("cat", "dog", "fox")
 
@@ -51,9 +62,16 @@ def write_artefact(path: Path, *, seed: int = 0, top1: float | None = None, spoi
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collect_garbage():
+    """Let what a module leaves behind be collected while its filters of warnings still hold."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def output(tmp_path_factory) -> Path:
-    """An output folder: `good` is the best model, `other` has two files, `liar` fails its self-check, `torn` is torn."""
+    """`good` is the best model, `other` has two files, `liar` fails its self-check, `torn` is torn."""
     root = tmp_path_factory.mktemp("output")
     write_artefact(root / "good" / "model.onnx", seed=1, top1=0.9)
     write_artefact(root / "other" / "model.onnx", seed=2, top1=0.5)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.zoo.factories import make_input, make_samples, photo_input, picture
+from tests.zoo.factories import encode, make_input, make_samples, photo_input, picture
 from zoo.batches import Images, Normalise, canvas
+from zoo.datasets.base import Sample
+from zoo.errors import DataError
 from zoo.image import normalise, pixels
 
 SAMPLES = make_samples(5, size=9)
@@ -43,6 +45,13 @@ def test_in_order_gives_every_picture_once(batch_size):
     parts = [part for part, _ in images.in_order(batch_size)]
     assert max(map(len, parts)) <= batch_size
     assert torch.equal(torch.cat(parts), torch.stack([images[index][0] for index in range(5)]))
+
+
+@pytest.mark.parametrize("cache_bytes", [10**9, 0])
+def test_a_picture_that_cannot_be_resized_is_named(cache_bytes):
+    long = Sample(name="long.png", label=0, digest="", source=encode(np.zeros((1, 500_000), np.uint8)))
+    with pytest.raises(DataError, match=r"long\.png: the image is too elongated: 500000 x 1 pixels"):
+        Images([long], photo_input(224, 256), cache_bytes=cache_bytes)[0]
 
 
 def test_normalisation_is_the_cards():

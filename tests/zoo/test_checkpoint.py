@@ -56,7 +56,7 @@ def test_round_trip(tmp_path, architecture):
     assert found.inform.bytes == sum(t.numel() * t.element_size() for t in load_file(path).values())
     assert not loaded.training
     assert torch.equal(_logits(loaded, images), _logits(model, images))
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_pruned_lenet_is_rebuilt_from_its_shapes(tmp_path):

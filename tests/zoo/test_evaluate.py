@@ -42,6 +42,8 @@ def test_wilson_interval_of_980_of_1000():
 def test_ties_go_to_the_earlier_label():
     logits = np.zeros((2, 3), np.float32)
     assert accuracy(logits, np.array([0, 1]), dataset="d", split="s").top1 == 0.5
+    found = accuracy(np.zeros((64, 64), np.float32), np.arange(64), dataset="d", split="s")
+    assert (found.top1, found.top5) == (1 / 64, 5 / 64)
 
 
 def test_top5_where_there_are_more_than_five_labels():
@@ -49,7 +51,7 @@ def test_top5_where_there_are_more_than_five_labels():
     labels = np.arange(6)
     found = accuracy(logits, labels, dataset="d", split="s")
     assert (found.top1, found.top5) == pytest.approx((1 / 6, 5 / 6))
-    assert accuracy(logits[:, :5], labels[:5], dataset="d", split="s").top5 is None
+    assert accuracy(logits[:5, :5], labels[:5], dataset="d", split="s").top5 is None
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])

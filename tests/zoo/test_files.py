@@ -31,7 +31,7 @@ def test_writes_and_makes_folders(tmp_path):
     write_bytes(path, b"one")
     write_bytes(path, b"two")
     assert path.read_bytes() == b"two"
-    assert os.listdir(path.parent) == ["file.bin"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -45,7 +45,7 @@ def test_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(RuntimeError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file.bin"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,13 @@ def test_a_fixed_batch_size_is_refused():
         graph.stamp(model, make_card())
 
 
+def test_another_type_of_input_is_refused():
+    model = make_graph()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(CardError, match="the card says the input is float32, the graph has FLOAT16; export it again"):
+        graph.stamp(model, make_card())
+
+
 def test_a_file_without_a_card(tmp_path):
     onnx.save(make_graph(), tmp_path / "model.onnx")
     with pytest.raises(CardError, match=r"model\.onnx: no `zoo\.card` in its metadata.*`pocketzoo export`"):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from zoo.errors import UsageError
+
 __all__ = ["Augment", "augment"]
 
 
@@ -32,6 +34,16 @@ class Augment:
     """What lies outside the picture: `zeros`, `border` or `reflection`."""
     erase: float = 0.0
     """Probability of blanking a rectangle of a tenth of the input (after Zhong et al. 2017, Random Erasing)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.area[0] <= self.area[1] < math.inf:
+            raise UsageError(f"augment.area: expected positive shares, smallest first, got {self.area}")
+        if not 0 < self.aspect < math.inf:
+            raise UsageError(f"augment.aspect: expected a positive factor, got {self.aspect}")
+        if self.padding not in ("zeros", "border", "reflection"):
+            raise UsageError(f"augment.padding: expected zeros, border or reflection, got {self.padding!r}")
+        if not 0 <= self.erase <= 1:
+            raise UsageError(f"augment.erase: expected a probability, got {self.erase}")
 
 
 def augment(images: torch.Tensor, config: Augment, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:

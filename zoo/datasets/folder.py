@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zoo.datasets.base import Dataset, Sample, check_disjoint
 from zoo.datasets.splits import stratified
@@ -55,7 +56,10 @@ def open_folder(root: Path, *, seed: int = 0) -> Dataset:
     """
     if not root.is_dir():
         raise DataError(f"no folder at {root}; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
-    found = {_ALIASES[entry.name]: entry for entry in _folders(root) if entry.name in _ALIASES}
+    found: dict[str, Path] = {}
+    for entry in _folders(root):
+        if (split := _ALIASES.get(entry.name)) and found.setdefault(split, entry) != entry:
+            raise DataError(f"{root}: {found[split].name} and {entry.name} both mean {split}; keep one of them")
     if found and "train" not in found:
         raise DataError(f"{root}: has {', '.join(sorted(found))} but no `train` folder")
     groups = {split: _files(folder, root) for split, folder in found.items()} or {"all": _files(root, root)}
@@ -131,7 +135,7 @@ def _read(
 def _verify(files: Sequence[_File], root: Path) -> Iterator[tuple[str, str]]:
     """Digest and problem ("" if none) of each file, remembered by path, size and time of change."""
     memory = output_root() / ".index" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    known = _recall(memory)
     keys = [f"{file.name}:{(stat := file.path.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
     if any(key not in known for key in keys):
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
@@ -139,6 +143,14 @@ def _verify(files: Sequence[_File], root: Path) -> Iterator[tuple[str, str]]:
             known = dict(zip(keys, results, strict=True))
         write_bytes(memory, json.dumps(known).encode())
     return (tuple(known[key]) for key in keys)
+
+
+def _recall(memory: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _verify_one(file: _File) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zoo.datasets.augment import Augment, augment
+from zoo.errors import UsageError
 
 IMAGES = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 STRONG = Augment(area=(0.4, 1.2), aspect=1.5, rotate=20, shift=0.1, flip=True, erase=0.5)
@@ -29,7 +30,7 @@ def test_an_identity_map_changes_nothing_either():
 def test_shape_type_and_range(size):
     views = _augment(STRONG, size)
     assert (views.shape, views.dtype) == ((6, 3, *size), torch.float32)
-    assert 0 <= views.min() and views.max() <= 255.001
+    assert views.min() >= 0 and views.max() <= 255.001
     assert IMAGES.dtype == torch.uint8
 
 
@@ -64,6 +65,21 @@ def test_what_lies_outside():
     assert zoomed_out[0, 0, 0, 0] == 0 and zoomed_out[0, 0, 8, 8] == 255
     border = augment(white, dataclasses.replace(config, padding="border"), (16, 16), torch.Generator().manual_seed(0))
     assert border.min() == pytest.approx(255, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"area": (0.0, 1.0)}, r"augment\.area: expected positive shares, smallest first, got \(0\.0, 1\.0\)"),
+        ({"area": (1.0, 0.5)}, r"augment\.area"),
+        ({"aspect": 0.0}, r"augment\.aspect: expected a positive factor, got 0"),
+        ({"padding": "zero"}, r"augment\.padding: expected zeros, border or reflection, got 'zero'"),
+        ({"erase": 1.5}, r"augment\.erase: expected a probability, got 1\.5"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        Augment(**changes)
 
 
 def test_erasing_blanks_a_tenth():

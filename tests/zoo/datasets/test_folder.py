@@ -106,7 +106,7 @@ def test_many_corrupt_files_are_an_error(tmp_path):
 def test_one_image_in_two_splits(tmp_path):
     _three(tmp_path)
     (tmp_path / "val/dog/copy.png").write_bytes((tmp_path / "train/dog/1.png").read_bytes())
-    with pytest.raises(DataError, match=r"1 image\(s\) are in two splits.*train:train/dog/1\.png = .*val/dog/copy\.png"):
+    with pytest.raises(DataError, match=r"1 image\(s\) .*train:train/dog/1\.png = .*val/dog/copy\.png"):
         open_folder(tmp_path)
 
 
@@ -115,8 +115,12 @@ def test_one_image_in_two_splits(tmp_path):
     [
         ({"cat": 5}, r"a folder for each of at least two classes, found \['cat'\]"),
         ({}, r"found no pictures \(files ending in \.bmp, "),
-        ({"train/cat": 3, "train/dog": 3, "val/cat": 3}, r"class 'dog' has no pictures in validation; found there: \['cat'\]"),
+        (
+            {"train/cat": 3, "train/dog": 3, "val/cat": 3},
+            r"class 'dog' has no pictures in validation; found there",
+        ),
         ({"val/cat": 3, "test/cat": 3}, r"has test, validation but no `train` folder"),
+        ({"train/cat": 3, "val/cat": 3, "valid/cat": 3}, r"val and valid both mean validation; keep one of them"),
         ({"cat": 5, "dog": 2}, r"the class of dog/0\.png has 2 distinct image\(s\), too few to split into 3 parts"),
     ],
 )
@@ -153,6 +157,15 @@ def test_every_file_is_read_once_and_remembered(tmp_path, output, monkeypatch):
     os.utime(changed, ns=(1, 1))
     assert open_folder(tmp_path / "pets").digest != first.digest
     assert "cat/0.png" in read
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_broken_memory_is_made_anew(tmp_path, output, content):
+    first = open_folder(_fill(tmp_path / "pets", {"cat": 4, "dog": 4}))
+    (memory,) = (output / ".index").iterdir()
+    memory.write_bytes(content)
+    assert open_folder(tmp_path / "pets") == first
+    assert len(json.loads(memory.read_text())) == 8
 
 
 def test_unreadable_files_are_remembered_too(tmp_path, output):

@@ -28,5 +28,5 @@ def test_folder_by_path(output, tmp_path):
 
 
 def test_neither(output):
-    with pytest.raises(UsageError, match=r"unknown data set \(or folder that does not exist\) 'mnist'; did you mean mnist5k"):
+    with pytest.raises(UsageError, match=r"\(or folder that does not exist\) 'mnist'; did you mean mnist5k"):
         open_dataset("mnist")

@@ -1,0 +1,50 @@
+"""Tests of compress.recover."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from compress.recover import distillation
+from zoo.errors import UsageError
+from zoo.recipe import RecoverConfig
+
+
+def example() -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3), torch.randn(5, 4), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+
+
+def test_distillation_is_the_formula() -> None:
+    teacher, inputs, logits, labels = example()
+    loss = distillation(teacher, RecoverConfig(distill=0.7, temperature=2.0))(inputs, logits, labels)
+    wanted, given = (teacher(inputs) / 2).softmax(1), (logits / 2).softmax(1)
+    divergence = (wanted * (wanted / given).log()).sum(1).mean()
+    assert loss.item() == pytest.approx((0.3 * functional.cross_entropy(logits, labels) + 0.7 * 4 * divergence).item())
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it() -> None:
+    teacher, inputs, _, labels = example()
+    logits = teacher(inputs).detach()
+    assert distillation(teacher, RecoverConfig(distill=1.0))(inputs, logits, labels).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_without_distillation_it_is_cross_entropy() -> None:
+    teacher, inputs, logits, labels = example()
+    loss = distillation(teacher, RecoverConfig(distill=0.0))(inputs, logits, labels)
+    assert torch.equal(loss, functional.cross_entropy(logits, labels))
+
+
+def test_the_teacher_gets_no_gradient() -> None:
+    teacher, inputs, logits, labels = example()
+    distillation(teacher, RecoverConfig())(inputs, logits.requires_grad_(), labels).backward()
+    assert teacher.weight.grad is None
+    assert logits.grad is not None
+
+
+@pytest.mark.parametrize("config", [RecoverConfig(distill=1.5), RecoverConfig(temperature=0.0)])
+def test_settings_out_of_range(config: RecoverConfig) -> None:
+    with pytest.raises(UsageError, match=r"must be in \[0, 1\]"):
+        distillation(nn.Linear(1, 1), config)

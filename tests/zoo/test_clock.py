@@ -1,0 +1,34 @@
+"""Percentiles, warm-up, and processes that take turns."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoo.clock import Timing, alternate, sample_ms, summarise
+from zoo.errors import PocketzooError
+
+
+def test_percentiles_interpolate():
+    assert summarise([float(value) for value in range(101)]) == Timing(n=101, p50_ms=50, p95_ms=95, p99_ms=99)
+    assert summarise([3.0]) == Timing(n=1, p50_ms=3, p95_ms=3, p99_ms=3)
+    with pytest.raises(ValueError, match="no durations"):
+        summarise([])
+
+
+def test_warm_up_calls_are_not_counted():
+    calls: list[int] = []
+    samples = sample_ms(lambda: calls.append(1), seconds=0, warmup=3, at_least=5)
+    assert (len(samples), len(calls)) == (5, 8)
+    assert min(samples) >= 0
+
+
+def test_processes_take_turns():
+    commands = {name: ["-c", f"print('noise'); print('{{\"name\": \"{name}\"}}')"] for name in ("a", "b")}
+    turns = list(alternate(commands, 2))
+    assert [(name, number) for name, number, _ in turns] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert all(found == {"name": name} for name, _, found in turns)
+
+
+def test_a_failing_process_says_why():
+    with pytest.raises(PocketzooError, match="measuring x failed: no such model"):
+        list(alternate({"x": ["-c", "raise SystemExit('no such model')"]}, 1))

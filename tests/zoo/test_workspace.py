@@ -1,0 +1,66 @@
+"""What a folder remembers, and what is up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.zoo.factories import make_card
+from zoo.card import Stage
+from zoo.errors import ArtefactError
+from zoo.workspace import DataSource, Notes, card_if_readable, is_current, read_notes, write_notes
+
+NOTES = Notes(role="control", data=DataSource(name="digits", per_split=20), test=DataSource(name="a folder/ä", seed=3))
+
+
+def test_notes_round_trip(tmp_path):
+    write_notes(tmp_path / "x", NOTES)
+    assert read_notes(tmp_path / "x") == NOTES
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff", b"[]", b'{"role": "model"}'])
+def test_missing_and_broken_notes(tmp_path, content):
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ArtefactError, match=rf"run\.json does not say where .* of {tmp_path.name} is .*add --data"):
+        read_notes(tmp_path)
+
+
+def test_a_source_opens_its_data(output):
+    assert {len(samples) for samples in NOTES.data.open().splits.values()} == {20}
+
+
+def _card(*entries: tuple[str, dict[str, object], str | None]):
+    lineage = tuple(Stage(stage=stage, config=config, parent=parent) for stage, config, parent in entries)
+    return dataclasses.replace(make_card(), lineage=lineage)
+
+
+DONE = _card(("train", {"lr": 1}, None), ("prune", {"to": (8, 4)}, "aa"), ("recover", {"a": 1}, "bb"))
+
+
+@pytest.mark.parametrize(
+    ("card", "steps", "parent", "current"),
+    [
+        (DONE, [("prune", {"to": [8, 4]}), ("recover", {"a": 1})], "aa", True),
+        (DONE, [("recover", {"a": 1})], "bb", True),
+        (DONE, [("recover", {"a": 1})], "aa", False),
+        (DONE, [("recover", {"a": 2})], "bb", False),
+        (DONE, [("prune", {"to": [8, 4]})], "aa", False),
+        (DONE, [("x", {})] * 4, None, False),
+        (_card(("train", {"lr": 1}, None)), [("train", {"lr": 1.0})], None, True),
+        (None, [("train", {})], None, False),
+    ],
+)
+def test_what_is_current(card, steps, parent, current):
+    assert is_current(card, steps, parent) is current
+
+
+def test_card_if_readable():
+    def refuse(_: Path):
+        raise ArtefactError("none")
+
+    assert card_if_readable(refuse, Path("x")) is None
+    assert card_if_readable(lambda _: DONE, Path("x")) is DONE
