@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy
 import onnxruntime
 
 from zoo.files import code_commit
+from zoo.machine import cores
 
 __all__ = ["environment"]
 
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     return {
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from bench.environment import environment
 from zoo.clock import alternate, summarise
 from zoo.errors import UsageError
 from zoo.files import sha256_file
+from zoo.machine import cores
 from zoo.progress import track
 
 __all__ = ["LatencyConfig", "measure_latency"]
@@ -47,7 +47,7 @@ def measure_latency(paths: Sequence[Path], config: LatencyConfig) -> list[dict[s
     Raises:
         PocketzooError: a measuring process failed.
     """
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or cores()
     settings = [str(config.batch), str(threads), str(config.seconds), str(config.warmup)]
     commands = {str(path): ["-m", "bench.worker", str(path), *settings] for path in paths}
     digests = {str(path): sha256_file(path) for path in paths}

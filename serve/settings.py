@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zoo.errors import UsageError
 from zoo.files import output_root
+from zoo.machine import cores
 
 __all__ = ["Settings", "read_settings"]
 
@@ -16,7 +17,7 @@ _PREFIX = "POCKETZOO_"
 
 
 def _default_parallel() -> int:
-    return max(2, min(8, os.cpu_count() or 1))
+    return max(2, min(8, cores()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from zoo.card import Input
 from zoo.datasets.base import Sample
 from zoo.errors import DataError, ImageError
 from zoo.image import pixels, scale_and_shift
+from zoo.machine import cores
 from zoo.progress import track
 
 __all__ = ["Images", "Normalise", "canvas"]
@@ -57,7 +57,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
             for indices in order:
                 yield self._memory[list(indices)], self.labels[list(indices)]
         else:
-            yield from DataLoader(self, batch_sampler=order, num_workers=max(1, _cores() - 1))  # type: ignore[arg-type]
+            yield from DataLoader(self, batch_sampler=order, num_workers=max(1, cores() - 1))  # type: ignore[arg-type]
 
     def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All pictures once, in their own order."""
@@ -66,7 +66,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         )
 
     def _decode_all(self) -> npt.NDArray[np.uint8]:
-        with ThreadPoolExecutor(max_workers=_cores()) as pool:
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
             decoded = track(
                 pool.map(lambda sample: _channels_first(sample, self.spec), self.samples),
                 total=len(self.samples),
@@ -93,7 +93,3 @@ def _channels_first(sample: Sample, spec: Input) -> npt.NDArray[np.uint8]:
         return np.moveaxis(pixels(sample.read(), spec), -1, 0)
     except ImageError as error:
         raise DataError(f"{sample.name}: {error}") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -6,7 +6,6 @@ measured is what is served. `B` is the batch size, `K` the number of labels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from zoo.errors import ArtefactError, CheckError
 from zoo.files import sha256_file
 from zoo.graph import read_card
 from zoo.image import GOLDEN_RULE, batch, golden_image, preprocess
+from zoo.machine import cores
 
 __all__ = ["Prediction", "Predictor", "default_providers", "draw_golden", "softmax", "tolerance"]
 
@@ -84,7 +84,7 @@ class Predictor:
         self.card = read_card(path)
         self.digest = sha256_file(path)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
         # An idle session must not burn the cores that decode the next image or run another model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

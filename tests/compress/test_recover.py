@@ -28,7 +28,9 @@ def test_distillation_is_the_formula() -> None:
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it() -> None:
     teacher, inputs, _, labels = example()
     logits = teacher(inputs).detach()
-    assert distillation(teacher, RecoverConfig(distill=1.0))(inputs, logits, labels).item() == pytest.approx(0, abs=1e-6)
+    assert distillation(teacher, RecoverConfig(distill=1.0))(inputs, logits, labels).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_without_distillation_it_is_cross_entropy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_every_stage_appends_itself_and_its_parents_digest(walk: Walk) -> None:
     stages = list(walk.paths)
-    for parent, child in zip(stages, stages[1:], strict=False):
+    for parent, child in itertools.pairwise(stages):
         old, new = walk.card(parent).lineage, walk.card(child).lineage
         assert new[:-1] == old
         assert (new[-1].stage, new[-1].parent) == (child, sha256_file(walk.paths[parent]))

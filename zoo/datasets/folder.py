@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from zoo.datasets.splits import stratified
 from zoo.errors import DataError, ImageError
 from zoo.files import output_root, write_bytes
 from zoo.image import decode
+from zoo.machine import cores
 from zoo.progress import track
 
 __all__ = ["CARVED", "MAX_UNREADABLE", "SUFFIXES", "open_folder"]
@@ -138,7 +138,7 @@ def _verify(files: Sequence[_File], root: Path) -> Iterator[tuple[str, str]]:
     known = _recall(memory)
     keys = [f"{file.name}:{(stat := file.path.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
     if any(key not in known for key in keys):
-        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
             results = track(pool.map(_verify_one, files), total=len(files), description="Reading images")
             known = dict(zip(keys, results, strict=True))
         write_bytes(memory, json.dumps(known).encode())

@@ -1,0 +1,88 @@
+"""Tests of compress.quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from compress import quantize as module
+from compress.quantize import TARGETS, detect_target, quantize
+from tests.zoo.factories import make_card, make_dataset, make_graph
+from zoo import graph
+from zoo.datasets.base import Dataset
+from zoo.errors import DataError, UsageError
+from zoo.predictor import Predictor
+from zoo.recipe import QuantizeConfig
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    graph.write(make_graph(), make_card(stages=("train", "export")), path)
+    from tests.zoo.factories import write_artefact
+
+    write_artefact(path, make_card(stages=("train", "export")))
+    return path
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return make_dataset(per_split=8)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_settings_follow_the_target_and_stand_in_the_card(
+    source: Path, tmp_path: Path, dataset: Dataset, target: str
+) -> None:
+    out = tmp_path / "model.int8.onnx"
+    card = quantize(source, out, QuantizeConfig(target=target), dataset=dataset, name="q")
+    assert card.name == "q"
+    assert card.lineage[-1].summary["target"] == target
+    tensors = {tensor.name: tensor for tensor in onnx.load(str(out)).graph.initializer}
+    zero_points = {tensor.data_type for name, tensor in tensors.items() if name.endswith("_zero_point")}
+    weights = [onnx.numpy_helper.to_array(t) for name, t in tensors.items() if name.endswith("_quantized")]
+    assert weights
+    assert (onnx.TensorProto.UINT8 in zero_points) == TARGETS[target].unsigned_activations
+    assert max(abs(int(w.max())) for w in weights) <= (64 if TARGETS[target].reduce_range else 127)
+
+
+@pytest.mark.parametrize("calibration", module.CALIBRATIONS)
+def test_every_calibration_makes_a_file_that_serves(
+    source: Path, tmp_path: Path, dataset: Dataset, calibration: str
+) -> None:
+    out = tmp_path / "model.int8.onnx"
+    quantize(source, out, QuantizeConfig(calibration=calibration), dataset=dataset)
+    answers = Predictor(out).predict([dataset.splits["test"][0].read()])
+    assert answers[0].labels[0] in ("cat", "dog", "hen")
+
+
+def test_unknown_settings(source: Path, tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(UsageError, match="did you mean vnni"):
+        quantize(source, tmp_path / "out.onnx", QuantizeConfig(target="vni"), dataset=dataset)
+    with pytest.raises(UsageError, match="did you mean entropy"):
+        quantize(source, tmp_path / "out.onnx", QuantizeConfig(calibration="entropi"), dataset=dataset)
+
+
+def test_no_calibration_images(source: Path, tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(DataError, match="at least one calibration image"):
+        quantize(source, tmp_path / "out.onnx", QuantizeConfig(images=0), dataset=dataset)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("aarch64", [], "arm"),
+        ("x86_64", ["avx2"], "portable"),
+        ("x86_64", ["avx2", "avx512_vnni"], "vnni"),
+        ("x86_64", ["avx2", "avx_vnni"], "vnni"),
+    ],
+)
+def test_detect_target(monkeypatch: pytest.MonkeyPatch, machine: str, flags: list[str], expected: str) -> None:
+    import cpuinfo
+
+    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: {"flags": flags})
+    assert detect_target() == expected

@@ -1,0 +1,60 @@
+"""Tests of zoo.validate, on what the recipe `tiny` made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import run_cli
+from zoo.errors import ArtefactError
+from zoo.files import CHECKPOINT
+from zoo.validate import best_fine_tuned, load_my_models, write_state_dicts
+
+
+def test_the_two_best_fine_tuned_vits(made: Path) -> None:
+    full, lora = load_my_models()
+    for model, name in ((full, "tiny-vit-full"), (lora, "tiny-vit-lora")):
+        assert not model.training
+        assert type(model).__name__ == "VisionTransformer"
+        assert not any("lora" in key for key in model.state_dict())
+        assert best_fine_tuned(made)["lora" if model is lora else "full"] == made / name / CHECKPOINT
+        with torch.inference_mode():
+            assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_state_dicts_load_without_executing_code(made: Path) -> None:
+    assert {path.name for path in write_state_dicts(made)} == {"full_model.pt", "lora_model.pt"}
+    for name, model in zip(("full_model.pt", "lora_model.pt"), load_my_models(), strict=True):
+        state = torch.load(made / name, weights_only=True)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_before_training_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    with pytest.raises(ArtefactError, match=r"no fine-tuned ViT \(full and no lora\).*run `make train`"):
+        load_my_models()
+
+
+def test_controls_from_scratch_and_pruned_networks_do_not_count(chain: Path, tmp_path: Path) -> None:
+    for name in ("tiny-vit-digits", "tiny-vit-full-pruned", "tiny-resnet"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CHECKPOINT).write_bytes((chain / name / CHECKPOINT).read_bytes())
+    with pytest.raises(ArtefactError, match="full and no lora"):
+        best_fine_tuned(tmp_path)
+
+
+def test_from_any_working_directory(made: Path, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); import validate_project1 as v; print(len(v.load_my_models()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2"
+
+
+def test_training_leaves_the_state_dicts(made: Path) -> None:
+    (made / "full_model.pt").unlink(missing_ok=True)
+    run_cli("train", "--recipe", "tiny")
+    assert (made / "full_model.pt").is_file()
