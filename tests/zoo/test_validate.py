@@ -49,7 +49,9 @@ def test_controls_from_scratch_and_pruned_networks_do_not_count(chain: Path, tmp
 
 def test_from_any_working_directory(made: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); import validate_project1 as v; print(len(v.load_my_models()))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); import validate_project1 as v; print(len(v.load_my_models()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2"
 
