@@ -10,15 +10,18 @@ from typing import Any
 from zoo.errors import ArtefactError
 from zoo.files import write_bytes
 
-__all__ = ["ACCURACY", "LATENCY", "REQUIRED", "append", "read"]
+__all__ = ["ACCURACY", "LATENCY", "PYTEST", "REQUIRED", "append", "read"]
 
 ACCURACY = "accuracy.jsonl"
 LATENCY = "latency.jsonl"
+PYTEST = "pytest.jsonl"
 
 _COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
+_TIMED = _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"}
 REQUIRED = {
     ACCURACY: _COMMON | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
-    LATENCY: _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"},
+    LATENCY: _TIMED,
+    PYTEST: _TIMED,
 }
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.card import KEY, Card, from_json, to_json
-from zoo.errors import ArtefactError
+from zoo.errors import ArtefactError, UsageError
 from zoo.files import write_atomically
 from zoo.lora import add_card_lora
-from zoo.models.registry import build, classifier
+from zoo.models.registry import build, classifier_width
 from zoo.models.shrink import attentions, shrink
 
 __all__ = ["heads_of", "load", "read_card", "save"]
@@ -41,12 +41,15 @@ def load(path: Path) -> tuple[nn.Module, Card]:
         CardError: no card, or one that contradicts the tensors.
     """
     card, tensors = _read(path, tensors=True)
-    model = build(
-        card.build.architecture,
-        classes=len(card.use.labels),
-        channels=card.use.input.channels,
-        arguments=card.build.arguments,
-    )
+    try:
+        model = build(
+            card.build.architecture,
+            classes=len(card.use.labels),
+            channels=card.use.input.channels,
+            arguments=card.build.arguments,
+        )
+    except UsageError as error:
+        raise ArtefactError(f"{path}: {error}") from error
     if card.build.lora is not None:
         add_card_lora(model, card.build.lora)
     shrink(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, card.build.heads)
@@ -54,7 +57,7 @@ def load(path: Path) -> tuple[nn.Module, Card]:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise ArtefactError(f"{path}: its tensors do not fit {card.build.architecture}: {error}") from error
-    width = _classes(model)
+    width = classifier_width(model)
     if width != len(card.use.labels):
         raise ArtefactError(f"{path}: the card has {len(card.use.labels)} labels, the classifier {width} outputs")
     return model.eval(), card
@@ -70,7 +73,7 @@ def save(model: nn.Module, card: Card, path: Path) -> Card:
         CardError: the card is not JSON.
         ArtefactError: the card's labels and the classifier's outputs differ in number.
     """
-    width = _classes(model)
+    width = classifier_width(model)
     if width != len(card.use.labels):
         raise ArtefactError(f"{path}: {len(card.use.labels)} labels for a classifier of {width} outputs")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -110,9 +113,3 @@ def _read(path: Path, *, tensors: bool) -> tuple[Card, dict[str, torch.Tensor]]:
             "give their weights to `pocketzoo train --weights FILE`"
         ) from error
     return from_json(metadata.get(KEY), where=str(path)), found
-
-
-def _classes(model: nn.Module) -> int | None:
-    """Number of outputs of the classifier's last linear layer."""
-    layers = [module for module in classifier(model).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return layers[-1].weight.shape[0] if layers else None

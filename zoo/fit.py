@@ -209,9 +209,11 @@ class _Run:
             group["lr"] = rate
         value = loss(inputs, self.model(inputs), labels)
         if not torch.isfinite(value):
+            state = self.folder / STATE
+            kept = f"the last good epoch is in {state}" if self.epoch else "nothing was kept"
             raise TrainingError(
                 f"the loss is {value.item()} after {epochs_done:.2f} epochs at the learning rate {rate:.2g}; "
-                f"lower it (--set train.lr=...); the last good epoch is in {self.folder / STATE}"
+                f"lower it (--set train.lr=...); {kept}"
             )
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from zoo.batches import Images, canvas
-from zoo.card import Build, Card, Inform, Lora, Stage, Use, advance
+from zoo.card import Build, Card, Inform, Input, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
-from zoo.errors import ArtefactError
+from zoo.errors import ArtefactError, UsageError
 from zoo.evaluate import accuracy, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.fit import STATE, FitReport, fit, pick_device
@@ -48,8 +48,10 @@ def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -
     """
     folder = output / run.artefact
     source = DataSource(name=run.data, seed=run.train.seed, per_split=run.images_per_split)
-    test = dataclasses.replace(source, name=run.test_on) if run.test_on else source
     dataset = source.open()
+    # A relative path means something else in another working directory.
+    source = dataclasses.replace(source, name=dataset.location or run.data)
+    test = dataclasses.replace(source, name=run.test_on) if run.test_on else source
     parent = output / run.start / CHECKPOINT if run.start else None
     digest = sha256_file(parent) if parent and parent.is_file() else None
     if parent and digest is None:
@@ -166,16 +168,25 @@ def _starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn
     spec = input_for(run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs)
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
-    source = load_weights(model, run.model, run.weights)
+    source = load_weights(model, run.model, run.weights, arguments=run.arguments)
+    macs = _macs(model, spec, run)
     card = Card(
         name=run.artefact,
         build=Build(architecture=run.model, arguments=dict(run.arguments)),
         use=Use(labels=dataset.labels, input=spec),
-        inform=Inform(
-            parameters=0, bytes=0, macs=count_macs(model, spec), source=source.source, licence=source.licence
-        ),
+        inform=Inform(parameters=0, bytes=0, macs=macs, source=source.source, licence=source.licence),
     )
     return model, card
+
+
+def _macs(model: nn.Module, spec: Input, run: Run) -> int:
+    try:
+        return count_macs(model, spec)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{run.model} does not take {spec.size[1]} x {spec.size[0]} pixels: {error}; change `size`, "
+            "or give a network of a fixed size its own (--set arguments.img_size=...)"
+        ) from error
 
 
 def _reset_head(model: nn.Module, classes: int, seed: int) -> None:
@@ -199,5 +210,5 @@ def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
         "model": run.model,
         "arguments": dict(run.arguments),
         "size": run.size,
-        "weights": Path(run.weights).name,
+        "weights": sha256_file(Path(run.weights)) if Path(run.weights).is_file() else run.weights,
     }

@@ -13,7 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.card import Input, Resize
 from zoo.errors import UsageError, unknown_name
 
-__all__ = ["build", "classifier", "count_macs", "input_for", "names", "register"]
+__all__ = [
+    "as_keywords",
+    "build",
+    "classifier",
+    "classifier_width",
+    "count_macs",
+    "input_channels",
+    "input_for",
+    "names",
+    "register",
+]
 
 Builder = Callable[..., nn.Module]
 _OWN: dict[str, Builder] = {}
@@ -57,14 +67,15 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
         if base in _OWN:
             return _OWN[base](classes=classes, channels=channels, **(arguments or {}))
         model: nn.Module = timm.create_model(
-            architecture, pretrained=False, num_classes=classes, in_chans=channels, **_tuples(arguments or {})
+            architecture, pretrained=False, num_classes=classes, in_chans=channels, **as_keywords(arguments or {})
         )
         return model
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise UsageError(f"cannot build {architecture} with the arguments {dict(arguments or {})}: {error}") from error
 
 
-def _tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def as_keywords(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a card or recipe as timm takes them."""
     # Cards and recipes are JSON and TOML, which know lists only; timm compares some arguments with tuples.
     return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
 
@@ -76,6 +87,18 @@ def classifier(model: nn.Module) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise UsageError(f"{type(model).__name__} has no classifier module (`get_classifier`)")
     return head
+
+
+def classifier_width(model: nn.Module) -> int | None:
+    """Number of outputs of the classifier's last layer."""
+    layers = [module for module in classifier(model).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return layers[-1].weight.shape[0] if layers else None
+
+
+def input_channels(model: nn.Module) -> int:
+    """Number of colours that the first convolution takes."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels
 
 
 def input_for(architecture: str, *, colour: str, size: int | None, photographs: bool) -> Input:

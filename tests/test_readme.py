@@ -1,0 +1,125 @@
+"""The README's commands and code run, on what the recipe `tiny` made; its claims about files and names hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import run_cli
+from zoo.datasets.registry import open_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition("  #")[0].strip().removeprefix("$ ")
+    for kind, text in BLOCKS
+    if kind in ("sh", "console")
+    for line in text.splitlines()
+    if kind == "sh" or line.startswith("$ ")
+]
+
+
+def localised(command: str, made: Path, folder: Path) -> list[str]:
+    """The command's words with the quickstart's names replaced by the tiny recipe's, and paths by real ones."""
+    command = command.replace("output/", f"{made}/tiny-").replace("digit.png", str(folder / "digit.png"))
+    return shlex.split(command.replace("--recipe quickstart", "--recipe tiny"))
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    path = tmp_path / "digit.png"
+    path.write_bytes(open_dataset("mnist5k").splits["test"][0].read())
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`bentoml serve` in the repository's root, on the tiny recipe's artefacts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path_factory.mktemp("server") / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("bentoml"), "serve", "--port", str(port)],
+            cwd=ROOT,
+            env=os.environ | {"POCKETZOO_OUTPUT": str(chain)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        for _ in range(300):
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        else:
+            pytest.fail("the server was not ready in a minute")
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(COMMANDS) >= 12
+    assert {"make", "make test"} <= set(COMMANDS)
+    assert {command.split()[0] for command in COMMANDS} == {"make", "pocketzoo", "bentoml", "curl", "pytest"}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_make_targets_exist(command: str) -> None:
+    arguments = [word.replace("path/to/folder", "/tmp") for word in shlex.split(command)]
+    done = subprocess.run([*arguments, "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pocketzoo" in done.stdout or "pytest" in done.stdout or "bentoml" in done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("pocketzoo")])
+def test_commands_run(command: str, made: Path, digit: Path) -> None:
+    arguments = localised(command, made, digit.parent)[1:]
+    if "pruned-again" in command:
+        arguments.append("--plan")
+    assert run_cli(*arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("curl")])
+def test_requests_are_answered(command: str, address: str, made: Path, digit: Path) -> None:
+    words = localised(command, made, digit.parent)[1:]
+    (url,) = [word.replace("localhost:3000", address.removeprefix("http://")) for word in words if "localhost" in word]
+    fields = [words[index + 1].partition("=") for index, word in enumerate(words) if word == "-F"]
+    files = [(name, ("digit.png", Path(value[1:]).read_bytes())) for name, _, value in fields if value[0] == "@"]
+    data = {name: f"tiny-{value}" for name, _, value in fields if value[0] != "@"}
+    url = url if url.startswith("http") else f"http://{url}"
+    answer = httpx.post(url, files=files, data=data) if files else httpx.get(url)
+    assert answer.status_code == 200, answer.text
+    assert "digest" in answer.text
+
+
+def test_python_runs(made: Path, digit: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [text for kind, text in BLOCKS if kind == "python"]
+    assert len(blocks) >= 1
+    monkeypatch.chdir(digit.parent)
+    for text in blocks:
+        code = text.replace("output/", f"{made}/tiny-").replace("http://localhost:3000", address)
+        subprocess.run([sys.executable, "-c", code], cwd=digit.parent, check=True)
+
+
+def test_the_folders_it_names_exist() -> None:
+    for folder in re.findall(r"`((?:zoo|compress|serve|bench|tests|output)/[\w/.]*)`", README):
+        if "<" not in folder and not folder.startswith("output/"):
+            assert (ROOT / folder).exists(), folder
