@@ -27,6 +27,7 @@ from zoo.datasets.augment import Augment, augment
 from zoo.errors import TrainingError, UsageError
 from zoo.evaluate import torch_logits
 from zoo.files import write_atomically
+from zoo.models.registry import classifier
 from zoo.optim import make_optimizer, make_schedule
 from zoo.progress import note
 
@@ -55,6 +56,10 @@ class FitConfig:
     clip: float = 1.0
     """Largest norm of the gradient; 0: no limit."""
     label_smoothing: float = 0.0
+    head_factor: float = 1.0
+    """The classifier learns so many times faster than the rest; for a new head on pretrained features."""
+    norm: str = "update"
+    """Running statistics of BatchNorm: `update`, or `freeze` them as pretrained, which suits few images."""
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
 
@@ -62,8 +67,11 @@ class FitConfig:
         for name, low in (("epochs", 1), ("batch_size", 1)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise UsageError(f"lr must be a positive number, got {self.lr}")
+        for name in ("lr", "head_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if self.norm not in ("update", "freeze"):
+            raise UsageError(f"norm must be 'update' or 'freeze', got {self.norm!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +178,7 @@ def _train_epoch(
     chunks = _chunks(torch.randperm(len(train), generator=generator).tolist(), config.batch_size)
     total = 0.0
     run.model.train()
+    _prepare_norms(run.model, config.norm)
     with tqdm(total=len(chunks), desc=label, leave=False, disable=not sys.stderr.isatty()) as bar:
         for step, (images, labels) in enumerate(train.batches(chunks)):
             inputs = prepare(augment(images.to(device), config.augment, spec.size, generator))
@@ -178,6 +187,17 @@ def _train_epoch(
             bar.set_postfix(loss=f"{total / (step + 1):.3f}", best=f"{run.best_top1:.2%}", refresh=False)
             bar.update()
     return total / len(chunks)
+
+
+def _prepare_norms(model: nn.Module, rule: str) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if rule == "freeze":
+                module.eval()
+            # Networks ported from TensorFlow keep 99 % of the old statistics per step, which suits ImageNet's million
+            # steps; a short fine-tuning would end with statistics of weights it no longer has.
+            elif module.momentum is not None:
+                module.momentum = max(module.momentum, 0.1)
 
 
 def _chunks(order: list[int], size: int) -> list[list[int]]:
@@ -194,7 +214,13 @@ class _Run:
         self.config = config
         self.folder = folder
         self.fingerprint = fingerprint
-        self.optimizer = make_optimizer(config.optimizer, model, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            faster={} if config.head_factor == 1 else dict.fromkeys(classifier(model).parameters(), config.head_factor),
+        )
         self.schedule = make_schedule(config.schedule, warmup=config.warmup)
         self.epoch = 0
         self.seconds = 0.0
@@ -206,7 +232,7 @@ class _Run:
         """One update; returns the loss."""
         rate = self.config.lr * self.schedule(epochs_done / self.config.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         value = loss(inputs, self.model(inputs), labels)
         if not torch.isfinite(value):
             state = self.folder / STATE
@@ -229,7 +255,7 @@ class _Run:
             self.best_state = copy.deepcopy(self.model.state_dict())
         self.epoch = epoch + 1
         self.seconds += seconds
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["factor"]
         self.history.append(
             {
                 "epoch": epoch + 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -29,8 +29,17 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Share of training done (0..1) -> factor of the learning rate, after the warm-up."""
 
 
-def make_optimizer(name: str, model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    faster: Mapping[nn.Parameter, float] | None = None,
+) -> torch.optim.Optimizer:
     """An optimizer of everything trainable; biases, norms and embeddings of one dimension are not decayed.
+
+    Each parameter group has a `factor` beside its rate: that of `faster`, else 1.
 
     Raises:
         UsageError: unknown name.
@@ -41,11 +50,17 @@ def make_optimizer(name: str, model: nn.Module, *, lr: float, weight_decay: floa
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise TrainingError("every parameter is frozen; there is nothing to train")
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[name]([group for group in groups if group["params"]], lr=lr)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in trainable:
+        key = (weight_decay if parameter.ndim > 1 else 0.0, (faster or {}).get(parameter, 1.0))
+        groups.setdefault(key, []).append(parameter)
+    return OPTIMIZERS[name](
+        [
+            {"params": members, "weight_decay": decay, "factor": factor, "lr": lr * factor}
+            for (decay, factor), members in groups.items()
+        ],
+        lr=lr,
+    )
 
 
 def make_schedule(name: str, *, warmup: float) -> Callable[[float], float]:

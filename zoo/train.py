@@ -20,7 +20,7 @@ from zoo.evaluate import accuracy, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.fit import STATE, FitReport, fit, pick_device
 from zoo.lora import add_lora, merge_lora
-from zoo.models.registry import build, classifier, count_macs, input_for
+from zoo.models.registry import build, classifier, count_macs, input_for, zero_classifier
 from zoo.models.weights import load_weights
 from zoo.recipe import Run
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
@@ -161,7 +161,7 @@ def _starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn
     if parent is not None:
         model, card = load(parent)
         if card.use.labels != dataset.labels:
-            _reset_head(model, len(dataset.labels), run.train.seed)
+            _reset_head(model, len(dataset.labels))
         use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
         inform = dataclasses.replace(card.inform, metrics=(), macs=count_macs(model, use.input))
         return model, dataclasses.replace(card, use=use, inform=inform)
@@ -189,12 +189,12 @@ def _macs(model: nn.Module, spec: Input, run: Run) -> int:
         ) from error
 
 
-def _reset_head(model: nn.Module, classes: int, seed: int) -> None:
-    torch.manual_seed(seed)
+def _reset_head(model: nn.Module, classes: int) -> None:
     head = classifier(model)
     if not hasattr(model, "reset_classifier"):
         raise ArtefactError(f"{type(head).__name__}: this network cannot take a new set of labels")
     model.reset_classifier(classes)  # type: ignore[operator]
+    zero_classifier(model)
 
 
 def _summary(model: nn.Module, report: FitReport) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "input_for",
     "names",
     "register",
+    "zero_classifier",
 ]
 
 Builder = Callable[..., nn.Module]
@@ -87,6 +88,18 @@ def classifier(model: nn.Module) -> nn.Module:
     if not isinstance(head, nn.Module):
         raise UsageError(f"{type(model).__name__} has no classifier module (`get_classifier`)")
     return head
+
+
+def zero_classifier(model: nn.Module) -> None:
+    """Set the classifier's last layer to zero: every label equally probable, whatever the features.
+
+    A random one would send its noise into pretrained weights at the first steps; the scale that timm draws some heads
+    with grows as the labels get fewer. Zero is how Google fine-tunes (big_vision's configs/transfer.py).
+    """
+    last = [module for module in classifier(model).modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
 
 
 def classifier_width(model: nn.Module) -> int | None:

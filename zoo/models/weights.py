@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo.errors import ArtefactError, UsageError
-from zoo.models.registry import as_keywords, classifier, classifier_width, input_channels
+from zoo.models.registry import as_keywords, classifier, classifier_width, input_channels, zero_classifier
 
 __all__ = ["EMBEDDED", "Source", "load_weights"]
 
@@ -43,7 +43,7 @@ def load_weights(
         weights: `none` (random), `pretrained` (the package that embeds this architecture's weights, else timm's
             download), or the path of a local .safetensors, .pt or .pth state dict.
         arguments: what the network was built with beyond its name.
-        fresh_head: leave the classifier as it is where the weights have one of another size.
+        fresh_head: where the weights have a classifier of another size, set the network's to zero.
 
     Raises:
         UsageError: `pretrained` for a network that nobody has weights for.
@@ -105,6 +105,8 @@ def _load_timm(model: nn.Module, architecture: str, arguments: dict[str, Any]) -
             "download the file elsewhere and pass it with --weights FILE"
         ) from error
     _load(model, donor.state_dict(), where=f"timm:{architecture}", fresh_head=False)
+    if classes != config.num_classes:
+        zero_classifier(model)
     return Source(source=f"timm:{architecture}.{config.tag}", licence=config.license or None)
 
 
@@ -147,3 +149,5 @@ def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, 
             f"missing {missing[:3]}, unknown {surplus[:3]}"
         )
     model.load_state_dict(keep, strict=False)
+    if replaced - set(keep):
+        zero_classifier(model)
