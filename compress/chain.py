@@ -12,14 +12,15 @@ from compress.quantize import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
 from zoo import graph
+from zoo.card import allow
 from zoo.checkpoint import load, read_card
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
 from zoo.progress import note
 from zoo.recipe import QuantizeConfig, Run
-from zoo.workspace import card_if_readable, is_current, read_notes, write_notes
+from zoo.workspace import DataSource, card_if_readable, is_current, read_notes, write_notes
 
-__all__ = ["PRUNED", "compress_run", "export_folder", "quantize_folder"]
+__all__ = ["PRUNED", "compress_run", "export_artefact", "quantize_artefact"]
 
 PRUNED = "-pruned"
 """Ending of the name of a pruned artefact."""
@@ -66,23 +67,34 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
     return target
 
 
-def export_folder(folder: Path, *, force: bool = False) -> Path:
-    """Export the checkpoint of an artefact's folder to `model.onnx` beside it, and measure it on validation data."""
-    source, target = checkpoint_path(folder), folder / GRAPH
+def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bool = False) -> Path:
+    """Export a checkpoint (a folder or file) to `model.onnx` beside it, and measure it on validation data.
+
+    Args:
+        artefact: the folder or the file.
+        data: what to measure it on; default: what its run.json says.
+        force: do it even if the result is up to date.
+    """
+    source = checkpoint_path(artefact)
+    folder, target = source.parent, source.with_name(GRAPH)
     if force or not is_current(card_if_readable(graph.read_card, target), [("export", {})], sha256_file(source)):
-        card = export(source, target, dataset=read_notes(folder).data.open())
+        allow(read_card(source), "export")
+        card = export(source, target, dataset=(data or read_notes(folder).data).open())
         note(f"{folder.name}: exported, parity {card.lineage[-1].summary['parity']:.1e}")
     return target
 
 
-def quantize_folder(folder: Path, config: QuantizeConfig, *, force: bool = False) -> Path:
-    """Quantize `model.onnx` of an artefact's folder to `model.int8.onnx` beside it."""
+def quantize_artefact(
+    artefact: Path, config: QuantizeConfig, *, data: DataSource | None = None, force: bool = False
+) -> Path:
+    """Quantize `model.onnx` of an artefact to `model.int8.onnx` beside it; arguments as :func:`export_artefact`."""
+    folder = artefact if artefact.is_dir() or not artefact.suffix else artefact.parent
     source, target = folder / GRAPH, folder / INT8_GRAPH
     if not source.is_file():
         raise ArtefactError(f"no ONNX file at {source}; run `pocketzoo export {folder}` first")
     steps = [("quantize", dataclasses.asdict(config))]
     if force or not is_current(card_if_readable(graph.read_card, target), steps, sha256_file(source)):
         name = f"{graph.read_card(source).name}-int8"
-        card = quantize(source, target, config, dataset=read_notes(folder).data.open(), name=name)
+        card = quantize(source, target, config, dataset=(data or read_notes(folder).data).open(), name=name)
         note(f"{folder.name}: INT8, {card.lineage[-1].summary['agreement']:.2%} of validation answers as before")
     return target

@@ -34,6 +34,7 @@ COMMANDS = [
 def localised(command: str, made: Path, folder: Path) -> list[str]:
     """The command's words with the quickstart's names replaced by the tiny recipe's, and paths by real ones."""
     command = command.replace("output/", f"{made}/tiny-").replace("digit.png", str(folder / "digit.png"))
+    command = command.replace("--only ", "--only tiny-")
     return shlex.split(command.replace("--recipe quickstart", "--recipe tiny"))
 
 

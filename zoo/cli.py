@@ -98,15 +98,14 @@ def train(
 
 
 @app.command()
-def merge(artefact: Artefact, force: Force = False) -> None:
+def merge(artefact: Artefact, data: Data = None, force: Force = False) -> None:
     """Merge the LoRA adapters of lora.safetensors into model.safetensors."""
     from zoo.train import merge as stage
-    from zoo.workspace import read_notes
 
     source = artefact / UNMERGED if artefact.is_dir() else artefact
     if not source.is_file():
         raise ArtefactError(f"no unmerged checkpoint at {source}; a recipe with `lora` writes one")
-    print(stage(source, source.with_name(CHECKPOINT), read_notes(source.parent).data.open(), force=force))
+    print(stage(source, source.with_name(CHECKPOINT), _notes(source, data).data.open(), force=force))
 
 
 @app.command()
@@ -136,14 +135,16 @@ def prune(
     macs: Annotated[float, typer.Option(help="Largest share of the multiply-accumulates that stays, in (0, 1).")] = 0.5,
     importance: Annotated[str, typer.Option(help="l1, l2 or random.")] = "l2",
     round_to: Annotated[int, typer.Option(help="Widths stay multiples of this many channels.")] = 8,
+    data: Data = None,
     dry_run: Annotated[bool, typer.Option("--plan", help="Only print what would go.")] = False,
 ) -> None:
     """Remove channels, heads and hidden units from a checkpoint."""
     from compress.prune import plan
     from compress.prune import prune as stage
-    from zoo.checkpoint import load
+    from zoo.card import allow
+    from zoo.checkpoint import load, read_card
     from zoo.recipe import PruneConfig
-    from zoo.workspace import read_notes, write_notes
+    from zoo.workspace import write_notes
 
     config = PruneConfig(macs=macs, importance=importance, round_to=round_to)
     source = checkpoint_path(artefact)
@@ -151,7 +152,8 @@ def prune(
         network, card = load(source)
         done = plan(network, card.use.input, config)
     else:
-        notes = read_notes(source.parent)
+        allow(read_card(source), "prune")
+        notes = _notes(source, data)
         done = stage(source, out / CHECKPOINT, config, dataset=notes.data.open(), name=out.name)
         write_notes(out, notes)
     for step in done.steps:
@@ -163,15 +165,16 @@ def prune(
 
 @app.command()
 def recalibrate(
-    artefact: Artefact, images: Annotated[int, typer.Option(help="At most so many training images.")] = 1024
+    artefact: Artefact,
+    images: Annotated[int, typer.Option(help="At most so many training images.")] = 1024,
+    data: Data = None,
 ) -> None:
     """Measure the BatchNorm statistics of a checkpoint anew, in its own folder."""
     from compress.recalibrate import recalibrate as stage
     from zoo.recipe import RecalibrateConfig
-    from zoo.workspace import read_notes
 
     source = checkpoint_path(artefact)
-    done = stage(source, source, RecalibrateConfig(images=images), dataset=read_notes(source.parent).data.open())
+    done = stage(source, source, RecalibrateConfig(images=images), dataset=_notes(source, data).data.open())
     print(
         f"{done.layers} layers, {done.images} images: validation top-1 {done.top1_before:.2%} -> {done.top1_after:.2%}"
     )
@@ -183,17 +186,17 @@ def recover(
     teacher: Annotated[Path, typer.Option("--teacher", help="The unpruned artefact.")],
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 3,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    data: Data = None,
     resume: Resume = True,
 ) -> None:
     """Fine-tune a pruned checkpoint with its unpruned parent as teacher, in its own folder."""
     from compress.recover import recover as stage
     from zoo.fit import FitConfig
     from zoo.recipe import RecoverConfig
-    from zoo.workspace import read_notes
 
     source = checkpoint_path(artefact)
     config = RecoverConfig(fit=FitConfig(epochs=epochs, lr=lr))
-    dataset = read_notes(source.parent).data.open()
+    dataset = _notes(source, data).data.open()
     done = stage(source, checkpoint_path(teacher), source, config, dataset=dataset, resume=resume)
     print(f"best validation top-1 {done.validation_top1:.2%} in epoch {done.best_epoch} of {done.epochs}")
 
@@ -211,11 +214,12 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export checkpoints to model.onnx beside them, after proving that both compute the same."""
-    from compress.chain import PRUNED, export_folder, quantize_folder
+    from compress.chain import PRUNED, export_artefact, quantize_artefact
     from zoo.graph import read_card
     from zoo.recipe import QuantizeConfig
 
     jobs = [(folder, QuantizeConfig()) for folder in artefacts or []]
+    source = _source(data) if artefacts else None
     if recipe:
         for run in _runs(recipe, data, model, None, settings, only):
             names = (run.artefact, run.artefact + PRUNED)
@@ -226,9 +230,9 @@ def export(
         raise UsageError("name at least one artefact to export, or a --recipe whose artefacts were trained")
     paths = []
     for folder, config in jobs:
-        paths.append(export_folder(folder, force=force))
+        paths.append(export_artefact(folder, data=source, force=force))
         if int8:
-            paths.append(quantize_folder(folder, config, force=force))
+            paths.append(quantize_artefact(folder, config, data=source, force=force))
     _report([read_card(path) for path in paths], paths, as_json)
 
 
@@ -237,6 +241,7 @@ def quantize(
     artefacts: Annotated[list[Path], typer.Argument(help="Folders with a model.onnx, like output/vit-lora.")],
     images: Annotated[int, typer.Option(help="Calibration images, from the training split.")] = 256,
     calibration: Annotated[str, typer.Option(help="minmax, entropy or percentile.")] = "minmax",
+    data: Data = None,
     target: Annotated[
         str, typer.Option(help="Instruction set: portable, vnni, arm or auto (this machine's).")
     ] = "portable",
@@ -244,12 +249,13 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Quantize model.onnx to model.int8.onnx beside it."""
-    from compress.chain import quantize_folder
+    from compress.chain import quantize_artefact
     from zoo.graph import read_card
     from zoo.recipe import QuantizeConfig
 
     config = QuantizeConfig(images=images, calibration=calibration, target=target)
-    paths = [quantize_folder(folder, config, force=force) for folder in artefacts]
+    source = _source(data)
+    paths = [quantize_artefact(folder, config, data=source, force=force) for folder in artefacts]
     _report([read_card(path) for path in paths], paths, as_json)
 
 
@@ -262,10 +268,9 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of an artefact's ONNX files on a data set."""
     from bench.accuracy import measure_accuracy
-    from zoo.workspace import DataSource, read_notes
 
     paths = graph_paths(artefact)
-    source = DataSource(name=data) if data else read_notes(paths[0].parent).data
+    source = _notes(paths[0], data).data
     for path in paths:
         row = measure_accuracy(path, source.open(), split=split)
         text = _accuracy_text(row)
@@ -395,6 +400,21 @@ def _runs(
         if name not in [run.artefact for run in runs]:
             raise unknown_name("run", name, [run.artefact for run in runs])
     return [run for run in runs if not only or run.artefact in only]
+
+
+def _source(data: str | None) -> Any:
+    """The data set named on the command line, if any."""
+    from zoo.workspace import DataSource
+
+    return DataSource(name=data) if data else None
+
+
+def _notes(artefact: Path, data: str | None) -> Any:
+    """What is known of an artefact's data: the data set named on the command line, else its folder's run.json."""
+    from zoo.workspace import Notes, read_notes
+
+    source = _source(data)
+    return Notes(role="model", data=source, test=source) if source else read_notes(artefact.parent)
 
 
 def _report(cards: list[Any], paths: list[Path], as_json: bool) -> None:

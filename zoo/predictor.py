@@ -88,8 +88,6 @@ class Predictor:
         options.inter_op_num_threads = 1
         # An idle session must not burn the cores that decode the next image or run another model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Fine-tuned weights can be denormal, which is an order of magnitude slower to multiply.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=list(providers or default_providers()))
         except Exception as error:  # ONNX Runtime's exceptions have no common public base class

@@ -15,7 +15,7 @@ from torch import nn
 from tests.zoo.factories import LABELS, TINY_VIT, make_card, make_input
 from zoo import checkpoint
 from zoo.card import KEY, Card, Lora, to_json
-from zoo.errors import ArtefactError, CardError, UsageError
+from zoo.errors import ArtefactError, CardError
 from zoo.lora import add_lora
 from zoo.models.registry import build
 
@@ -161,7 +161,7 @@ def test_a_card_cannot_make_us_read_other_files(tmp_path):
     arguments = {"checkpoint_path": "/tmp/pickled.pth"}
     card = dataclasses.replace(card, build=dataclasses.replace(card.build, arguments=arguments))
     checkpoint.save(model, card, tmp_path / "m")
-    with pytest.raises(UsageError, match="'checkpoint_path' is no argument of an architecture"):
+    with pytest.raises(ArtefactError, match="m: 'checkpoint_path' is no argument of an architecture"):
         checkpoint.load(tmp_path / "m")
 
 
