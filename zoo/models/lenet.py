@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.models.registry import register
+from zoo.models.register import register
 
 __all__ = ["LeNet"]
 

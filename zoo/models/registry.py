@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import zoo.models.lenet  # noqa: F401 (fills OWN)
 from zoo.card import Input, Resize
 from zoo.errors import UsageError, unknown_name
+from zoo.models.register import OWN
 
 __all__ = [
     "as_keywords",
@@ -22,34 +24,16 @@ __all__ = [
     "input_channels",
     "input_for",
     "names",
-    "register",
     "zero_classifier",
 ]
 
-Builder = Callable[..., nn.Module]
-_OWN: dict[str, Builder] = {}
 _FILE_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
 """What timm's create_model would read or download: a card that asks for it must not be obeyed."""
 
 
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Register a builder `(classes, channels, **arguments) -> nn.Module` under `name`."""
-
-    def decorate(builder: Builder) -> Builder:
-        if name in _OWN or timm.is_model(name):
-            raise ValueError(f"the model name {name!r} is taken")
-        _OWN[name] = builder
-        return builder
-
-    return decorate
-
-
 def names() -> list[str]:
     """Every name that :func:`build` accepts."""
-    # Importing the module registers its networks.
-    import zoo.models.lenet  # noqa: F401
-
-    return sorted([*_OWN, *timm.list_models()])
+    return sorted([*OWN, *timm.list_models()])
 
 
 def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -65,8 +49,8 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
     if base not in known:
         raise unknown_name("model", architecture, known)
     try:
-        if base in _OWN:
-            return _OWN[base](classes=classes, channels=channels, **(arguments or {}))
+        if base in OWN:
+            return OWN[base](classes=classes, channels=channels, **(arguments or {}))
         model: nn.Module = timm.create_model(
             architecture, pretrained=False, num_classes=classes, in_chans=channels, **as_keywords(arguments or {})
         )

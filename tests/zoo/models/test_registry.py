@@ -9,7 +9,8 @@ from torch import nn
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.card import Resize
 from zoo.errors import UsageError
-from zoo.models.registry import build, classifier, count_macs, input_for, names, register
+from zoo.models.register import register
+from zoo.models.registry import build, classifier, count_macs, input_for, names
 
 
 def test_names_are_ours_and_timms():
