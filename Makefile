@@ -4,9 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
-DATA ?=
-MODEL ?=
-RECIPE ?= $(if $(DATA),folder,quickstart)
+DATA =
+MODEL =
+WEIGHTS =
+RECIPE = $(if $(DATA),folder,quickstart)
 FLAGS := --recipe $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
 .PHONY: all setup train compress export table test check serve bench clean
@@ -23,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 train: setup
-	$(RUN)pocketzoo train $(FLAGS)
+	$(RUN)pocketzoo train $(FLAGS) $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 compress: setup
 	$(RUN)pocketzoo compress $(FLAGS)

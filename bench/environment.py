@@ -12,6 +12,7 @@ import onnxruntime
 
 from zoo.files import code_commit
 from zoo.machine import cores
+from zoo.predictor import default_providers
 
 __all__ = ["environment"]
 
@@ -28,6 +29,7 @@ def environment() -> dict[str, Any]:
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "cores": cores(),
+        "provider": default_providers()[0],
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

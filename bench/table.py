@@ -13,6 +13,7 @@ from zoo.card import Card
 from zoo.errors import ArtefactError
 from zoo.files import GRAPH, INT8_GRAPH, sha256_file
 from zoo.graph import read_card
+from zoo.machine import cores
 from zoo.workspace import read_notes
 
 __all__ = ["Line", "collect", "graphs", "render", "unmeasured"]
@@ -46,10 +47,10 @@ def graphs(output: Path) -> list[Path]:
 def collect(output: Path) -> list[Line]:
     """What is known of every ONNX file: its card, and the latest rows measured on exactly these bytes."""
     accuracy = {row["digest"]: row for row in read(output / "bench" / ACCURACY) if row["split"] == "test"}
-    latency = {row["digest"]: row for row in read(output / "bench" / LATENCY) if row["batch"] == 1}
+    digests = {path: sha256_file(path) for path in graphs(output)}
+    latency = _latest_run(read(output / "bench" / LATENCY), set(digests.values()))
     lines = []
-    for path in graphs(output):
-        digest = sha256_file(path)
+    for path, digest in digests.items():
         try:
             role = read_notes(path.parent).role
         except ArtefactError:
@@ -65,6 +66,16 @@ def collect(output: Path) -> list[Line]:
             )
         )
     return lines
+
+
+def _latest_run(rows: list[dict[str, Any]], digests: set[str]) -> dict[str, dict[str, Any]]:
+    """Digest -> row of the latest run, at batch 1 and on all cores, that measured every artefact; else of any run."""
+    rows = [row for row in rows if row["batch"] == 1 and row["threads"] == cores()]
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["run"], {})[row["digest"]] = row
+    complete = [found for found in runs.values() if digests <= set(found)]
+    return complete[-1] if complete else {row["digest"]: row for row in rows}
 
 
 def unmeasured(output: Path) -> tuple[list[Path], list[Path]]:

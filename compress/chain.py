@@ -53,7 +53,7 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
     if not force and is_current(card_if_readable(read_card, target), steps, digest):
         return target
     notes = read_notes(source.parent)
-    dataset = notes.data.open()
+    dataset = notes.data.open_for(read_card(source))
     write_notes(folder, notes)
     pruned, recalibrated = folder / "pruned.safetensors", folder / "recalibrated.safetensors"
     done = prune(source, pruned, run.prune, dataset=dataset, name=folder.name)
@@ -79,7 +79,8 @@ def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bo
     folder, target = source.parent, source.with_name(GRAPH)
     if force or not is_current(card_if_readable(graph.read_card, target), [("export", {})], sha256_file(source)):
         allow(read_card(source), "export")
-        card = export(source, target, dataset=(data or read_notes(folder).data).open())
+        dataset = (data or read_notes(folder).data).open_for(read_card(source))
+        card = export(source, target, dataset=dataset)
         note(f"{folder.name}: exported, parity {card.lineage[-1].summary['parity']:.1e}")
     return target
 
@@ -94,7 +95,8 @@ def quantize_artefact(
         raise ArtefactError(f"no ONNX file at {source}; run `pocketzoo export {folder}` first")
     steps = [("quantize", dataclasses.asdict(config))]
     if force or not is_current(card_if_readable(graph.read_card, target), steps, sha256_file(source)):
-        name = f"{graph.read_card(source).name}-int8"
-        card = quantize(source, target, config, dataset=(data or read_notes(folder).data).open(), name=name)
+        parent = graph.read_card(source)
+        dataset = (data or read_notes(folder).data).open_for(parent)
+        card = quantize(source, target, config, dataset=dataset, name=f"{parent.name}-int8")
         note(f"{folder.name}: INT8, {card.lineage[-1].summary['agreement']:.2%} of validation answers as before")
     return target

@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import math
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -136,8 +137,12 @@ def prune(
     )
     card = advance(card, entry, name=name)
     card = _rebuilt(card, pruned, done)
-    save(pruned, measured(pruned, card, dataset, test=False) if dataset else card, target)
-    _check_reload(pruned, target, card.use.input)
+    card = measured(pruned, card, dataset, test=False) if dataset else card
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch) / target.name
+        save(pruned, card, draft)
+        _check_reload(pruned, draft, card.use.input)
+    save(pruned, card, target)
     return done
 
 
@@ -158,8 +163,7 @@ def _check_reload(model: nn.Module, target: Path, spec: Input) -> None:
     image = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         if not torch.equal(model.eval()(image), again(image)):
-            target.unlink()
-            raise ArtefactError(f"{target}: the pruned network does not come back from its file; it was not kept")
+            raise ArtefactError(f"{target.name}: the pruned network does not come back from its file; it was not kept")
 
 
 def _search(model: nn.Module, spec: Input, config: PruneConfig) -> tuple[Plan, nn.Module]:
@@ -271,7 +275,10 @@ def _refuse_grouped(model: nn.Module, group: Any) -> None:
         module = dependency.target.module
         if isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels:
             name = next(name for name, other in model.named_modules() if other is module)
-            raise ArtefactError(f"{name} is a grouped convolution ({module.groups} groups), which cannot be pruned yet")
+            raise ArtefactError(
+                f"{name} is a grouped convolution ({module.groups} groups), which cannot be pruned yet; "
+                "export the network unpruned (make train export, or pocketzoo export"
+            )
 
 
 def _random_score(seed: int) -> Score:

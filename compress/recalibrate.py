@@ -7,6 +7,7 @@ augmentation. See "Precise BN" in Wu & Johnson 2021, arXiv 2105.07576, section 3
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -71,13 +72,19 @@ def recalibrate_model(model: nn.Module, images: Images, *, batch_size: int) -> i
         layer.momentum = None  # cumulative average: PyTorch's documentation of BatchNorm2d
         layer.train()
     with torch.no_grad():
-        for batch, _ in images.in_order(batch_size):
+        for batch, _ in images.batches(_even(len(images), batch_size)):
             model(prepare(batch.to(device)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
     model.to("cpu")
     return len(layers)
+
+
+def _even(count: int, batch_size: int) -> list[list[int]]:
+    """Indices in batches of nearly one size: the average gives each batch the same weight, however small it is."""
+    parts = max(1, math.ceil(count / batch_size))
+    return [list(range(count * part // parts, count * (part + 1) // parts)) for part in range(parts)]
 
 
 def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, dataset: Dataset) -> Recalibration:

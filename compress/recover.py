@@ -19,6 +19,7 @@ from zoo.card import Stage, advance, allow
 from zoo.checkpoint import load, save
 from zoo.datasets.base import Dataset
 from zoo.errors import UsageError
+from zoo.evaluate import check_labels
 from zoo.files import code_commit, sha256_file
 from zoo.fit import STATE, FitReport, Loss, fit, pick_device
 from zoo.recipe import RecoverConfig
@@ -76,6 +77,7 @@ def recover(
     parent, parent_card = load(teacher)
     if parent_card.use.labels != card.use.labels or parent_card.use.input != card.use.input:
         raise UsageError(f"{teacher} has other labels or another input than {source}, so it cannot teach it")
+    check_labels(card, dataset)
     spec = card.use.input
     report = fit(
         model,
@@ -87,6 +89,7 @@ def recover(
         resume=resume,
         loss=distillation(parent.to(pick_device()), config),
         title=card.name,
+        identity=[dataclasses.asdict(config), sha256_file(teacher)],
     )
     entry = Stage(
         stage="recover",

@@ -100,12 +100,15 @@ def train(
 @app.command()
 def merge(artefact: Artefact, data: Data = None, force: Force = False) -> None:
     """Merge the LoRA adapters of lora.safetensors into model.safetensors."""
+    from zoo.checkpoint import read_card
     from zoo.train import merge as stage
 
     source = artefact / UNMERGED if artefact.is_dir() else artefact
     if not source.is_file():
         raise ArtefactError(f"no unmerged checkpoint at {source}; a recipe with `lora` writes one")
-    print(stage(source, source.with_name(CHECKPOINT), _notes(source, data).data.open(), force=force))
+    print(
+        stage(source, source.with_name(CHECKPOINT), _notes(source, data).data.open_for(read_card(source)), force=force)
+    )
 
 
 @app.command()
@@ -153,8 +156,10 @@ def prune(
         done = plan(network, card.use.input, config)
     else:
         allow(read_card(source), "prune")
+        if (out / CHECKPOINT).resolve() == source.resolve():
+            raise UsageError(f"--out {out} is the artefact itself; name another folder")
         notes = _notes(source, data)
-        done = stage(source, out / CHECKPOINT, config, dataset=notes.data.open(), name=out.name)
+        done = stage(source, out / CHECKPOINT, config, dataset=notes.data.open_for(read_card(source)), name=out.name)
         write_notes(out, notes)
     for step in done.steps:
         print(f"{step.layer}: {step.before} -> {step.after} {step.unit}s")
@@ -171,10 +176,13 @@ def recalibrate(
 ) -> None:
     """Measure the BatchNorm statistics of a checkpoint anew, in its own folder."""
     from compress.recalibrate import recalibrate as stage
+    from zoo.checkpoint import read_card
     from zoo.recipe import RecalibrateConfig
 
     source = checkpoint_path(artefact)
-    done = stage(source, source, RecalibrateConfig(images=images), dataset=_notes(source, data).data.open())
+    done = stage(
+        source, source, RecalibrateConfig(images=images), dataset=_notes(source, data).data.open_for(read_card(source))
+    )
     print(
         f"{done.layers} layers, {done.images} images: validation top-1 {done.top1_before:.2%} -> {done.top1_after:.2%}"
     )
@@ -191,12 +199,13 @@ def recover(
 ) -> None:
     """Fine-tune a pruned checkpoint with its unpruned parent as teacher, in its own folder."""
     from compress.recover import recover as stage
+    from zoo.checkpoint import read_card
     from zoo.fit import FitConfig
     from zoo.recipe import RecoverConfig
 
     source = checkpoint_path(artefact)
     config = RecoverConfig(fit=FitConfig(epochs=epochs, lr=lr))
-    dataset = _notes(source, data).data.open()
+    dataset = _notes(source, data).data.open_for(read_card(source))
     done = stage(source, checkpoint_path(teacher), source, config, dataset=dataset, resume=resume)
     print(f"best validation top-1 {done.validation_top1:.2%} in epoch {done.best_epoch} of {done.epochs}")
 
@@ -374,11 +383,12 @@ def bench_accuracy(
     from bench.accuracy import measure_accuracy
     from bench.rows import ACCURACY, append
     from bench.table import graphs, unmeasured
+    from zoo.graph import read_card
     from zoo.workspace import read_notes
 
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
     for path in unmeasured(output_root())[0] if missing else paths:
-        row = measure_accuracy(path, read_notes(path.parent).test.open())
+        row = measure_accuracy(path, read_notes(path.parent).test.open_for(read_card(path)))
         append(output_root() / "bench" / ACCURACY, [row])
         text = _accuracy_text(row)
         print(json.dumps(row) if as_json else text)
@@ -406,7 +416,8 @@ def _source(data: str | None) -> Any:
     """The data set named on the command line, if any."""
     from zoo.workspace import DataSource
 
-    return DataSource(name=data) if data else None
+    # A relative path means something else in another working directory.
+    return DataSource(name=str(Path(data).resolve()) if Path(data).is_dir() else data) if data else None
 
 
 def _notes(artefact: Path, data: str | None) -> Any:

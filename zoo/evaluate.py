@@ -16,11 +16,12 @@ from torch import nn
 from zoo.batches import Images, Normalise
 from zoo.card import Card, Input, Metrics, Reference
 from zoo.datasets.base import Dataset, Sample
+from zoo.errors import DataError
 from zoo.image import batch
 from zoo.predictor import softmax
 from zoo.progress import track
 
-__all__ = ["accuracy", "fit_temperature", "logits_of", "torch_logits", "with_validation"]
+__all__ = ["accuracy", "check_labels", "fit_temperature", "logits_of", "torch_logits", "with_validation"]
 
 Logits = npt.NDArray[np.float32]
 Classifier = Callable[[npt.NDArray[np.float32]], Logits]
@@ -73,7 +74,12 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
 
 
 def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
-    """The temperature in [0.05, 20] of least negative log-likelihood on [N, K] (Guo et al. 2017, section 4.2)."""
+    """The temperature in [0.05, 20] of least negative log-likelihood on [N, K] (Guo et al. 2017, section 4.2).
+
+    It is 1 where every answer is right: the likelihood then only says that no temperature is low enough.
+    """
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_temperature)
@@ -85,8 +91,22 @@ def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
     return float(np.exp(best.x))
 
 
+def check_labels(card: Card, dataset: Dataset) -> None:
+    """Check that a data set's labels are the card's, in the same order.
+
+    Raises:
+        DataError: they differ.
+    """
+    if card.use.labels != dataset.labels:
+        raise DataError(
+            f"{card.name} knows the labels {list(card.use.labels)[:5]}, {dataset.name} has {list(dataset.labels)[:5]}; "
+            "name the data it was trained on, or train it on this"
+        )
+
+
 def with_validation(card: Card, logits: Logits, dataset: Dataset) -> Card:
     """The card with what `logits` [N, K] on the validation split say: accuracy, temperature, reference for drift."""
+    check_labels(card, dataset)
     labels = np.array([sample.label for sample in dataset.splits["validation"]], dtype=np.int64)
     temperature = fit_temperature(logits, labels)
     probabilities = softmax(logits, temperature)

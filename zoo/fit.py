@@ -112,6 +112,7 @@ def fit(
     resume: bool,
     loss: Loss | None = None,
     title: str = "",
+    identity: object = None,
 ) -> FitReport:
     """Train `model` in place and leave it with the weights of its best epoch on the validation images.
 
@@ -128,6 +129,7 @@ def fit(
         resume: continue from state.pt if it belongs to the same run; else start over.
         loss: default: cross-entropy.
         title: of the progress bar.
+        identity: what else makes this run another one than its weights, data and settings do (JSON).
 
     Raises:
         TrainingError: nothing is trainable, or the loss is not finite.
@@ -135,7 +137,7 @@ def fit(
     device = pick_device()
     memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
     model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-    run = _Run(model, config, fingerprint=_fingerprint(model, config, train, validation), folder=folder)
+    run = _Run(model, config, fingerprint=_fingerprint(model, config, train, validation, identity), folder=folder)
     if resume:
         run.load()
     loss = loss or cross_entropy(config.label_smoothing)
@@ -311,9 +313,9 @@ class _Run:
             writer.writerows(self.history)
 
 
-def _fingerprint(model: nn.Module, config: FitConfig, train: Images, validation: Images) -> str:
+def _fingerprint(model: nn.Module, config: FitConfig, train: Images, validation: Images, identity: object) -> str:
     """Identifies a run: its settings, data and initial weights."""
-    total = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    total = hashlib.sha256(json.dumps([asdict(config), identity], sort_keys=True).encode())
     for images in (train, validation):
         total.update(repr(images.spec).encode())
         total.update("".join(f"{sample.digest}:{sample.label};" for sample in images.samples).encode())

@@ -95,6 +95,8 @@ class Run:
     data: str = ""
     """Name of an embedded data set, or a folder."""
     images_per_split: int | None = None
+    split_seed: int = 0
+    """Of the splits that are made of a folder; not `train.seed`, so that another seed has the same test."""
     size: int | None = None
     """Edge of the input in pixels; default: what the network was pretrained with."""
     weights: str = "none"
@@ -121,7 +123,9 @@ class Run:
     @property
     def artefact(self) -> str:
         """Name of the artefact's folder."""
-        return self.name or f"{Path(self.data).resolve().name if '/' in self.data else self.data}-{self.model}"
+        path = Path(self.data)
+        data = path.resolve().name if "/" in self.data or path.is_dir() else self.data
+        return self.name or f"{data}-{self.model}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +221,8 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise UsageError(f"{path.name} has no model of its own; add --model NAME (make: MODEL=NAME)")
         if run.start and run.start not in before:
             raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which no earlier run makes")
+        if run.start and (run.model or run.arguments):
+            raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which has its own model")
         if run.artefact in before:
             raise UsageError(f"{path.name}: two runs are called {run.artefact!r}")
         before.append(run.artefact)

@@ -16,7 +16,7 @@ from zoo.card import Build, Card, Inform, Input, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
 from zoo.errors import ArtefactError, UsageError
-from zoo.evaluate import accuracy, torch_logits, with_validation
+from zoo.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.fit import STATE, FitReport, fit, pick_device
 from zoo.lora import add_lora, merge_lora
@@ -47,11 +47,12 @@ def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -
         UsageError, DataError, ArtefactError, TrainingError: see the functions this is made of.
     """
     folder = output / run.artefact
-    source = DataSource(name=run.data, seed=run.train.seed, per_split=run.images_per_split)
+    source = DataSource(name=run.data, seed=run.split_seed, per_split=run.images_per_split)
     dataset = source.open()
     # A relative path means something else in another working directory.
     source = dataclasses.replace(source, name=dataset.location or run.data)
-    test = dataclasses.replace(source, name=run.test_on) if run.test_on else source
+    elsewhere = dataclasses.replace(source, name=run.test_on) if run.test_on else None
+    test = dataclasses.replace(elsewhere, name=elsewhere.open().location or run.test_on) if elsewhere else source
     parent = output / run.start / CHECKPOINT if run.start else None
     digest = sha256_file(parent) if parent and parent.is_file() else None
     if parent and digest is None:
@@ -99,6 +100,7 @@ def merge(source: Path, target: Path, dataset: Dataset | None = None, *, force: 
 
 def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
     """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
+    check_labels(card, dataset)
     device = pick_device()
     model.to(device)
     validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input), device=device)
@@ -139,6 +141,7 @@ def _train(
         folder=target.parent,
         resume=resume,
         title=run.artefact,
+        identity=[config, digest],
     )
     entry = Stage(
         stage="train",
@@ -207,8 +210,9 @@ def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
         "data": dataset.describe(),
         "fit": dataclasses.asdict(run.train),
         "lora": dataclasses.asdict(run.lora) if run.lora else None,
+        # The network of a `start` is what its own card says.
         "model": run.model,
         "arguments": dict(run.arguments),
-        "size": run.size,
+        "size": None if run.start else run.size,
         "weights": sha256_file(Path(run.weights)) if Path(run.weights).is_file() else run.weights,
     }

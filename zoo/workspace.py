@@ -13,7 +13,7 @@ from zoo.card import Card
 from zoo.datasets.base import Dataset
 from zoo.datasets.registry import open_dataset
 from zoo.decode import DecodeError, decode
-from zoo.errors import ArtefactError, PocketzooError
+from zoo.errors import ArtefactError, DataError, PocketzooError
 from zoo.files import write_bytes
 
 __all__ = ["DataSource", "Notes", "card_if_readable", "is_current", "read_notes", "write_notes"]
@@ -33,6 +33,21 @@ class DataSource:
     def open(self) -> Dataset:
         """The data set; errors as zoo.datasets.registry.open_dataset."""
         return open_dataset(self.name, seed=self.seed, per_split=self.per_split)
+
+    def open_for(self, card: Card) -> Dataset:
+        """The data set that `card` was trained on.
+
+        Raises:
+            DataError: it has changed since, so that its splits may be others: what was trained on could be tested on.
+        """
+        dataset = self.open()
+        trained = [entry.config["data"] for entry in card.lineage if "data" in entry.config]
+        if trained and trained[-1]["name"] == dataset.name and trained[-1]["digest"] != dataset.digest:
+            raise DataError(
+                f"{self.name} has changed since {card.name} was trained on it, and its splits may have; "
+                "train again (pocketzoo train, or make train), then repeat this"
+            )
+        return dataset
 
 
 @dataclass(frozen=True, kw_only=True)

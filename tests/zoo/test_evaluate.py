@@ -66,7 +66,8 @@ def test_a_known_temperature_is_recovered(temperature):
 
 def test_temperature_stays_within_its_bounds():
     perfect, labels = _logits(10, 10), np.zeros(10, np.int64)
-    assert fit_temperature(perfect, labels) == pytest.approx(0.05, rel=0.01)
+    assert fit_temperature(perfect, labels) == 1.0  # nothing wrong, so nothing to learn from
+    assert fit_temperature(np.repeat(perfect, 50, axis=0), np.repeat(labels, 50)) == 1.0
     assert fit_temperature(perfect, 1 - labels) == pytest.approx(20, rel=0.01)
 
 

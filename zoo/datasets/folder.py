@@ -23,7 +23,7 @@ from zoo.errors import DataError, ImageError
 from zoo.files import output_root, write_bytes
 from zoo.image import decode
 from zoo.machine import cores
-from zoo.progress import track
+from zoo.progress import note, track
 
 __all__ = ["CARVED", "MAX_UNREADABLE", "SUFFIXES", "open_folder"]
 
@@ -33,7 +33,15 @@ CARVED = 0.2
 MAX_UNREADABLE = 0.05
 """More unreadable files than this share is an error: something is wrong with the copy, not with a few pictures."""
 
-_ALIASES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +66,20 @@ def open_folder(root: Path, *, seed: int = 0) -> Dataset:
         raise DataError(f"no folder at {root}; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
     found: dict[str, Path] = {}
     for entry in _folders(root):
-        if (split := _ALIASES.get(entry.name)) and found.setdefault(split, entry) != entry:
+        if (split := _ALIASES.get(entry.name.lower())) and found.setdefault(split, entry) != entry:
             raise DataError(f"{root}: {found[split].name} and {entry.name} both mean {split}; keep one of them")
     if found and "train" not in found:
         raise DataError(f"{root}: has {', '.join(sorted(found))} but no `train` folder")
     groups = {split: _files(folder, root) for split, folder in found.items()} or {"all": _files(root, root)}
-    labels = _labels(groups, root)
+    class_folders = [entry for folder in found.values() or [root] for entry in _folders(folder)]
+    labels = _labels(groups, class_folders, root)
     samples, skipped = _read(groups, labels, root)
     splits, rule = _splits(samples, seed)
     check_disjoint(splits)
+    for problem in skipped[:10]:
+        note(f"skipped {problem}")
+    if skipped:
+        note(f"{root}: skipped {len(skipped)} unreadable file(s) of {sum(map(len, groups.values()))}")
     if missing := {split for split, members in splits.items() if {m.label for m in members} != set(range(len(labels)))}:
         raise DataError(f"{root}: not every class has readable images in {', '.join(sorted(missing))}")
     return Dataset(
@@ -98,9 +111,16 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _labels(groups: dict[str, list[_File]], root: Path) -> tuple[str, ...]:
+def _labels(groups: dict[str, list[_File]], class_folders: list[Path], root: Path) -> tuple[str, ...]:
     names = {split: {file.label for file in files} for split, files in groups.items()}
     labels = sorted(set().union(*names.values()))
+    for folder in class_folders:
+        visible = (path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+        if folder.name not in labels and any(visible):
+            raise DataError(
+                f"{folder}: a class without pictures that can be read; expected files ending in "
+                f"{', '.join(sorted(SUFFIXES))}; remove the folder or convert its files"
+            )
     if len(labels) < 2:
         raise DataError(
             f"{root}: expected a folder for each of at least two classes, found {labels or 'no pictures'} "
@@ -141,7 +161,8 @@ def _verify(files: Sequence[_File], root: Path) -> Iterator[tuple[str, str]]:
         with ThreadPoolExecutor(max_workers=cores()) as pool:
             results = track(pool.map(_verify_one, files), total=len(files), description="Reading images")
             known = dict(zip(keys, results, strict=True))
-        write_bytes(memory, json.dumps(known).encode())
+        # A problem may be repaired without the file changing (its permissions), so only what is good is remembered.
+        write_bytes(memory, json.dumps({key: found for key, found in known.items() if not found[1]}).encode())
     return (tuple(known[key]) for key in keys)
 
 

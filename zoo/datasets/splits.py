@@ -17,7 +17,7 @@ def stratified(samples: Sequence[Sample], fractions: Sequence[float], *, seed: i
     """Split each class by `fractions`, which sum to 1, reproducibly.
 
     Copies of one image (same digest) stay together, so a split made here never leaks. The order of `samples` does
-    not matter, only their digests and labels do; so adding a class leaves the other classes' splits as they were.
+    not matter, only their digests and labels do. Adding an image or a class makes other splits.
 
     Returns:
         One list per fraction, each ordered by label and name.

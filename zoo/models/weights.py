@@ -91,7 +91,10 @@ EMBEDDED: Mapping[str, Callable[[nn.Module], tuple[dict[str, torch.Tensor], Sour
 def _load_timm(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> Source:
     config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
     if config is None or not config.has_weights:
-        raise UsageError(f"there are no pretrained weights for {architecture}; train it from scratch (weights = none)")
+        raise UsageError(
+            f"there are no pretrained weights for {architecture}; "
+            "train it from scratch: --weights none (make: WEIGHTS=none)"
+        )
     try:
         # timm adapts its weights itself to another number of colours and classes and to another size.
         channels, classes = input_channels(model), classifier_width(model)
@@ -102,7 +105,7 @@ def _load_timm(model: nn.Module, architecture: str, arguments: dict[str, Any]) -
         place = (config.hf_hub_id and f"https://huggingface.co/{config.hf_hub_id}") or config.url
         raise ArtefactError(
             f"the weights of {architecture} cannot be had from {place}: {error}; "
-            "download the file elsewhere and pass it with --weights FILE"
+            "download the file elsewhere and pass it with --weights FILE (make: WEIGHTS=FILE)"
         ) from error
     _load(model, donor.state_dict(), where=f"timm:{architecture}", fresh_head=False)
     if classes != config.num_classes:
