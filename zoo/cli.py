@@ -47,6 +47,9 @@ Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue an 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage."""
     try:
@@ -68,8 +71,11 @@ def main() -> None:
         }:
             raise
         sys.exit(_complain(ArtefactError(f"{error.name} is not installed; pip install 'pocketzoo[train]'"), 1))
-    except KeyboardInterrupt:
-        sys.exit(_complain(ArtefactError("interrupted; the same command continues where it stopped"), 1))
+    except SystemExit as stop:
+        # What typer makes of Ctrl-C, without a word.
+        if stop.code == _INTERRUPTED:
+            sys.exit(_complain(ArtefactError("interrupted; the same command continues where it stopped"), 1))
+        raise
 
 
 @app.command()
@@ -98,7 +104,7 @@ def train(
 
 
 @app.command()
-def merge(artefact: Artefact, data: Data = None, force: Force = False) -> None:
+def merge(artefact: Artefact, data: Data = None, force: Force = False, as_json: AsJson = False) -> None:
     """Merge the LoRA adapters of lora.safetensors into model.safetensors."""
     from zoo.checkpoint import read_card
     from zoo.train import merge as stage
@@ -106,9 +112,9 @@ def merge(artefact: Artefact, data: Data = None, force: Force = False) -> None:
     source = artefact / UNMERGED if artefact.is_dir() else artefact
     if not source.is_file():
         raise ArtefactError(f"no unmerged checkpoint at {source}; a recipe with `lora` writes one")
-    print(
-        stage(source, source.with_name(CHECKPOINT), _notes(source, data).data.open_for(read_card(source)), force=force)
-    )
+    dataset = _notes(source, data).data.open_for(read_card(source))
+    path = stage(source, source.with_name(CHECKPOINT), dataset, force=force)
+    _report([read_card(path)], [path], as_json)
 
 
 @app.command()
@@ -140,6 +146,7 @@ def prune(
     round_to: Annotated[int, typer.Option(help="Widths stay multiples of this many channels.")] = 8,
     data: Data = None,
     dry_run: Annotated[bool, typer.Option("--plan", help="Only print what would go.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove channels, heads and hidden units from a checkpoint."""
     from compress.prune import plan
@@ -161,6 +168,9 @@ def prune(
         notes = _notes(source, data)
         done = stage(source, out / CHECKPOINT, config, dataset=notes.data.open_for(read_card(source)), name=out.name)
         write_notes(out, notes)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done) | {"ratio": done.ratio}))
+        return
     for step in done.steps:
         print(f"{step.layer}: {step.before} -> {step.after} {step.unit}s")
     print(
@@ -173,6 +183,7 @@ def recalibrate(
     artefact: Artefact,
     images: Annotated[int, typer.Option(help="At most so many training images.")] = 1024,
     data: Data = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the BatchNorm statistics of a checkpoint anew, in its own folder."""
     from compress.recalibrate import recalibrate as stage
@@ -183,6 +194,9 @@ def recalibrate(
     done = stage(
         source, source, RecalibrateConfig(images=images), dataset=_notes(source, data).data.open_for(read_card(source))
     )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done)))
+        return
     print(
         f"{done.layers} layers, {done.images} images: validation top-1 {done.top1_before:.2%} -> {done.top1_after:.2%}"
     )
@@ -196,6 +210,7 @@ def recover(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     data: Data = None,
     resume: Resume = True,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune a pruned checkpoint with its unpruned parent as teacher, in its own folder."""
     from compress.recover import recover as stage
@@ -207,6 +222,9 @@ def recover(
     config = RecoverConfig(fit=FitConfig(epochs=epochs, lr=lr))
     dataset = _notes(source, data).data.open_for(read_card(source))
     done = stage(source, checkpoint_path(teacher), source, config, dataset=dataset, resume=resume)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done)))
+        return
     print(f"best validation top-1 {done.validation_top1:.2%} in epoch {done.best_epoch} of {done.epochs}")
 
 

@@ -35,24 +35,34 @@ def load_my_models() -> tuple[nn.Module, nn.Module]:
 
 
 def best_fine_tuned(output: Path) -> dict[str, Path]:
-    """Checkpoint of the best ViT of each kind (`full`, `lora`); pruned ones and controls from scratch don't count.
+    """Checkpoint of the best ViT of each kind (`full`, `lora`), both fine-tuned on one data set.
+
+    Pruned networks and controls from scratch don't count. With several data sets, the one with the best pair wins.
 
     Raises:
         ArtefactError: there is none of one kind.
     """
-    best: dict[str, tuple[float, Path]] = {}
+    best: dict[str, dict[str, tuple[float, Path]]] = {}
     for path in sorted(output.glob(f"*/{CHECKPOINT}")):
         card = card_if_readable(read_card, path)
         kind = _kind(card) if card else None
         metrics = card.metrics("validation") if card else None
-        if kind and metrics and metrics.top1 > best.get(kind, (-1.0, path))[0] and attentions(load(path)[0]):
-            best[kind] = (metrics.top1, path)
-    if missing := sorted(set(STATE_DICTS) - set(best)):
+        if kind is None or metrics is None or not attentions(load(path)[0]):
+            continue
+        found = best.setdefault(metrics.dataset, {})
+        if metrics.top1 > found.get(kind, (-1.0, path))[0]:
+            found[kind] = (metrics.top1, path)
+    # Accuracies on different data say nothing about each other, so both networks are of one data set.
+    pairs = [found for found in best.values() if set(found) == set(STATE_DICTS)]
+    if not pairs:
+        kinds = set().union(*best.values())
+        missing = sorted(set(STATE_DICTS) - kinds) or ["pair of both kinds on one data set"]
         raise ArtefactError(
             f"no fine-tuned ViT ({' and no '.join(missing)}) under {output}; run `make train` "
             "(or `pocketzoo train --recipe quickstart`) first"
         )
-    return {kind: path for kind, (_, path) in best.items()}
+    chosen = max(pairs, key=lambda found: sum(top1 for top1, _ in found.values()))
+    return {kind: chosen[kind][1] for kind in STATE_DICTS}
 
 
 def write_state_dicts(output: Path) -> list[Path]:

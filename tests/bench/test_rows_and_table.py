@@ -117,3 +117,14 @@ def test_environment_names_the_machine() -> None:
     assert found["cores"] >= 1
     assert set(found["versions"]) == {"python", "onnxruntime", "numpy"}
     json.dumps(found)
+
+
+def test_the_latest_complete_run_counts(chain: Path) -> None:
+    rows = read(chain / "bench" / LATENCY)
+    digests = {row["digest"] for row in rows}
+    single = rows[0] | {"run": "later", "p50_ms": 99.0}
+    other_threads = [row | {"run": "threads", "threads": row["threads"] + 1} for row in rows]
+    again = [row | {"run": "again"} for row in rows]
+    assert table._latest_run([*rows, single, *other_threads], digests)[single["digest"]] == rows[0]
+    assert {row["run"] for row in table._latest_run([*rows, *again, single], digests).values()} == {"again"}
+    assert table._latest_run([single], digests) == {single["digest"]: single}

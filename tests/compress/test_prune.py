@@ -71,20 +71,24 @@ def test_removed_heads_are_the_weakest() -> None:
     assert torch.equal(pruned.blocks[0].attn.qkv.weight, kept_rows)
 
 
-def test_pruning_dead_channels_changes_no_answer() -> None:
-    model, spec = resnet(), make_input(32)
-    block = model.layer4[0]
+def test_pruning_dead_hidden_units_changes_no_answer() -> None:
+    model, spec = vit(depth=1), make_input(32)
+    mlp = model.blocks[0].mlp
+    dead = 64
     with torch.no_grad():
-        block.conv1.weight[256:] = 0
-        block.bn1.weight[256:] = 0
-        block.bn1.bias[256:] = 0
+        mlp.fc1.weight[:dead] = 0
+        mlp.fc1.bias[:dead] = 0
+        mlp.fc2.weight[:, :dead] = 0
+        # As heads go in whole, the smallest goal that keeps all three removes hidden units only.
+        for head in model.blocks[0].attn.qkv, model.blocks[0].attn.proj:
+            head.weight.mul_(100)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    config = PruneConfig(macs=0.6, importance="l2")
-    pruned, done = prune_model(model, spec, config)
-    (step,) = [step for step in done.steps if step.layer == "layer4.0.conv1"]
-    kept = pruned.get_submodule("layer4.0.conv1").weight.flatten(1).norm(dim=1)
-    assert (kept > 0).sum() == min(256, step.after)
-    assert torch.isfinite(pruned(images)).all()
+    pruned, done = prune_model(model, spec, PruneConfig(macs=0.9))
+    (step,) = done.steps
+    assert (step.layer, step.unit) == ("blocks.0.mlp.fc1", "hidden unit")
+    assert 0 < step.before - step.after <= dead
+    with torch.inference_mode():
+        assert torch.allclose(pruned(images), model(images), atol=1e-5)
 
 
 def test_least_rounds_up_and_never_removes_everything() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.recalibrate import batch_norms, recalibrate_model
+from compress.recalibrate import _even, batch_norms, recalibrate_model
 from tests.zoo.factories import make_input, make_samples
 from zoo.batches import Images, Normalise
 from zoo.errors import ArtefactError
@@ -55,3 +55,21 @@ def test_networks_without_batchnorm_are_refused() -> None:
     assert batch_norms(model) == []
     with pytest.raises(ArtefactError, match="LayerNorm computes its statistics from each image"):
         recalibrate_model(model, Images(make_samples(2), make_input(8, "L")), batch_size=2)
+
+
+@pytest.mark.parametrize("count", [17, 20, 33])
+def test_every_image_has_about_the_same_weight(count: int) -> None:
+    torch.manual_seed(0)
+    net, samples, spec = Net(), make_samples(count), make_input(8, "L")
+    recalibrate_model(net, Images(samples, spec), batch_size=16)
+    prepared = Normalise(spec, torch.device("cpu"))(torch.stack([Images(samples, spec)[i][0] for i in range(count)]))
+    assert torch.allclose(net.body[2].running_mean, net.body[1](prepared).mean((0, 2, 3)), atol=2e-2)
+
+
+def test_batches_differ_in_size_by_at_most_one() -> None:
+    for count, size in ((65, 64), (196, 64), (17, 16), (1, 4)):
+        batches = _even(count, size)
+        assert [index for batch in batches for index in batch] == list(range(count))
+        sizes = {len(batch) for batch in batches}
+        assert max(sizes) <= size
+        assert max(sizes) - min(sizes) <= 1

@@ -91,11 +91,11 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped() -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.cli.app", stopped)
-    assert exit_code(monkeypatch) == 1
+    monkeypatch.setattr("zoo.recipe.load_recipe", stopped)
+    assert exit_code(monkeypatch, "train") == 1
     assert "the same command continues where it stopped" in capsys.readouterr().err
 
 

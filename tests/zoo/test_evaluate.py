@@ -97,3 +97,14 @@ def test_what_validation_puts_into_the_card():
     assert card.use.reference.histogram == {"cat": 3, "dog": 5, "hen": 4}
     confidence = softmax(logits, card.use.temperature).max(axis=1).mean()
     assert card.use.reference.mean_confidence == pytest.approx(confidence)
+
+
+def test_labels_must_be_the_cards():
+    from tests.zoo.factories import make_card, make_dataset
+    from zoo.errors import DataError
+    from zoo.evaluate import check_labels
+
+    check_labels(make_card(("cat", "dog", "hen")), make_dataset())
+    for labels in (("dog", "cat", "hen"), ("cat", "dog", "hen", "owl")):
+        with pytest.raises(DataError, match="name the data it was trained on, or train it on this"):
+            check_labels(make_card(labels), make_dataset())

@@ -94,12 +94,13 @@ def test_without_resume_it_starts_over(tmp_path):
     assert len(_log(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("changed", ["settings", "data", "weights"])
+@pytest.mark.parametrize("changed", ["settings", "data", "weights", "identity"])
 def test_the_state_of_another_run_is_not_used(tmp_path, capsys, changed):
     other = {
         "settings": {"config": _config(lr=0.02)},
         "data": {"train": Images(make_samples(13, 3, seed=2), SPEC)},
         "weights": {"model": _net(1)},
+        "identity": {"identity": {"teacher": "another"}},
     }[changed]
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path, loss=_after(STEPS, KeyboardInterrupt()), **other)
@@ -165,6 +166,38 @@ def test_a_last_batch_of_one_picture_is_left_out(tmp_path):
 
     _fit(tmp_path, config=_config(epochs=2), train=Images(make_samples(11, 3), SPEC), loss=loss)
     assert sizes == [5, 5, 5, 5]
+
+
+def test_frozen_statistics_stay_and_updated_ones_keep_up(tmp_path):
+    for rule, moved in (("freeze", False), ("update", True)):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=0.01), nn.Flatten(), nn.LazyLinear(3))
+        model(torch.zeros(2, 1, 8, 8))
+        before = model[1].running_mean.clone()
+        _fit(tmp_path / rule, model, _config(norm=rule))
+        assert torch.equal(model[1].running_mean, before) is not moved
+        assert model[1].momentum == (0.1 if moved else 0.01)
+
+
+def test_the_head_learns_faster(tmp_path):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), nn.Linear(8, 3)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(images))
+
+    moves = []
+    for factor in (1.0, 10.0):
+        torch.manual_seed(0)
+        model = Net()
+        before = model.head.weight.detach().clone()
+        _fit(tmp_path / str(factor), model, _config(head_factor=factor, epochs=1))
+        moves.append((model.head.weight - before).norm().item())
+    assert moves[1] > 3 * moves[0]
 
 
 def test_it_learns(tmp_path):

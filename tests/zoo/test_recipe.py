@@ -79,6 +79,7 @@ RUN = '[[run]]\ndata = "digits"\nmodel = "lenet"\n'
         (RUN + 'start = "a"\nweights = "pretrained"', r"give `start` or `weights`, not both"),
         (RUN + 'start = "later"', r"run 'digits-lenet' starts from 'later', which no earlier run makes"),
         (RUN + RUN, r"two runs are called 'digits-lenet'"),
+        (RUN + '[[run]]\nname = "b"\ndata = "digits"\nmodel = "lenet"\nstart = "digits-lenet"', "has its own model"),
         ('[[run]]\nmodel = "lenet"', r"mine\.toml has no data set of its own; add --data FOLDER"),
         ('[[run]]\ndata = "digits"', r"mine\.toml has no model of its own; add --model NAME"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import run_cli
+from zoo.checkpoint import load, save
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT
 from zoo.validate import best_fine_tuned, load_my_models, write_state_dicts
@@ -45,6 +48,16 @@ def test_controls_from_scratch_and_pruned_networks_do_not_count(chain: Path, tmp
         (tmp_path / name / CHECKPOINT).write_bytes((chain / name / CHECKPOINT).read_bytes())
     with pytest.raises(ArtefactError, match="full and no lora"):
         best_fine_tuned(tmp_path)
+
+
+def test_accuracies_on_different_data_are_not_compared(chain: Path, tmp_path: Path) -> None:
+    for name in ("tiny-vit-full", "tiny-vit-lora"):
+        shutil.copytree(chain / name, tmp_path / name)
+    model, card = load(chain / "tiny-vit-full" / CHECKPOINT)
+    metrics = dataclasses.replace(card.inform.metrics[0], dataset="photos", top1=1.0)
+    easy = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(metrics,)))
+    save(model, easy, tmp_path / "photos" / CHECKPOINT)
+    assert best_fine_tuned(tmp_path)["full"] == tmp_path / "tiny-vit-full" / CHECKPOINT
 
 
 def test_from_any_working_directory(made: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.zoo.factories import make_card
 from zoo.card import Stage
-from zoo.errors import ArtefactError
+from zoo.datasets.registry import open_dataset
+from zoo.errors import ArtefactError, DataError
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, read_notes, write_notes
 
 NOTES = Notes(role="control", data=DataSource(name="digits", per_split=20), test=DataSource(name="a folder/ä", seed=3))
@@ -64,3 +65,17 @@ def test_card_if_readable():
 
     assert card_if_readable(refuse, Path("x")) is None
     assert card_if_readable(lambda _: DONE, Path("x")) is DONE
+
+
+def test_data_that_changed_since_training_are_refused(output, tmp_path):
+    from tests.zoo.datasets.test_folder import _fill
+
+    folder = _fill(tmp_path / "pets", {"cat": 10, "dog": 10})
+    source = DataSource(name=str(folder))
+    card = _card(("train", {"data": source.open().describe()}, None))
+    assert source.open_for(card).digest == source.open().digest
+    _fill(tmp_path / "pets", {"cat": 1}, start=77)
+    open_dataset.cache_clear()
+    with pytest.raises(DataError, match=r"has changed since tiny was trained on it.*train again"):
+        source.open_for(card)
+    assert DataSource(name="digits").open_for(card).name == "digits"

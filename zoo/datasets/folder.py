@@ -157,10 +157,11 @@ def _verify(files: Sequence[_File], root: Path) -> Iterator[tuple[str, str]]:
     memory = output_root() / ".index" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
     known = _recall(memory)
     keys = [f"{file.name}:{(stat := file.path.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
-    if any(key not in known for key in keys):
+    unknown = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
+    if unknown:
         with ThreadPoolExecutor(max_workers=cores()) as pool:
-            results = track(pool.map(_verify_one, files), total=len(files), description="Reading images")
-            known = dict(zip(keys, results, strict=True))
+            results = track(pool.map(_verify_one, unknown.values()), total=len(unknown), description="Reading images")
+            known = {key: known[key] for key in keys if key in known} | dict(zip(unknown, results, strict=True))
         # A problem may be repaired without the file changing (its permissions), so only what is good is remembered.
         write_bytes(memory, json.dumps({key: found for key, found in known.items() if not found[1]}).encode())
     return (tuple(known[key]) for key in keys)

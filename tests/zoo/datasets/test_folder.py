@@ -17,12 +17,12 @@ from zoo.errors import DataError
 pytestmark = pytest.mark.usefixtures("output")
 
 
-def _fill(root: Path, groups: dict[str, int]) -> Path:
+def _fill(root: Path, groups: dict[str, int], *, start: int = 0) -> Path:
     """`{"train/cat": 4}` -> four different pictures in that folder."""
     for number, (place, count) in enumerate(groups.items()):
         (root / place).mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            (root / place / f"{index}.png").write_bytes(encode(picture(1000 * number + index)))
+            (root / place / f"{index}.png").write_bytes(encode(picture(start + 1000 * number + index)))
     return root
 
 
@@ -168,10 +168,36 @@ def test_a_broken_memory_is_made_anew(tmp_path, output, content):
     assert len(json.loads(memory.read_text())) == 8
 
 
-def test_unreadable_files_are_remembered_too(tmp_path, output):
+def test_only_readable_files_are_remembered(tmp_path, output):
     _fill(tmp_path / "pets", {"cat": 10, "dog": 10})
     (tmp_path / "pets/cat/0.png").write_bytes(b"junk")
     first = open_folder(tmp_path / "pets")
     (memory,) = (output / ".index").iterdir()
-    assert sum(digest == "" for digest, _ in json.loads(memory.read_text()).values()) == 1
+    assert len(json.loads(memory.read_text())) == 19
     assert open_folder(tmp_path / "pets").skipped == first.skipped
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "Val")])
+def test_splits_are_known_in_any_case(tmp_path, output, names):
+    for number, name in enumerate(names):
+        _fill(tmp_path / "caps" / name, {"cat": 10, "dog": 10}, start=10_000 * number)
+    dataset = open_folder(tmp_path / "caps")
+    assert dataset.labels == ("cat", "dog")
+    assert len(dataset.splits["test"]) == 20
+
+
+def test_a_class_of_unknown_files_is_refused(tmp_path, output):
+    _fill(tmp_path / "pets", {"cat": 10, "dog": 10})
+    (tmp_path / "pets/hen").mkdir()
+    (tmp_path / "pets/hen/1.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"pets/hen: a class without pictures that can be read; expected files ending"):
+        open_folder(tmp_path / "pets")
+
+
+def test_skipped_files_are_listed_to_the_user(tmp_path, output, capsys):
+    _fill(tmp_path / "pets", {"cat": 20, "dog": 20})
+    (tmp_path / "pets/cat/0.png").write_bytes(b"junk")
+    open_folder(tmp_path / "pets")
+    shown = capsys.readouterr().err
+    assert "skipped cat/0.png: cannot decode the image" in shown
+    assert "skipped 1 unreadable file(s) of 40" in shown
