@@ -6,13 +6,16 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from compress import quantize as module
+from compress.export import export
 from compress.quantize import TARGETS, detect_target, quantize
-from tests.zoo.factories import make_card, make_dataset, make_graph
-from zoo import graph
+from tests.zoo.factories import make_card, make_dataset, make_graph, make_input
+from zoo import checkpoint, graph
 from zoo.datasets.base import Dataset
 from zoo.errors import DataError, UsageError
+from zoo.models.registry import build
 from zoo.predictor import Predictor
 from zoo.recipe import QuantizeConfig
 
@@ -46,6 +49,34 @@ def test_settings_follow_the_target_and_stand_in_the_card(
     assert weights
     assert (onnx.TensorProto.UINT8 in zero_points) == TARGETS[target].unsigned_activations
     assert max(abs(int(w.max())) for w in weights) <= (64 if TARGETS[target].reduce_range else 127)
+
+
+def test_depthwise_weights_keep_eight_bits_and_the_others_seven(tmp_path: Path, dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    spec = make_input(32, "L")
+    model = build("tf_efficientnet_lite0", classes=3, channels=1)
+    for parameter in model.classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    card = make_card(architecture="tf_efficientnet_lite0", spec=spec, stages=("train",))
+    checkpoint.save(model, card, tmp_path / "m.safetensors")
+    export(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", QuantizeConfig(), dataset=dataset)
+    proto = onnx.load(str(tmp_path / "q.onnx"))
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    source = {
+        node.output[0]: stored.get(node.input[0]) for node in proto.graph.node if node.op_type == "DequantizeLinear"
+    }
+    largest: dict[bool, int] = {True: 0, False: 0}
+    floats = 0
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            weight = source.get(node.input[1])
+            floats += weight is None
+            if weight is not None:
+                depthwise = module._is_depthwise(node)
+                largest[depthwise] = max(largest[depthwise], int(abs(weight.astype(int)).max()))
+    assert largest == {True: 127, False: 64}
+    assert floats == 3
 
 
 @pytest.mark.parametrize("calibration", module.CALIBRATIONS)
