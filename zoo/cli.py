@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from zoo.errors import ArtefactError, PocketzooError, UsageError
+from zoo.errors import ArtefactError, ImageError, PocketzooError, UsageError
 from zoo.files import CHECKPOINT, UNMERGED, checkpoint_path, graph_paths, output_root
 from zoo.progress import note
 
@@ -133,6 +133,8 @@ def compress(
     from zoo.checkpoint import read_card
 
     chosen = [run for run in _runs(recipe, data, model, None, settings, only) if run.role == "model"]
+    if not chosen:
+        raise UsageError("nothing to compress: the chosen runs are controls, which stay as they are")
     paths = [compress_run(run, output_root(), resume=resume, force=force) for run in chosen]
     _report([read_card(path) for path in paths], paths, as_json)
 
@@ -311,7 +313,7 @@ def predict(
     top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Classify image files."""
+    """Classify image files; a folder's INT8 file answers where there is one."""
     from zoo.predictor import Predictor
 
     predictor = Predictor(graph_paths(artefact)[-1])
@@ -320,7 +322,10 @@ def predict(
             data = image.read_bytes()
         except OSError as error:
             raise ArtefactError(f"{image}: cannot be read: {error}") from error
-        (answer,) = predictor.predict([data], top=top)
+        try:
+            (answer,) = predictor.predict([data], top=top)
+        except ImageError as error:
+            raise ImageError(f"{image}: {error}") from error
         pairs = list(zip(answer.labels, answer.probabilities, strict=True))
         if as_json:
             print(

@@ -12,7 +12,7 @@ from typer.main import get_command
 from tests.conftest import run_cli
 from zoo.cli import app, main
 from zoo.datasets.registry import open_dataset
-from zoo.errors import ArtefactError
+from zoo.errors import ArtefactError, ImageError
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
@@ -107,6 +107,9 @@ def test_predict_answers_images(made: Path, tmp_path: Path) -> None:
     assert text.startswith(f"{image}: ")
     answer = json.loads(run_cli("predict", made / "tiny-resnet", image, "--json", "--top", "10").output)
     assert sum(entry["probability"] for entry in answer["labels"]) == pytest.approx(1, abs=1e-5)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ImageError, match=r"text.png: cannot decode the image"):
+        run_cli("predict", made / "tiny-resnet", tmp_path / "text.png")
     with pytest.raises(ArtefactError, match="cannot be read"):
         run_cli("predict", made / "tiny-resnet", tmp_path / "absent.png")
 
