@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -73,10 +74,21 @@ def test_depthwise_weights_keep_eight_bits_and_the_others_seven(tmp_path: Path, 
             weight = source.get(node.input[1])
             floats += weight is None
             if weight is not None:
-                depthwise = module._is_depthwise(node)
+                groups = next(entry.i for entry in node.attribute if entry.name == "group")
+                depthwise = groups == weight.shape[0]
                 largest[depthwise] = max(largest[depthwise], int(abs(weight.astype(int)).max()))
     assert largest == {True: 127, False: 64}
     assert floats == 3
+
+
+def test_wider_groups_are_not_taken_for_depthwise() -> None:
+    shapes = {"plain": (8, 4, 3, 3), "depthwise": (8, 1, 3, 3), "grouped": (8, 2, 3, 3), "multiplied": (16, 1, 3, 3)}
+    groups = {"plain": 1, "depthwise": 8, "grouped": 4, "multiplied": 8}
+    nodes = [onnx.helper.make_node("Conv", ["x", name], [f"{name}/out"], group=groups[name]) for name in shapes]
+    weights = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], weights))
+    assert list(module._full_range(proto)) == ["depthwise"]
+    assert module._full_range(proto)["depthwise"][0]["reduce_range"] is False
 
 
 @pytest.mark.parametrize("calibration", module.CALIBRATIONS)
