@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from zoo.cli import app
+from zoo.cli.main import app
 
 
 def run_cli(*arguments: str | Path) -> Result:

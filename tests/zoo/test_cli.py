@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from tests.conftest import run_cli
-from zoo.cli import app, main
+from zoo.cli.main import app, main
 from zoo.datasets.registry import open_dataset
 from zoo.errors import ArtefactError, ImageError
 
@@ -85,7 +85,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
     def without_torch() -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("zoo.cli.app", without_torch)
+    monkeypatch.setattr("zoo.cli.main.app", without_torch)
     assert exit_code(monkeypatch) == 1
     assert "pip install 'pocketzoo[train]'" in capsys.readouterr().err
 

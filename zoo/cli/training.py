@@ -1,0 +1,63 @@
+"""Commands that train: recipes to checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+
+from zoo.cli.app import (
+    Artefact,
+    AsJson,
+    Data,
+    Force,
+    Model,
+    Only,
+    RecipeName,
+    Resume,
+    Settings,
+    Weights,
+    app,
+    chosen_runs,
+    notes_of,
+    report,
+)
+from zoo.errors import ArtefactError
+from zoo.files import CHECKPOINT, UNMERGED, output_root
+
+
+@app.command()
+def train(
+    recipe: RecipeName = "quickstart",
+    data: Data = None,
+    model: Model = None,
+    weights: Weights = None,
+    settings: Settings = None,
+    only: Only = None,
+    resume: Resume = True,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the checkpoints of a recipe: output/NAME/model.safetensors."""
+    from zoo.checkpoint import read_card
+    from zoo.train import train as stage
+    from zoo.validate import write_state_dicts
+
+    chosen = chosen_runs(recipe, data, model, weights, settings, only)
+    paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
+    # A recipe without both kinds of fine-tuned ViT leaves nothing for validators to load.
+    with contextlib.suppress(ArtefactError):
+        write_state_dicts(output_root())
+    report([read_card(path) for path in paths], paths, as_json)
+
+
+@app.command()
+def merge(artefact: Artefact, data: Data = None, force: Force = False, as_json: AsJson = False) -> None:
+    """Merge the LoRA adapters of lora.safetensors into model.safetensors."""
+    from zoo.checkpoint import read_card
+    from zoo.train import merge as stage
+
+    source = artefact / UNMERGED if artefact.is_dir() else artefact
+    if not source.is_file():
+        raise ArtefactError(f"no unmerged checkpoint at {source}; a recipe with `lora` writes one")
+    dataset = notes_of(source, data).data.open_for(read_card(source))
+    path = stage(source, source.with_name(CHECKPOINT), dataset, force=force)
+    report([read_card(path)], [path], as_json)
