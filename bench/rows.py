@@ -10,18 +10,22 @@ from typing import Any
 from zoo.errors import ArtefactError
 from zoo.files import write_bytes
 
-__all__ = ["ACCURACY", "LATENCY", "PYTEST", "REQUIRED", "append", "read"]
+__all__ = ["ACCURACY", "LATENCY", "PYTEST", "REQUIRED", "TRAINING", "append", "read"]
 
 ACCURACY = "accuracy.jsonl"
 LATENCY = "latency.jsonl"
 PYTEST = "pytest.jsonl"
+TRAINING = "training.jsonl"
 
 _COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
+_WHAT = {"data", "model", "part", "variant", "image_size", "n", "validation_n", "images", "batch", "epochs", "threads"}
+_TOOK = {"setup_seconds", "seconds", "round_seconds", "images_per_s", "ratio", "rounds"}
 _TIMED = _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"}
 REQUIRED = {
     ACCURACY: _COMMON | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
     LATENCY: _TIMED,
     PYTEST: _TIMED,
+    TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
 }
 
 

@@ -27,11 +27,11 @@ import torch_pruning as tp
 from torch import nn
 
 from zoo.card import Card, Input, Stage, advance, allow
-from zoo.checkpoint import heads_of, load, save
+from zoo.checkpoint import heads_of, load, rebuild, save
 from zoo.datasets.base import Dataset
 from zoo.errors import ArtefactError, UsageError, unknown_name
 from zoo.files import code_commit, sha256_file
-from zoo.models.registry import build, classifier, count_macs
+from zoo.models.registry import count_macs, last_layers
 from zoo.models.shrink import attentions, qkv_width, set_heads
 from zoo.recipe import PruneConfig
 from zoo.train import measured
@@ -147,9 +147,7 @@ def prune(
 
 
 def _rebuilt(card: Card, model: nn.Module, done: Plan) -> Card:
-    original = heads_of(
-        build(card.build.architecture, classes=2, channels=card.use.input.channels, arguments=card.build.arguments)
-    )
+    original = heads_of(rebuild(card))
     heads = {name: count for name, count in heads_of(model).items() if count != original[name]}
     return dataclasses.replace(
         card,
@@ -259,8 +257,8 @@ def _least(scores: torch.Tensor, keep: float, round_to: int) -> list[int]:
 
 
 def _kept(model: nn.Module) -> list[nn.Module]:
-    """Layers whose outputs are not pruned: the classifier; in a transformer all but the first layer of each MLP."""
-    kept = [classifier(model)]
+    """Layers whose outputs are not pruned: the logits; in a transformer all but the first layer of each MLP."""
+    kept: list[nn.Module] = list(last_layers(model))
     if attentions(model):
         kept += [
             module

@@ -1,28 +1,28 @@
 """BatchNorm recalibration: pruning changes what flows through a network, so its running statistics are measured anew.
 
 Only BatchNorm layers are in training mode, momentum is cumulative, the data are training images without
-augmentation. See "Precise BN" in Wu & Johnson 2021, arXiv 2105.07576, section 3.
+augmentation; see zoo.norms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from zoo.batches import Images, Normalise
+from zoo.batches import Images
 from zoo.card import Input, Stage, advance, allow
 from zoo.checkpoint import load, save
 from zoo.datasets.base import Dataset
 from zoo.errors import ArtefactError
 from zoo.files import code_commit, sha256_file
 from zoo.fit import pick_device
+from zoo.freeze import is_batch_norm
+from zoo.norms import reestimate
 from zoo.recipe import RecalibrateConfig
 from zoo.train import measured
 
@@ -42,11 +42,7 @@ class Recalibration:
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The layers that keep running statistics."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    return [module for module in model.modules() if is_batch_norm(module)]
 
 
 def recalibrate_model(model: nn.Module, images: Images, *, batch_size: int) -> int:
@@ -64,27 +60,9 @@ def recalibrate_model(model: nn.Module, images: Images, *, batch_size: int) -> i
             f"{type(model).__name__} has no BatchNorm to recalibrate; LayerNorm computes its statistics from each image"
         )
     device = pick_device()
-    prepare = Normalise(images.spec, device)
-    model.to(device).eval()
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative average: PyTorch's documentation of BatchNorm2d
-        layer.train()
-    with torch.no_grad():
-        for batch, _ in images.batches(_even(len(images), batch_size)):
-            model(prepare(batch.to(device)))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
+    reestimate(model.to(device), layers, images, order=range(len(images)), batch_size=batch_size, device=device)
     model.to("cpu")
     return len(layers)
-
-
-def _even(count: int, batch_size: int) -> list[list[int]]:
-    """Indices in batches of nearly one size: the average gives each batch the same weight, however small it is."""
-    parts = max(1, math.ceil(count / batch_size))
-    return [list(range(count * part // parts, count * (part + 1) // parts)) for part in range(parts)]
 
 
 def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, dataset: Dataset) -> Recalibration:

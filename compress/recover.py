@@ -21,8 +21,10 @@ from zoo.datasets.base import Dataset
 from zoo.errors import UsageError
 from zoo.evaluate import check_labels
 from zoo.files import code_commit, sha256_file
-from zoo.fit import STATE, FitReport, Loss, fit, pick_device
+from zoo.fit import FitReport, fit, pick_device
+from zoo.losses import Loss
 from zoo.recipe import RecoverConfig
+from zoo.run_state import STATE
 from zoo.train import measured
 
 __all__ = ["distillation", "recover"]

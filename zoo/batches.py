@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from zoo.card import Input
 from zoo.datasets.base import Sample
-from zoo.errors import DataError, ImageError
+from zoo.errors import DataError, ImageError, unknown_name
 from zoo.image import pixels, scale_and_shift
 from zoo.machine import cores
 from zoo.progress import track
 
-__all__ = ["Images", "Normalise", "canvas"]
+__all__ = ["SAMPLERS", "Images", "Normalise", "canvas", "epoch_order"]
 
 CACHE_BYTES = 2 << 30
-"""Decoded training pictures are kept in memory up to this size; beyond it, worker processes decode them again."""
+"""Decoded training pictures are kept in memory up to this size; beyond it, threads decode them again."""
+
+_AHEAD = 3
+"""Batches decoded in advance."""
+
+SAMPLERS = ("shuffled", "balanced")
+"""Every picture once, in random order; or as many draws with replacement, each class as likely as any other."""
 
 
 def canvas(spec: Input) -> Input:
     """The preprocessing of training pictures: the evaluation's, with the margin that its crop cuts off."""
     edge = spec.resize.edge
     return spec if edge is None else dataclasses.replace(spec, size=(edge, edge))
+
+
+def epoch_order(labels: torch.Tensor, *, sampler: str, generator: torch.Generator) -> list[int]:
+    """The pictures of one epoch, as indices.
+
+    Args:
+        labels: int64 [N], of the training pictures.
+        sampler: one of SAMPLERS.
+        generator: the only source of randomness; on the CPU.
+
+    Returns:
+        N indices: with `balanced`, a picture of a rare class may come several times and one of a common class not at
+        all, so that an epoch stays as long as it is.
+
+    Raises:
+        UsageError: unknown sampler.
+    """
+    if sampler == "shuffled":
+        return list(torch.randperm(len(labels), generator=generator).tolist())
+    if sampler == "balanced":
+        chances = 1 / torch.bincount(labels).double()[labels]  # [N]
+        return list(torch.multinomial(chances, len(labels), replacement=True, generator=generator).tolist())
+    raise unknown_name("sampler", sampler, SAMPLERS)
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
@@ -57,13 +88,32 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
             for indices in order:
                 yield self._memory[list(indices)], self.labels[list(indices)]
         else:
-            yield from DataLoader(self, batch_sampler=order, num_workers=max(1, cores() - 1))  # type: ignore[arg-type]
+            yield from self._decoded_ahead(order)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All pictures once, in their own order."""
         return self.batches(
             [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
         )
+
+    def _decoded_ahead(self, order: Iterable[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches that are decoded while the ones before them are used.
+
+        Threads, not processes: Pillow works without Python's lock, and there is nothing to start and nothing to copy.
+        """
+        pool = ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="decode")
+        waiting: deque[list[Future[tuple[torch.Tensor, int]]]] = deque()
+        chunks = iter(order)
+        try:
+            while True:
+                for indices in itertools.islice(chunks, _AHEAD + 1 - len(waiting)):
+                    waiting.append([pool.submit(self.__getitem__, index) for index in indices])
+                if not waiting:
+                    return
+                images, labels = zip(*(future.result() for future in waiting.popleft()), strict=True)
+                yield torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _decode_all(self) -> npt.NDArray[np.uint8]:
         with ThreadPoolExecutor(max_workers=cores()) as pool:

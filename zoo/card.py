@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.decode import DecodeError, decode
-from zoo.errors import ArtefactError, CardError
+from zoo.errors import ArtefactError, CardError, UsageError, unknown_name
 
 __all__ = [
     "KEY",
@@ -22,6 +22,7 @@ __all__ = [
     "Build",
     "Card",
     "Golden",
+    "Head",
     "Inform",
     "Input",
     "Lora",
@@ -48,9 +49,31 @@ class Lora:
     """LoRA adapters that are still separate from the weights they adapt."""
 
     targets: tuple[str, ...]
-    """Last parts of the adapted layers' names ("qkv", "fc1")."""
+    """Last parts ("qkv", "fc1"; "q", "k", "v" of a fused layer), whole names or patterns; see zoo.lora.add_lora."""
     rank: int
     alpha: float
+    rslora: bool = False
+    """Whether the scale is alpha / sqrt(rank) rather than alpha / rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What turns the pooled features into logits."""
+
+    kind: str = "linear"
+    """`linear`: one layer; `mlp`: batch norm, a hidden layer with ReLU, batch norm, dropout and the last layer."""
+    hidden: int = 512
+    """Width of the MLP's hidden layer, before pruning."""
+    dropout: float = 0.5
+    """Share of the hidden layer's outputs that training sets to zero."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "mlp"):
+            raise unknown_name("head.kind", self.kind, ("linear", "mlp"))
+        if self.hidden < 1:
+            raise UsageError(f"head.hidden: expected a width of at least 1, got {self.hidden}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"head.dropout: expected a share in [0, 1), got {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +85,10 @@ class Build:
     """Keyword arguments of the architecture; JSON scalars and lists."""
     heads: Mapping[str, int] = field(default_factory=dict)
     """Attention module name -> number of heads, for attention modules whose heads were pruned."""
+    layer: str = ""
+    """The network ends after this layer, whose pooled output a linear classifier reads; "": it is whole."""
+    head: Head | None = None
+    """What replaces the architecture's own classifier; None: nothing."""
     lora: Lora | None = None
 
 
@@ -352,7 +379,7 @@ def from_json(text: str | None, *, where: str) -> Card:
         )
     try:
         return decode(Card, document, "card")
-    except (DecodeError, CardError) as error:
+    except (DecodeError, CardError, UsageError) as error:
         raise CardError(f"{where}: {error}") from None
 
 

@@ -14,10 +14,12 @@ from zoo.card import KEY, Card, from_json, to_json
 from zoo.errors import ArtefactError, UsageError
 from zoo.files import write_atomically
 from zoo.lora import add_card_lora
+from zoo.models.heads import add_head
 from zoo.models.registry import build, classifier_width
 from zoo.models.shrink import attentions, shrink
+from zoo.models.truncate import truncate
 
-__all__ = ["heads_of", "load", "read_card", "save"]
+__all__ = ["heads_of", "load", "read_card", "rebuild", "save"]
 
 
 def read_card(path: Path) -> Card:
@@ -42,12 +44,7 @@ def load(path: Path) -> tuple[nn.Module, Card]:
     """
     card, tensors = _read(path, tensors=True)
     try:
-        model = build(
-            card.build.architecture,
-            classes=len(card.use.labels),
-            channels=card.use.input.channels,
-            arguments=card.build.arguments,
-        )
+        model = rebuild(card)
     except UsageError as error:
         raise ArtefactError(f"{path}: {error}") from error
     if card.build.lora is not None:
@@ -61,6 +58,23 @@ def load(path: Path) -> tuple[nn.Module, Card]:
     if width != len(card.use.labels):
         raise ArtefactError(f"{path}: the card has {len(card.use.labels)} labels, the classifier {width} outputs")
     return model.eval(), card
+
+
+def rebuild(card: Card) -> nn.Module:
+    """The network that a card describes, with random weights, whole widths and no adapters.
+
+    Raises:
+        UsageError: the architecture, its arguments, its layer or its head do not exist.
+    """
+    classes = len(card.use.labels)
+    model = build(
+        card.build.architecture, classes=classes, channels=card.use.input.channels, arguments=card.build.arguments
+    )
+    if card.build.layer:
+        model = truncate(model, card.build.layer, classes)
+    if card.build.head is not None:
+        add_head(model, card.build.head, classes)
+    return model
 
 
 def save(model: nn.Module, card: Card, path: Path) -> Card:

@@ -1,10 +1,11 @@
-"""Accuracy with its interval, calibration, and what goes of them into a card. `N` images, `K` labels."""
+"""Accuracy with its interval, per class, calibration, and what goes of them into a card. `N` images, `K` labels."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,59 @@ from torch import nn
 from zoo.batches import Images, Normalise
 from zoo.card import Card, Input, Metrics, Reference
 from zoo.datasets.base import Dataset, Sample
-from zoo.errors import DataError
+from zoo.errors import DataError, unknown_name
 from zoo.image import batch
 from zoo.predictor import softmax
 from zoo.progress import track
 
-__all__ = ["accuracy", "check_labels", "fit_temperature", "logits_of", "torch_logits", "with_validation"]
+__all__ = [
+    "Averages",
+    "ClassMetrics",
+    "accuracy",
+    "averages",
+    "calibration_error",
+    "check_labels",
+    "fit_temperature",
+    "logits_of",
+    "per_class",
+    "rare_labels",
+    "torch_logits",
+    "with_validation",
+]
 
 Logits = npt.NDArray[np.float32]
 Classifier = Callable[[npt.NDArray[np.float32]], Logits]
+
+CALIBRATION_BINS = 15
+"""As in Guo et al. 2017, table 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """How well one label is recognised. Fractions, not per cent."""
+
+    label: str
+    n: int
+    """Images that have it."""
+    precision: float
+    """Share of the answers with this label that are right; 0 where there is no such answer."""
+    recall: float
+    """Share of its images that are recognised; 0 where there is no image."""
+    f1: float
+    """Harmonic mean of both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averages:
+    """Unweighted means over labels: each counts the same, however many images it has."""
+
+    classes: int
+    """Labels that have images; the others have no recall to average."""
+    n: int
+    """Images of these labels."""
+    precision: float
+    recall: float
+    f1: float
 
 
 def torch_logits(model: nn.Module, images: Images, *, device: torch.device, batch_size: int = 128) -> Logits:
@@ -71,6 +116,80 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         high=float(interval.high),
         top5=top5,
     )
+
+
+def per_class(logits: Logits, labels: npt.NDArray[np.int64], names: Sequence[str]) -> list[ClassMetrics]:
+    """Precision, recall and F1 of every label (scikit-learn's), in the order of `names`.
+
+    Args:
+        logits: [N, K]; equal logits rank the earlier label first, as in serving.
+        labels: [N], the true labels.
+        names: of the K labels.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        labels, logits.argmax(axis=1), labels=np.arange(len(names)), zero_division=0.0
+    )
+    return [
+        ClassMetrics(label=name, n=int(n), precision=float(precision), recall=float(recall), f1=float(f1))
+        for name, precision, recall, f1, n in zip(names, *columns, strict=True)
+    ]
+
+
+def averages(rows: Sequence[ClassMetrics]) -> Averages | None:
+    """Macro averages over the labels in `rows` that have images; None where none has."""
+    present = [row for row in rows if row.n]
+    if not present:
+        return None
+    return Averages(
+        classes=len(present),
+        n=sum(row.n for row in present),
+        precision=sum(row.precision for row in present) / len(present),
+        recall=sum(row.recall for row in present) / len(present),
+        f1=sum(row.f1 for row in present) / len(present),
+    )
+
+
+def rare_labels(dataset: Dataset, names: Sequence[str] = (), *, thinned: Sequence[str] = ()) -> tuple[str, ...]:
+    """The labels to set apart, in the data set's order.
+
+    Args:
+        dataset: whose labels they are.
+        names: labels, or names of groups of labels. Where none is given: those of `thinned`; where there is none
+            either: labels with fewer than half of the median number of training images.
+        thinned: labels, or names of groups, whose training images were thinned; unknown ones are passed over, since
+            the data may be others than those of the training.
+
+    Raises:
+        UsageError: one of `names` is neither a label nor a group; lists close matches.
+    """
+    members = {label: (label,) for label in dataset.labels} | dict(dataset.groups)
+    for name in names:
+        if name not in members:
+            raise unknown_name(f"class or group of {dataset.name}", name, members)
+    chosen = {label for name in names or thinned for label in members.get(name, ())}
+    if not chosen:
+        found = np.array([sample.label for sample in dataset.splits["train"]], dtype=np.int64)
+        counts = np.bincount(found, minlength=len(dataset.labels))
+        chosen = {label for label, count in zip(dataset.labels, counts, strict=True) if count < np.median(counts) / 2}
+    return tuple(label for label in dataset.labels if label in chosen)
+
+
+def calibration_error(probabilities: Logits, labels: npt.NDArray[np.int64], *, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error of the top answer (Guo et al. 2017, equation 5), a fraction.
+
+    Args:
+        probabilities: [N, K], after the temperature.
+        labels: [N], the true labels.
+        bins: of equal width over the confidences 0 to 1; each includes its upper end.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    places = np.ceil(confidence * bins).clip(1, bins).astype(np.int64) - 1
+    # Per bin: |sum of hits - sum of confidences| is its size times |accuracy - mean confidence|.
+    gaps = np.bincount(places, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:

@@ -43,7 +43,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file, flush it to disk and rename it to `path`.
 
     A killed run leaves the old file or the new one, never half of one; a failing `write` leaves the old one.
+
+    Raises:
+        ArtefactError: the folder cannot be written, or the disk is full.
     """
+    try:
+        _write_atomically(path, write)
+    except OSError as error:
+        raise ArtefactError(
+            f"{path}: cannot be written ({error}); free some space or name another folder (POCKETZOO_OUTPUT), "
+            "then run the same command again"
+        ) from error
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)

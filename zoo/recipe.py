@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.card import Head
+from zoo.datasets.splits import Thin
 from zoo.decode import DecodeError, decode
 from zoo.errors import UsageError, unknown_name
 from zoo.fit import FitConfig
+from zoo.masks import Mask
+from zoo.semi import Unlabelled
 
 __all__ = [
     "LoraConfig",
@@ -35,6 +39,8 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), not alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +109,21 @@ class Run:
     """First weights: none, pretrained or a file."""
     start: str = ""
     """Name of an earlier run whose network is adapted; instead of `weights`."""
+    head: Head | None = None
+    """A classifier of another kind than the architecture's own linear one."""
     lora: LoraConfig | None = None
+    mask: Mask | None = None
+    """Only a share of the weights may change."""
+    thin: Thin | None = None
+    """Keep only a share of some classes' training images."""
+    labels: float = 1.0
+    """Share of the training images whose labels are known."""
+    unlabelled: Unlabelled | None = None
+    """How to learn from the training images whose labels are not."""
     role: str = "model"
     """`model`, or `control`: trained for comparison, not compressed."""
+    test: bool = True
+    """Whether the test split is read at the end; not for runs among which one is chosen."""
     test_on: str = ""
     """Data set whose test split measures it; default: `data`."""
     train: FitConfig = field(default_factory=FitConfig)
@@ -119,6 +137,12 @@ class Run:
             raise UsageError(f"role must be 'model' or 'control', got {self.role!r}")
         if self.start and self.weights != "none":
             raise UsageError(f"run {self.name!r}: give `start` or `weights`, not both")
+        if self.lora and self.mask:
+            raise UsageError(f"run {self.name!r}: give `lora` or `mask`, not both")
+        if not 0 < self.labels <= 1:
+            raise UsageError(f"labels must be a share of the training images in (0, 1], got {self.labels}")
+        if self.unlabelled and self.labels == 1:
+            raise UsageError(f"run {self.name!r}: [unlabelled] needs images without labels; set labels = 0.1 or so")
 
     @property
     def artefact(self) -> str:

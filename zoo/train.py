@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,31 @@ from zoo.batches import Images, canvas
 from zoo.card import Build, Card, Inform, Input, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
+from zoo.distributed import barrier, first_decides, join_world
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
-from zoo.fit import STATE, FitReport, fit, pick_device
+from zoo.fit import EpochResult, fit, pick_device
 from zoo.lora import add_lora, merge_lora
-from zoo.models.registry import build, classifier, count_macs, input_for, zero_classifier
+from zoo.models.heads import add_head, reset_head
+from zoo.models.registry import build, count_macs, input_for
 from zoo.models.weights import load_weights
 from zoo.recipe import Run
+from zoo.run_state import STATE
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
 
-__all__ = ["measured", "merge", "train"]
+__all__ = ["measured", "merge", "source_of", "starting_point", "train"]
 
 
-def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -> Path:
+def train(
+    run: Run,
+    output: Path,
+    *,
+    resume: bool = True,
+    force: bool = False,
+    test: bool | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+) -> Path:
     """Train one network of a recipe into `output/<name>/model.safetensors`.
 
     With LoRA, `lora.safetensors` keeps the unmerged network, and the merged one is made from it by :func:`merge`.
@@ -39,6 +51,8 @@ def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -
         output: the folder of artefacts; `run.start` is looked up there.
         resume: continue an interrupted run.
         force: train even if the checkpoint is up to date.
+        test: read the test split at the end; default: what the run says.
+        on_epoch: called after each epoch; may raise zoo.fit.Stopped to end training with the best epoch so far.
 
     Returns:
         The checkpoint's path.
@@ -46,27 +60,49 @@ def train(run: Run, output: Path, *, resume: bool = True, force: bool = False) -
     Raises:
         UsageError, DataError, ArtefactError, TrainingError: see the functions this is made of.
     """
+    world = join_world()
+    test = run.test if test is None else test
     folder = output / run.artefact
-    source = DataSource(name=run.data, seed=run.split_seed, per_split=run.images_per_split)
+    source = source_of(run)
     dataset = source.open()
     # A relative path means something else in another working directory.
     source = dataclasses.replace(source, name=dataset.location or run.data)
-    elsewhere = dataclasses.replace(source, name=run.test_on) if run.test_on else None
-    test = dataclasses.replace(elsewhere, name=elsewhere.open().location or run.test_on) if elsewhere else source
+    notes = Notes(role=run.role, data=source, test=_test_source(run) if run.test_on else source)
     parent = output / run.start / CHECKPOINT if run.start else None
     digest = sha256_file(parent) if parent and parent.is_file() else None
     if parent and digest is None:
         raise ArtefactError(f"{run.artefact} starts from {run.start}, but there is no {parent}; train that first")
     config = _lineage_config(run, dataset)
     target = folder / (UNMERGED if run.lora else CHECKPOINT)
-    card = card_if_readable(read_card, target)
-    if force or not is_current(card, [("train", config)], digest):
-        _train(run, dataset, parent, digest, config, target, resume=resume)
-    write_notes(folder, Notes(role=run.role, data=source, test=test))
-    return merge(target, folder / CHECKPOINT, dataset, force=force) if run.lora else target
+
+    def stale() -> bool:
+        return force or not is_current(card_if_readable(read_card, target), [("train", config)], digest)
+
+    if first_decides(stale, world):
+        _train(run, dataset, parent, digest, config, target, resume=resume, test=test, on_epoch=on_epoch)
+    if world.first:
+        write_notes(folder, notes)
+        if run.lora:
+            merge(target, folder / CHECKPOINT, dataset, force=force, test=test)
+    barrier(world)
+    return folder / CHECKPOINT
 
 
-def merge(source: Path, target: Path, dataset: Dataset | None = None, *, force: bool = False) -> Path:
+def source_of(run: Run) -> DataSource:
+    """How to open the data of a run."""
+    return DataSource(
+        name=run.data, seed=run.split_seed, per_split=run.images_per_split, thin=run.thin, labels=run.labels
+    )
+
+
+def _test_source(run: Run) -> DataSource:
+    source = DataSource(name=run.test_on, seed=run.split_seed, per_split=run.images_per_split)
+    return dataclasses.replace(source, name=source.open().location or run.test_on)
+
+
+def merge(
+    source: Path, target: Path, dataset: Dataset | None = None, *, force: bool = False, test: bool = True
+) -> Path:
     """Merge LoRA adapters into the weights they adapt: W + (alpha / rank) B A.
 
     Args:
@@ -74,6 +110,7 @@ def merge(source: Path, target: Path, dataset: Dataset | None = None, *, force: 
         target: the merged one.
         dataset: measures the merged network on its validation and test splits.
         force: merge even if the target is up to date.
+        test: read the test split.
 
     Raises:
         ArtefactError: the source has no adapters.
@@ -94,7 +131,7 @@ def merge(source: Path, target: Path, dataset: Dataset | None = None, *, force: 
     )
     card = advance(card, entry)
     card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=None))
-    save(model, measured(model, card, dataset, test=True) if dataset else card, target)
+    save(model, measured(model, card, dataset, test=test) if dataset else card, target)
     return target
 
 
@@ -123,14 +160,10 @@ def _train(
     target: Path,
     *,
     resume: bool,
+    test: bool,
+    on_epoch: Callable[[EpochResult], None] | None,
 ) -> None:
-    model, card = _starting_point(run, dataset, parent)
-    if run.lora:
-        torch.manual_seed(run.train.seed)
-        lora = run.lora
-        add_lora(model, targets=lora.targets, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
-        build_with = dataclasses.replace(card.build, lora=Lora(targets=lora.targets, rank=lora.rank, alpha=lora.alpha))
-        card = dataclasses.replace(card, build=build_with)
+    model, card = starting_point(run, dataset, parent)
     spec = card.use.input
     report = fit(
         model,
@@ -142,44 +175,76 @@ def _train(
         resume=resume,
         title=run.artefact,
         identity=[config, digest],
+        unlabelled=Images(dataset.unlabelled, canvas(spec)) if run.unlabelled else None,
+        semi=run.unlabelled,
+        mask=run.mask,
+        on_epoch=on_epoch,
     )
+    if not join_world().first:
+        return
     entry = Stage(
         stage="train",
         config=config,
         parent=digest,
         seed=run.train.seed,
         commit=code_commit(),
-        summary=_summary(model, report),
+        summary=dataclasses.asdict(report),
         seconds=report.seconds,
     )
     # A first training has no parent file, so it cannot `advance` a parent's card.
     lineage = (*card.lineage, entry)
     card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
-    save(model, measured(model, card, dataset, test=run.lora is None), target)
+    save(model, measured(model, card, dataset, test=test and run.lora is None), target)
     (target.parent / STATE).unlink(missing_ok=True)
 
 
-def _starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.Module, Card]:
-    """The network before training, with a card that has no measured facts yet."""
-    if parent is not None:
-        model, card = load(parent)
-        if card.use.labels != dataset.labels:
-            _reset_head(model, len(dataset.labels))
-        use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
-        inform = dataclasses.replace(card.inform, metrics=(), macs=count_macs(model, use.input))
-        return model, dataclasses.replace(card, use=use, inform=inform)
+def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.Module, Card]:
+    """The network of a run before training, with a card that has no measured facts yet.
+
+    Args:
+        run: its model and weights, head and LoRA.
+        dataset: its labels and colours.
+        parent: the checkpoint of `run.start`.
+    """
+    model, card = _adapted(run, dataset, parent) if parent is not None else _built(run, dataset)
+    torch.manual_seed(run.train.seed)
+    if run.head is not None:
+        add_head(model, run.head, len(dataset.labels))
+        card = dataclasses.replace(card, build=dataclasses.replace(card.build, head=run.head))
+    if run.lora is not None:
+        lora = Lora(targets=run.lora.targets, rank=run.lora.rank, alpha=run.lora.alpha, rslora=run.lora.rslora)
+        add_lora(
+            model,
+            targets=lora.targets,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            rslora=lora.rslora,
+            dropout=run.lora.dropout,
+        )
+        card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=lora))
+    macs = _macs(model, card.use.input, run)
+    return model, dataclasses.replace(card, inform=dataclasses.replace(card.inform, macs=macs, metrics=()))
+
+
+def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]:
+    model, card = load(parent)
+    if card.use.labels != dataset.labels:
+        reset_head(model, len(dataset.labels))
+    use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
+    return model, dataclasses.replace(card, use=use)
+
+
+def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
     spec = input_for(run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs)
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
     source = load_weights(model, run.model, run.weights, arguments=run.arguments)
-    macs = _macs(model, spec, run)
-    card = Card(
+    return model, Card(
         name=run.artefact,
         build=Build(architecture=run.model, arguments=dict(run.arguments)),
         use=Use(labels=dataset.labels, input=spec),
-        inform=Inform(parameters=0, bytes=0, macs=macs, source=source.source, licence=source.licence),
+        inform=Inform(parameters=0, bytes=0, macs=0, source=source.source, licence=source.licence),
     )
-    return model, card
 
 
 def _macs(model: nn.Module, spec: Input, run: Run) -> int:
@@ -192,24 +257,15 @@ def _macs(model: nn.Module, spec: Input, run: Run) -> int:
         ) from error
 
 
-def _reset_head(model: nn.Module, classes: int) -> None:
-    head = classifier(model)
-    if not hasattr(model, "reset_classifier"):
-        raise ArtefactError(f"{type(head).__name__}: this network cannot take a new set of labels")
-    model.reset_classifier(classes)  # type: ignore[operator]
-    zero_classifier(model)
-
-
-def _summary(model: nn.Module, report: FitReport) -> dict[str, Any]:
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return dataclasses.asdict(report) | {"trainable": trainable}
-
-
 def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
     return {
-        "data": dataset.describe(),
+        "data": dataset.describe() | ({"thin": dataclasses.asdict(run.thin)} if run.thin else {}),
+        "labels": run.labels,
         "fit": dataclasses.asdict(run.train),
+        "head": dataclasses.asdict(run.head) if run.head else None,
         "lora": dataclasses.asdict(run.lora) if run.lora else None,
+        "mask": dataclasses.asdict(run.mask) if run.mask else None,
+        "unlabelled": dataclasses.asdict(run.unlabelled) if run.unlabelled else None,
         # The network of a `start` is what its own card says.
         "model": run.model,
         "arguments": dict(run.arguments),

@@ -12,6 +12,7 @@ from typing import Any
 from zoo.card import Card
 from zoo.datasets.base import Dataset
 from zoo.datasets.registry import open_dataset
+from zoo.datasets.splits import Thin
 from zoo.decode import DecodeError, decode
 from zoo.errors import ArtefactError, DataError, PocketzooError
 from zoo.files import write_bytes
@@ -26,13 +27,16 @@ class DataSource:
     """How to open a data set again on this machine."""
 
     name: str
-    """Embedded name, or a folder's path."""
+    """A data set's name, or a folder's path."""
     seed: int = 0
     per_split: int | None = None
+    thin: Thin | None = None
+    labels: float = 1.0
+    """Share of the training images whose labels stay."""
 
     def open(self) -> Dataset:
         """The data set; errors as zoo.datasets.registry.open_dataset."""
-        return open_dataset(self.name, seed=self.seed, per_split=self.per_split)
+        return open_dataset(self.name, seed=self.seed, per_split=self.per_split, thin=self.thin, labels=self.labels)
 
     def open_for(self, card: Card) -> Dataset:
         """The data set that `card` was trained on.

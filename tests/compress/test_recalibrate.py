@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from compress.recalibrate import _even, batch_norms, recalibrate_model
+from compress.recalibrate import batch_norms, recalibrate_model
 from tests.zoo.factories import make_input, make_samples
 from zoo.batches import Images, Normalise
 from zoo.errors import ArtefactError
+from zoo.norms import even_chunks
 
 
 class Net(nn.Module):
@@ -68,7 +69,7 @@ def test_every_image_has_about_the_same_weight(count: int) -> None:
 
 def test_batches_differ_in_size_by_at_most_one() -> None:
     for count, size in ((65, 64), (196, 64), (17, 16), (1, 4)):
-        batches = _even(count, size)
+        batches = even_chunks(range(count), size)
         assert [index for batch in batches for index in batch] == list(range(count))
         sizes = {len(batch) for batch in batches}
         assert max(sizes) <= size

@@ -30,6 +30,7 @@ from zoo.predictor import Predictor
 from zoo.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig
 
 ARCHITECTURES = {
+    "cnn5": (32, {"filters": 8, "dense": 16, "img_size": 32}),
     "lenet": (28, {}),
     "resnet10t": (32, {}),
     "resnet26": (32, {}),

@@ -81,7 +81,9 @@ def cards(draw: st.DrawFn) -> Card:
         summary=TABLES,
         seconds=NUMBERS,
     )
-    lora = st.builds(Lora, targets=st.lists(TEXTS, max_size=3).map(tuple), rank=COUNTS, alpha=NUMBERS)
+    lora = st.builds(
+        Lora, targets=st.lists(TEXTS, max_size=3).map(tuple), rank=COUNTS, alpha=NUMBERS, rslora=st.booleans()
+    )
     return Card(
         name=draw(TEXTS),
         build=Build(

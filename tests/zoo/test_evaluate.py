@@ -1,7 +1,8 @@
-"""Accuracy, its interval, and calibration."""
+"""Accuracy, its interval, per class, and calibration."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +13,21 @@ from torch import nn
 from tests.zoo.factories import make_card, make_dataset, make_input
 from zoo.batches import Images
 from zoo.card import Metrics
-from zoo.evaluate import accuracy, fit_temperature, logits_of, torch_logits, with_validation
+from zoo.errors import DataError, UsageError
+from zoo.evaluate import (
+    Averages,
+    ClassMetrics,
+    accuracy,
+    averages,
+    calibration_error,
+    check_labels,
+    fit_temperature,
+    logits_of,
+    per_class,
+    rare_labels,
+    torch_logits,
+    with_validation,
+)
 from zoo.predictor import softmax
 
 
@@ -100,11 +115,68 @@ def test_what_validation_puts_into_the_card():
 
 
 def test_labels_must_be_the_cards():
-    from tests.zoo.factories import make_card, make_dataset
-    from zoo.errors import DataError
-    from zoo.evaluate import check_labels
-
     check_labels(make_card(("cat", "dog", "hen")), make_dataset())
     for labels in (("dog", "cat", "hen"), ("cat", "dog", "hen", "owl")):
         with pytest.raises(DataError, match="name the data it was trained on, or train it on this"):
             check_labels(make_card(labels), make_dataset())
+
+
+def _answers(answers: list[int], classes: int = 4) -> np.ndarray:
+    return np.eye(classes, dtype=np.float32)[answers]
+
+
+def test_per_class_by_hand():
+    truth = np.array([0, 0, 0, 0, 1, 1, 2])
+    rows = per_class(_answers([0, 0, 0, 1, 1, 2, 1]), truth, ["ant", "bee", "cow", "dog"])
+    assert [(row.label, row.n) for row in rows] == [("ant", 4), ("bee", 2), ("cow", 1), ("dog", 0)]
+    assert [row.precision for row in rows] == pytest.approx([1, 1 / 3, 0, 0])
+    assert [row.recall for row in rows] == pytest.approx([3 / 4, 1 / 2, 0, 0])
+    assert [row.f1 for row in rows] == pytest.approx([6 / 7, 2 / 5, 0, 0])
+
+
+def test_averages_count_every_class_the_same_and_absent_ones_not():
+    rows = per_class(_answers([0, 0, 0, 1, 1, 2, 1]), np.array([0, 0, 0, 0, 1, 1, 2]), ["ant", "bee", "cow", "dog"])
+    found = averages(rows)
+    assert (found.classes, found.n) == (3, 7)
+    assert (found.precision, found.recall, found.f1) == pytest.approx((4 / 9, 5 / 12, (6 / 7 + 2 / 5) / 3))
+    assert averages(rows[:1]) == Averages(classes=1, n=4, precision=1, recall=0.75, f1=rows[0].f1)
+    assert averages(rows[3:]) is None
+    assert averages([]) is None
+
+
+def test_ties_go_to_the_earlier_label_per_class_too():
+    (first, second) = per_class(np.zeros((2, 2), np.float32), np.array([0, 1]), ["a", "b"])
+    assert first == ClassMetrics(label="a", n=1, precision=0.5, recall=1, f1=pytest.approx(2 / 3))
+    assert second.recall == 0
+
+
+def test_calibration_error_by_hand():
+    # Two bins: at 0.6 one of two is right, at 0.9 both are.
+    chances = np.array([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.9, 0.1]], np.float32)
+    truth = np.array([0, 1, 1, 0])
+    assert calibration_error(chances, truth) == pytest.approx((2 * 0.1 + 2 * 0.1) / 4, abs=1e-6)
+    assert calibration_error(chances, truth, bins=1) == pytest.approx(0, abs=1e-6)
+    assert calibration_error(np.array([[1.0, 0], [1, 0]], np.float32), np.array([0, 1])) == pytest.approx(0.5)
+
+
+def test_the_right_temperature_calibrates():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 4)).astype(np.float32) * 2
+    truth = (generator.random((20_000, 1)) > softmax(logits).cumsum(axis=1)).sum(axis=1).clip(0, 3)
+    assert calibration_error(softmax(logits), truth) < 0.015
+    assert calibration_error(softmax(logits * 3), truth) > 0.1
+    assert calibration_error(softmax(logits * 3, fit_temperature(logits * 3, truth)), truth) < 0.015
+
+
+def test_which_labels_are_rare():
+    dataset = dataclasses.replace(make_dataset(12), groups={"pets": ("dog", "cat")})
+    assert rare_labels(dataset) == ()
+    train = list(dataset.splits["train"])
+    kept = [sample for sample in train if sample.label != 2] + [sample for sample in train if sample.label == 2][:1]
+    few = dataclasses.replace(dataset, splits={**dataset.splits, "train": kept})
+    assert rare_labels(few) == ("hen",)
+    assert rare_labels(few, thinned=["dog"]) == ("dog",)
+    assert rare_labels(few, thinned=["owl"]) == ("hen",)
+    assert rare_labels(few, ["pets"], thinned=["hen"]) == ("cat", "dog")
+    with pytest.raises(UsageError, match="unknown class or group of tiny 'pet'; did you mean pets"):
+        rare_labels(few, ["pet"])

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from zoo.errors import TrainingError, UsageError
-from zoo.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from zoo.freeze import Stage
+from zoo.optim import OPTIMIZERS, SCHEDULES, ladder, make_optimizer, make_schedule, plateau
 
 
 def _net() -> nn.Module:
@@ -73,6 +74,58 @@ def test_wrong_warmup(warmup):
     ],
 )
 def test_schedules(name, warmup, expected):
-    assert len(SCHEDULES) == 3
+    assert len(SCHEDULES) == 4
     factor = make_schedule(name, warmup=warmup)
     assert {progress: factor(progress) for progress in expected} == pytest.approx(expected)
+
+
+STAGES = [Stage("stem", ("a",), ()), Stage("body", ("b", "c"), ()), Stage("classifier", ("d",), ())]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"a": 1, "b": 1, "c": 1, "d": 1}),
+        ({"head_factor": 10.0}, {"a": 1, "b": 1, "c": 1, "d": 10}),
+        ({"layer_decay": 0.5}, {"a": 0.25, "b": 0.5, "c": 0.5, "d": 1}),
+        ({"layer_decay": 0.5, "head_factor": 3.0}, {"a": 0.25, "b": 0.5, "c": 0.5, "d": 3}),
+        ({"rates": (1.0, 0.3, 0.1)}, {"a": 0.1, "b": 0.3, "c": 0.3, "d": 1}),
+        ({"rates": (1.0, 0.3)}, {"a": 0.3, "b": 0.3, "c": 0.3, "d": 1}),
+    ],
+)
+def test_ladders(options, expected):
+    assert ladder(STAGES, **options) == pytest.approx(expected)
+
+
+def test_ladders_exclude_each_other():
+    with pytest.raises(UsageError, match=r"train\.rates, or train\.head_factor and train\.layer_decay"):
+        ladder(STAGES, rates=(1.0,), head_factor=2.0)
+    with pytest.raises(UsageError, match=r"train\.rates must be a positive number, got 0"):
+        ladder(STAGES, rates=(1.0, 0.0))
+
+
+def test_factors_become_groups_with_their_own_rates():
+    names = [name for name, _ in _net().named_parameters()]
+    factors = {names[-1]: 4.0, names[-2]: 4.0}
+    groups = make_optimizer("adamw", _net(), lr=0.1, weight_decay=0.3, factors=factors).param_groups
+    assert sorted((group["factor"], round(group["lr"], 6), group["weight_decay"]) for group in groups) == [
+        (1.0, 0.1, 0.0),
+        (1.0, 0.1, 0.3),
+        (4.0, 0.4, 0.0),
+        (4.0, 0.4, 0.3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "expected"),
+    [
+        ([], 2, 1.0),
+        ([3, 2, 1], 1, 1.0),
+        ([1, 1], 1, 0.1),
+        ([1, 2, 0.5, 0.6], 2, 1.0),
+        ([1, 2, 2, 2, 2], 2, 0.01),
+        ([1, 2, 2, 0.5, 2, 2], 2, 0.01),
+    ],
+)
+def test_plateau(losses, patience, expected):
+    assert plateau(losses, patience=patience) == pytest.approx(expected)

@@ -10,6 +10,7 @@ import pytest
 from tests.zoo.factories import make_card
 from zoo.card import Stage
 from zoo.datasets.registry import open_dataset
+from zoo.datasets.splits import Thin
 from zoo.errors import ArtefactError, DataError
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, read_notes, write_notes
 
@@ -32,6 +33,15 @@ def test_missing_and_broken_notes(tmp_path, content):
 
 def test_a_source_opens_its_data(output):
     assert {len(samples) for samples in NOTES.data.open().splits.values()} == {20}
+
+
+def test_a_source_remembers_what_was_left_out(output, tmp_path):
+    source = DataSource(name="digits", seed=4, thin=Thin(classes=("1", "7"), keep=0.5), labels=0.1)
+    write_notes(tmp_path, dataclasses.replace(NOTES, data=source))
+    assert read_notes(tmp_path).data == source
+    dataset = read_notes(tmp_path).data.open()
+    assert (len(dataset.splits["train"]), len(dataset.unlabelled)) == (113, 1019)
+    assert dataset.splits["test"] == DataSource(name="digits").open().splits["test"]
 
 
 def _card(*entries: tuple[str, dict[str, object], str | None]):

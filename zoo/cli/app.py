@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 __all__ = [
     "Artefact",
@@ -27,6 +28,7 @@ __all__ = [
     "app",
     "bench",
     "chosen_runs",
+    "compare",
     "console",
     "named_source",
     "notes_of",
@@ -49,7 +51,7 @@ MaybeRecipe = Annotated[
     str | None, typer.Option("--recipe", help="Everything that this recipe makes, instead of naming artefacts.")
 ]
 Data = Annotated[
-    str | None, typer.Option("--data", help="Folder of images, or an embedded data set (mnist5k, digits).")
+    str | None, typer.Option("--data", help="Folder of images, or a data set by name (`pocketzoo data` lists them).")
 ]
 Model = Annotated[str | None, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
 Weights = Annotated[
@@ -106,6 +108,29 @@ def report(cards: list[Any], paths: list[Path], as_json: bool) -> None:
             continue
         measured = f"validation top-1 {metrics.top1:.2%} (n = {metrics.n})" if metrics else "not measured"
         print(f"{_short(path)}: {measured}, {card.inform.macs / 1e6:.1f} MMACs, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def compare(cards: list[Any]) -> Table:
+    """Trainings side by side: what was trained, how well, how long."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", no_wrap=True)
+    for heading in ("trained", "validation top-1 %", "95 % CI", "n", "best epoch", "seconds", "test top-1 %", "test n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for card in cards:
+        steps = [entry for entry in card.lineage if entry.stage == "train"]
+        summary, validation, test = steps[-1].summary, card.metrics("validation"), card.metrics("test")
+        table.add_row(
+            card.name,
+            f"{summary['trainable']:,}",
+            f"{validation.top1 * 100:.1f}",
+            f"{validation.low * 100:.1f}-{validation.high * 100:.1f}",
+            str(validation.n),
+            f"{summary['best_epoch']}/{summary['epochs']}",
+            f"{summary['seconds']:.0f}",
+            f"{test.top1 * 100:.1f}" if test else "not read",
+            str(test.n) if test else "",
+        )
+    return table
 
 
 def _short(path: Path) -> Path:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from zoo.cli import compression, measure, training
+from zoo.cli import adapters, bench_training, compression, data, evaluate, forgetting, measure, models, search, training
 from zoo.cli.app import app
 from zoo.errors import ArtefactError, PocketzooError, UsageError
 from zoo.progress import note
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = (compression, measure, training)
+COMMANDS = (adapters, bench_training, compression, data, evaluate, forgetting, measure, models, search, training)
 """The modules that registered their commands when they were imported."""
 
 _INTERRUPTED = 130
@@ -27,10 +27,12 @@ def main() -> None:
         sys.exit(_complain(error, 1))
     except ModuleNotFoundError as error:
         if error.name not in {
+            "filelock",
             "matplotlib",
             "optuna",
             "torch",
             "timm",
+            "tomli_w",
             "torch_pruning",
             "mlxtend",
             "sklearn",

@@ -9,27 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.app import Artefact, Artefacts, AsJson, Data, app, bench, console, notes_of
+from zoo.cli.app import Artefact, Artefacts, AsJson, app, bench, console
 from zoo.errors import ArtefactError, ImageError
 from zoo.files import CHECKPOINT, graph_paths, output_root
-
-
-@app.command()
-def evaluate(
-    artefact: Artefact,
-    data: Data = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
-    as_json: AsJson = False,
-) -> None:
-    """Measure the accuracy of an artefact's ONNX files on a data set."""
-    from bench.accuracy import measure_accuracy
-
-    paths = graph_paths(artefact)
-    source = notes_of(paths[0], data).data
-    for path in paths:
-        row = measure_accuracy(path, source.open(), split=split)
-        text = _accuracy_text(row)
-        print(json.dumps(row) if as_json else text)
 
 
 @app.command()

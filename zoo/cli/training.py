@@ -17,6 +17,8 @@ from zoo.cli.app import (
     Weights,
     app,
     chosen_runs,
+    compare,
+    console,
     notes_of,
     report,
 )
@@ -46,7 +48,11 @@ def train(
     # A recipe without both kinds of fine-tuned ViT leaves nothing for validators to load.
     with contextlib.suppress(ArtefactError):
         write_state_dicts(output_root())
-    report([read_card(path) for path in paths], paths, as_json)
+    cards = [read_card(path) for path in paths]
+    if as_json or len(cards) == 1:
+        report(cards, paths, as_json)
+    else:
+        console().print(compare(cards))
 
 
 @app.command()

@@ -58,23 +58,30 @@ class Dataset:
     """What to give `pocketzoo --data` to open it again."""
     skipped: tuple[str, ...] = ()
     """Unreadable files, each with the reason."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names for several labels at once, like `cats`; accepted wherever classes are chosen."""
+    unlabelled: Sequence[Sample] = ()
+    """Training images whose labels were set aside: training must not use them, a report of pseudo-labels may."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over labels, splits and the digest of every image."""
+        """SHA-256 over labels, splits and the digest of every image, of the unlabelled ones without their labels."""
         total = hashlib.sha256("\n".join(self.labels).encode())
         for split in SPLITS:
             for sample in self.splits[split]:
                 total.update(f"{split}:{sample.label}:{sample.digest}\n".encode())
+        for sample in self.unlabelled:
+            total.update(f"unlabelled:{sample.digest}\n".encode())
         return total.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """What a lineage entry records about the data."""
+        """What a lineage entry records about the data; `n` counts the unlabelled images where there are any."""
+        counts = {split: len(self.splits[split]) for split in SPLITS}
         return {
             "name": self.name,
             "digest": self.digest,
             "rule": self.rule,
-            "n": {split: len(self.splits[split]) for split in SPLITS},
+            "n": counts | ({"unlabelled": len(self.unlabelled)} if self.unlabelled else {}),
             "skipped": len(self.skipped),
         }
 
@@ -102,7 +109,10 @@ def check_disjoint(splits: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def limit(dataset: Dataset, per_split: int) -> Dataset:
-    """The data set with at most `per_split` images in each split, classes as even as they come."""
+    """The data set with at most `per_split` images in each split, classes as even as they come.
+
+    Unlabelled images stay: they are set aside after this (zoo.datasets.registry.open_dataset).
+    """
 
     def first(samples: Sequence[Sample]) -> list[Sample]:
         rank: Counter[int] = Counter()

@@ -19,6 +19,7 @@ class LeNet(nn.Module):
 
     def __init__(self, *, classes: int, channels: int) -> None:
         super().__init__()
+        self.img_size = 28
         self.features = nn.Sequential(
             nn.Conv2d(channels, 16, 5, padding=2),
             nn.ReLU(),
@@ -33,6 +34,10 @@ class LeNet(nn.Module):
     def get_classifier(self) -> nn.Linear:
         """The last linear layer."""
         return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the network a new classifier with random weights for `num_classes` labels."""
+        self.head = nn.Linear(self.head.in_features, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] of images [B, channels, H, W]."""

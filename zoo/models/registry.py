@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import zoo.models.lenet  # noqa: F401 (fills OWN)
+import zoo.models.cnn5
+import zoo.models.lenet  # noqa: F401 (both fill OWN)
 from zoo.card import Input, Resize
 from zoo.errors import UsageError, unknown_name
+from zoo.models.classic import TORCHVISION
 from zoo.models.register import OWN
 
 __all__ = [
     "as_keywords",
     "build",
     "classifier",
+    "classifier_names",
     "classifier_width",
     "count_macs",
     "input_channels",
     "input_for",
+    "last_layers",
     "names",
+    "search",
     "zero_classifier",
 ]
 
@@ -34,6 +42,26 @@ _FILE_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pret
 def names() -> list[str]:
     """Every name that :func:`build` accepts."""
     return sorted([*OWN, *timm.list_models()])
+
+
+def search(pattern: str | None = None, *, pretrained: bool = False) -> list[str]:
+    """The names that match a pattern, our own first.
+
+    Args:
+        pattern: with `*` and `?`, or a part of the name; None: all.
+        pretrained: only those that somebody has pretrained weights for.
+
+    Raises:
+        UsageError: there is none; lists close ones.
+    """
+    wanted = "*" if pattern is None else pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    own = [name for name in sorted(OWN) if not pretrained or name in TORCHVISION]
+    theirs = timm.list_pretrained() if pretrained else timm.list_models()
+    known = [*own, *dict.fromkeys(name.split(".")[0] for name in theirs)]
+    found = [name for name in known if fnmatch.fnmatchcase(name, wanted)]
+    if not found:
+        raise unknown_name("model", str(pattern), known)
+    return found
 
 
 def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -50,13 +78,26 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
         raise unknown_name("model", architecture, known)
     try:
         if base in OWN:
-            return OWN[base](classes=classes, channels=channels, **(arguments or {}))
-        model: nn.Module = timm.create_model(
-            architecture, pretrained=False, num_classes=classes, in_chans=channels, **as_keywords(arguments or {})
-        )
-        return model
-    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+            model = OWN[base](classes=classes, channels=channels, **(arguments or {}))
+        else:
+            model = timm.create_model(
+                architecture, pretrained=False, num_classes=classes, in_chans=channels, **as_keywords(arguments or {})
+            )
+    except (TypeError, RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
         raise UsageError(f"cannot build {architecture} with the arguments {dict(arguments or {})}: {error}") from error
+    if not _has_classifier(model, classes):
+        raise UsageError(
+            f"{architecture} has no classifier that a set of {classes} labels could be given to (`get_classifier`); "
+            "it makes features only: choose another architecture (pocketzoo models PATTERN)"
+        )
+    return model
+
+
+def _has_classifier(model: nn.Module, classes: int) -> bool:
+    try:
+        return classifier_width(model) == classes
+    except (UsageError, KeyError, TypeError):  # none, not part of the network, or one that wants to be asked otherwise
+        return False
 
 
 def as_keywords(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +107,32 @@ def as_keywords(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The layer(s) that turn features into logits; what a new set of labels replaces."""
+    """The layer(s) that turn features into logits; what a new set of labels replaces.
+
+    A network with several heads, whose answers it averages (a distilled DeiT), has a module list of them.
+    """
     find = getattr(model, "get_classifier", None)
     head = find() if find else None
+    if isinstance(head, tuple | list) and all(isinstance(part, nn.Module) for part in head):
+        return nn.ModuleList(head)
     if not isinstance(head, nn.Module):
         raise UsageError(f"{type(model).__name__} has no classifier module (`get_classifier`)")
     return head
+
+
+def classifier_names(model: nn.Module) -> list[str]:
+    """The names of the classifier's modules in the network: one per head."""
+    head = classifier(model)
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    names = {module: name for name, module in model.named_modules()}
+    return [names[part] for part in heads]
+
+
+def last_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The last linear layer (or 1 x 1 convolution) of each head of the classifier."""
+    heads = [model.get_submodule(name) for name in classifier_names(model)]
+    layers = [[part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d)] for head in heads]
+    return [found[-1] for found in layers if found]
 
 
 def zero_classifier(model: nn.Module) -> None:
@@ -80,38 +141,53 @@ def zero_classifier(model: nn.Module) -> None:
     A random one would send its noise into pretrained weights at the first steps; the scale that timm draws some heads
     with grows as the labels get fewer. Zero is how Google fine-tunes (big_vision's configs/transfer.py).
     """
-    last = [module for module in classifier(model).modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-    nn.init.zeros_(last.weight)
-    if last.bias is not None:
-        nn.init.zeros_(last.bias)
+    for last in last_layers(model):
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
 
 
 def classifier_width(model: nn.Module) -> int | None:
     """Number of outputs of the classifier's last layer."""
-    layers = [module for module in classifier(model).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = last_layers(model)
     return layers[-1].weight.shape[0] if layers else None
 
 
 def input_channels(model: nn.Module) -> int:
     """Number of colours that the first convolution takes."""
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return first.in_channels
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise UsageError(f"{type(model).__name__} has no convolution, so its number of colours cannot be read from it")
 
 
-def input_for(architecture: str, *, colour: str, size: int | None, photographs: bool) -> Input:
+def input_for(
+    architecture: str,
+    *,
+    colour: str,
+    size: int | None,
+    photographs: bool,
+    arguments: Mapping[str, Any] | None = None,
+) -> Input:
     """The preprocessing that suits an architecture: timm's data configuration where it has one.
 
     Args:
         architecture: a registered name.
         colour: "RGB" or "L".
-        size: edge of the square input in pixels; None: what the network was pretrained with.
+        size: edge of the square input in pixels; None: the argument `img_size`, else what the network was pretrained
+            with or made for.
         photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole picture
             to the input, which keeps all of a small one.
+        arguments: what the network is built with beyond its name.
     """
     channels = {"RGB": 3, "L": 1}[colour]
     config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
-    mean, std = (config.mean, config.std) if config and channels == 3 else ((0.5,) * channels, (0.5,) * channels)
-    edge = size or (config.input_size[-1] if config else 28)
+    own = _OWN_INPUTS.get(architecture, _OwnInput())
+    half = (0.5,) * 3
+    mean, std = (config.mean, config.std) if config else (own.mean, own.std)
+    mean, std = (mean, std) if channels == 3 else (half[:channels], half[:channels])
+    asked = (arguments or {}).get("img_size")
+    edge = size or (asked if isinstance(asked, int) else None) or (config.input_size[-1] if config else own.size)
     kernel = config.interpolation if config and config.interpolation in ("bilinear", "bicubic") else "bilinear"
     if photographs:
         # timm rounds the resized edge down: timm.data.transforms_factory.transforms_imagenet_eval
@@ -127,6 +203,24 @@ def input_for(architecture: str, *, colour: str, size: int | None, photographs: 
         mean=tuple(mean),
         std=tuple(std),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OwnInput:
+    """What a network of our own takes unless told otherwise."""
+
+    size: int = 28
+    """Edge in pixels."""
+    mean: tuple[float, ...] = (0.5,) * 3
+    std: tuple[float, ...] = (0.5,) * 3
+
+
+_OWN_INPUTS: Mapping[str, _OwnInput] = {
+    "alexnet": _OwnInput(size=224, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD),
+    "cnn5": _OwnInput(size=64),
+    # Its weights come from TensorFlow, which normalised like this; torchvision converts inside the network.
+    "googlenet": _OwnInput(size=224),
+}
 
 
 def count_macs(model: nn.Module, spec: Input) -> int:

@@ -10,11 +10,13 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
 from zoo.errors import ArtefactError, UsageError
-from zoo.models.registry import as_keywords, classifier, classifier_width, input_channels, zero_classifier
+from zoo.models.classic import TORCHVISION
+from zoo.models.registry import as_keywords, classifier_names, classifier_width, input_channels, zero_classifier
 
 __all__ = ["EMBEDDED", "Source", "load_weights"]
 
@@ -60,6 +62,8 @@ def load_weights(
         tensors, source = EMBEDDED[base](model)
         _load(model, tensors, where=source.source, fresh_head=fresh_head)
         return source
+    if base in TORCHVISION:
+        return _load_torchvision(model, base, fresh_head=fresh_head)
     return _load_timm(model, architecture, dict(arguments or {}))
 
 
@@ -86,6 +90,21 @@ EMBEDDED: Mapping[str, Callable[[nn.Module], tuple[dict[str, torch.Tensor], Sour
     "tf_efficientnet_lite0": _efficientnet_lite0
 }
 """Architectures whose pretrained weights come with an installed package."""
+
+
+def _load_torchvision(model: nn.Module, architecture: str, *, fresh_head: bool) -> Source:
+    entry = torchvision.models.get_weight(TORCHVISION[architecture])
+    try:
+        tensors = entry.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # HTTP and file-system errors, and a download that is not what its name says
+        raise ArtefactError(
+            f"the weights of {architecture} cannot be had from {entry.url}: {error}; "
+            "download the file elsewhere and pass it with --weights FILE (make: WEIGHTS=FILE)"
+        ) from error
+    first = next(iter(model.state_dict()))
+    tensors[first] = timm.models.adapt_input_conv(input_channels(model), tensors[first])
+    _load(model, tensors, where=entry.url, fresh_head=fresh_head)
+    return Source(source=f"torchvision:{TORCHVISION[architecture]}", licence=None)
 
 
 def _load_timm(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> Source:
@@ -134,10 +153,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, fresh_head: bool) -> None:
     own = model.state_dict()
-    head = set(classifier(model).state_dict())
-    head_module = classifier(model)
-    prefix = next(name for name, module in model.named_modules() if module is head_module)
-    replaced = {f"{prefix}.{name}" for name in head} if fresh_head else set()
+    heads = {name: model.get_submodule(name).state_dict() for name in classifier_names(model)}
+    replaced = {f"{name}.{key}" for name, head in heads.items() for key in head} if fresh_head else set()
+    # torchvision's GoogLeNet was trained with two more classifiers, which no answer needs.
+    tensors = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in ("aux1", "aux2")}
     keep = {
         name: tensor
         for name, tensor in tensors.items()

@@ -30,8 +30,10 @@ def test_digest_depends_on_labels_splits_and_images():
         dataclasses.replace(dataset, labels=("x", "y", "z")),
         dataclasses.replace(dataset, splits=swapped),
         dataclasses.replace(dataset, splits=dataset.splits | {"test": dataset.splits["test"][1:]}),
+        dataclasses.replace(dataset, unlabelled=make_samples(2)),
+        dataclasses.replace(dataset, unlabelled=make_samples(3)),
     ]
-    assert len({dataset.digest, *(other.digest for other in others)}) == 4
+    assert len({dataset.digest, *(other.digest for other in others)}) == 6
     assert dataset.digest == make_dataset().digest
 
 
@@ -44,6 +46,15 @@ def test_what_the_lineage_records():
         "n": {"train": 12, "validation": 12, "test": 12},
         "skipped": 0,
     }
+    part = dataclasses.replace(dataset, unlabelled=make_samples(5, seed=9))
+    assert part.describe()["n"] == {"train": 12, "validation": 12, "test": 12, "unlabelled": 5}
+
+
+def test_the_labels_that_were_set_aside_do_not_matter():
+    samples = make_samples(4)
+    relabelled = [dataclasses.replace(sample, label=2) for sample in samples]
+    one, other = (dataclasses.replace(make_dataset(), unlabelled=found) for found in (samples, relabelled))
+    assert one.digest == other.digest
 
 
 def test_one_image_in_two_splits_names_both_files():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.zoo.factories import encode, picture
-from zoo.datasets import folder as module
+from zoo.datasets import pictures as module
 from zoo.datasets.base import SPLITS, Dataset
 from zoo.datasets.folder import open_folder
 from zoo.errors import DataError

@@ -10,7 +10,18 @@ from tests.zoo.factories import TINY_VIT, make_input
 from zoo.card import Resize
 from zoo.errors import UsageError
 from zoo.models.register import register
-from zoo.models.registry import build, classifier, count_macs, input_for, names
+from zoo.models.registry import (
+    build,
+    classifier,
+    classifier_names,
+    classifier_width,
+    count_macs,
+    input_channels,
+    input_for,
+    names,
+    search,
+    zero_classifier,
+)
 
 
 def test_names_are_ours_and_timms():
@@ -101,3 +112,56 @@ def test_macs_of_a_vision_transformer_include_attention():
         + 2 * tokens * width * 4 * width
     )
     assert count_macs(model, make_input(32)) == patches + 2 * block + width * 10
+
+
+def test_both_heads_of_a_distilled_network_are_its_classifier():
+    model = build("deit_tiny_distilled_patch16_224", classes=4, channels=3, arguments=TINY_VIT).eval()
+    assert classifier_names(model) == ["head", "head_dist"]
+    assert list(classifier(model)) == [model.head, model.head_dist]
+    assert classifier_width(model) == 4
+    zero_classifier(model)
+    assert not any(parameter.any() for parameter in classifier(model).parameters())
+    assert torch.equal(model(torch.rand(2, 3, 32, 32)), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("name", ["deepseek_vit_412m_enc", "resnet10t"])
+def test_a_network_without_a_classifier_is_refused_by_name(name, monkeypatch):
+    class Encoder(nn.Module):
+        def get_classifier(self):
+            return None if name == "deepseek_vit_412m_enc" else nn.Linear(3, 5)  # not a part of it
+
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: Encoder())
+    with pytest.raises(UsageError, match=f"{name} has no classifier that a set of 5 labels could be given to"):
+        build(name, classes=5, channels=3)
+
+
+def test_a_network_whose_classifier_has_another_size_is_refused():
+    # timm keeps a network of features only when it is asked for none.
+    with pytest.raises(UsageError, match="resnet10t has no classifier that a set of 0 labels could be given to"):
+        build("resnet10t", classes=0, channels=3)
+
+
+def test_number_of_colours():
+    assert input_channels(build("resnet10t", classes=2, channels=1)) == 1
+    with pytest.raises(UsageError, match="Linear has no convolution, so its number of colours cannot be read"):
+        input_channels(nn.Linear(1, 1))
+
+
+def test_search():
+    assert search("lenet")[:3] == ["googlenet", "lenet", "mobilenet_edgetpu_100"]
+    assert search("cnn*") == ["cnn5"]
+    assert search("vit_tiny_patch16_?8?") == ["vit_tiny_patch16_384"]
+    assert search()[:4] == ["alexnet", "cnn5", "googlenet", "lenet"]
+    assert set(search()) == set(names())
+    pretrained = search(pretrained=True)
+    assert "cnn5" not in pretrained and {"alexnet", "googlenet", "resnet10t"} <= set(pretrained)
+    assert not any("." in name for name in pretrained)
+    with pytest.raises(UsageError, match=r"unknown model 'resnet19'; did you mean .*resnet18"):
+        search("resnet19")
+
+
+def test_the_argument_img_size_is_the_input():
+    found = input_for("vit_tiny_patch16_224", colour="RGB", size=None, photographs=False, arguments={"img_size": 96})
+    assert found.size == (96, 96)
+    both = input_for("vit_tiny_patch16_224", colour="RGB", size=64, photographs=False, arguments={"img_size": 96})
+    assert both.size == (64, 64)

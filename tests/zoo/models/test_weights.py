@@ -7,6 +7,7 @@ import pickle
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -129,3 +130,34 @@ def test_downloaded_weights_are_loaded_with_their_licence(monkeypatch):
     assert asked == {"pretrained": True, "in_chans": 1, "num_classes": 2}
     assert torch.equal(model.conv1[0].weight, donor.conv1[0].weight)
     assert not model.fc.weight.any()
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet"])
+def test_torchvisions_weights_or_an_error_with_their_address(name, monkeypatch):
+    arguments = {"dense": 8} if name == "alexnet" else {}
+    torch.manual_seed(1)
+    donor = build(name, classes=1000, channels=3, arguments=arguments)
+    model = build(name, classes=2, channels=1, arguments=arguments)
+    entry = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    with pytest.raises(ArtefactError) as caught:
+        load_weights(model, name, "pretrained")
+    for part in (name, entry.url, "no route to host", "--weights FILE"):
+        assert part in str(caught.value)
+    asked = {}
+    monkeypatch.setattr(
+        torchvision.models._api,
+        "load_state_dict_from_url",
+        lambda url, **options: asked.update(options, url=url) or dict(donor.state_dict()),
+    )
+    source = load_weights(model, name, "pretrained")
+    assert source.source.startswith("torchvision:") and source.source.endswith("Net_Weights.IMAGENET1K_V1")
+    assert (asked["url"], asked["check_hash"]) == (entry.url, True)
+    first = next(iter(donor.state_dict()))
+    # Grey pictures are seen as the sum of the three colours' filters.
+    torch.testing.assert_close(model.state_dict()[first], donor.state_dict()[first].sum(1, keepdim=True))
+    assert not model.get_classifier().weight.any()

@@ -1,0 +1,93 @@
+"""Two processes that train together do what one does."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.zoo.test_fit import UNLABELLED, Net, _config, _fit, _same
+from zoo.datasets.augment import Augment
+from zoo.distributed import World
+from zoo.freeze import Freezing
+from zoo.semi import Unlabelled
+
+WAYS = {
+    "whole": {"config": {"optimizer": "nag", "ema": 0.9}},
+    "pieces, towards the start": {"config": {"accumulate": 2, "l2sp": 0.1, "optimizer": "sgd"}},
+    "unfreezing": {"config": {"freeze": Freezing(unfreeze=(0, 2), norm="freeze"), "optimizer": "sgd"}},
+    "FixMatch": {"config": {"optimizer": "sgd"}, "semi": Unlabelled(threshold=0.2, ratio=2), "unlabelled": UNLABELLED},
+}
+CODE = """
+import sys
+from pathlib import Path
+import torch
+from tests.zoo.test_distributed import WAYS, net, settings
+from tests.zoo.test_fit import _fit
+from zoo.distributed import join_world
+
+for name in WAYS:
+    model = net()
+    config, options = settings(name)
+    _fit(Path(sys.argv[1]) / name, model, config, **options)
+    if join_world().first:
+        torch.save(model.state_dict(), Path(sys.argv[1]) / name / "done.pt")
+"""
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), features=4 * 36)
+
+
+def settings(name: str):
+    options = dict(WAYS[name])
+    changes = {"freeze": Freezing(norm="freeze"), "augment": Augment(rotate=10, flip=True, noise=3.0)}
+    return _config(epochs=3, batch_size=6, **(changes | options.pop("config"))), options
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run(
+        [*torchrun, sys.executable, "-c", CODE, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, together, name):
+    config, options = settings(name)
+    alone = net()
+    _fit(tmp_path, alone, config, **options)
+    curves = []
+    for folder in (tmp_path, together / name):
+        with (folder / "log.csv").open() as stream:
+            curves.append([(float(row["loss"]), float(row["validation_loss"])) for row in csv.DictReader(stream)])
+    assert len(curves[0]) == 3
+    assert curves[0] == [pytest.approx(pair, rel=1e-4) for pair in curves[1]]
+    for key, tensor in torch.load(together / name / "done.pt", weights_only=True).items():
+        assert torch.allclose(tensor, alone.state_dict()[key], atol=1e-4), key
+    assert not _same(alone, net())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_shares_cover_every_row_once(count, size):
+    device = torch.device("cpu")
+    parts = [list(range(count))[World(rank, size, device).rows(count)] for rank in range(size)]
+    assert [row for part in parts for row in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,0 +1,36 @@
+"""The average of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.ema import Average
+from zoo.errors import UsageError
+
+
+def test_the_average_follows_the_formula():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    with torch.no_grad():
+        model[0].weight.fill_(0.0)
+    average = Average(model, 0.9)
+    expected = 0.0
+    for step in range(1, 40):
+        with torch.no_grad():
+            model[0].weight.fill_(float(step))
+        model[1].num_batches_tracked += 1
+        average.update(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert average.state["0.weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert average.state["1.num_batches_tracked"] == 39
+    with average.applied(model):
+        assert model[0].weight.item() == pytest.approx(expected, rel=1e-5)
+    assert model[0].weight.item() == 39
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
+def test_a_decay_outside_of_its_range(decay):
+    with pytest.raises(UsageError, match=r"train\.ema must be a decay"):
+        Average(nn.Linear(1, 1), decay)

@@ -1,0 +1,166 @@
+"""The command that measures accuracy: overall, per class, and how far confidence can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from zoo.cli.app import Artefact, AsJson, Data, app, console, notes_of
+from zoo.errors import ArtefactError, unknown_name
+from zoo.files import checkpoint_path, graph_paths, sha256_file
+
+__all__ = ["evaluate"]
+
+
+@app.command()
+def evaluate(
+    artefact: Artefact,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Precision, recall and F1 (0 to 100 %) of each class, worst first.")
+    ] = False,
+    rare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rare",
+            help="Class, or group of classes, to set apart; implies --classes. Repeatable. Default: what was thinned "
+            "for training, else classes with fewer than half of the median number of training images.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the accuracy of an artefact's ONNX files on a data set; without any, of its checkpoint."""
+    from zoo.datasets.base import SPLITS
+    from zoo.evaluate import rare_labels
+
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    paths = _files(artefact)
+    dataset = notes_of(paths[0], data).data.open()
+    for path in paths:
+        logits, card, digest = _logits(path, dataset.splits[split])
+        row, per_label = _measured(path, card, digest, dataset, split, logits)
+        details = None
+        if classes or rare:
+            details = _details(per_label, rare_labels(dataset, rare or (), thinned=_thinned(card)))
+        if as_json:
+            print(json.dumps(row | (details or {})))
+            continue
+        if details:
+            console().print(_table(details))
+        interval = f"{row['low']:.2%} to {row['high']:.2%}"
+        print(
+            f"{row['artefact']}/{row['file']}: {row['split']} top-1 {row['top1']:.2%} ({interval}), n = {row['n']}, "
+            f"calibration error {row['calibration_error']:.2%}"
+        )
+
+
+def _files(artefact: Path) -> list[Path]:
+    """The ONNX files of a folder, else its checkpoint; or the file that was named."""
+    if not artefact.is_dir():
+        return [checkpoint_path(artefact)]
+    try:
+        return graph_paths(artefact)
+    except ArtefactError:
+        return [checkpoint_path(artefact)]
+
+
+def _logits(path: Path, samples: Sequence[Any]) -> tuple[Any, Any, str]:
+    """Logits float32 [N, K], the card, and the file's digest."""
+    from zoo.evaluate import logits_of
+
+    if path.suffix != ".safetensors":
+        from zoo.predictor import Predictor
+
+        predictor = Predictor(path)
+        return logits_of(predictor.logits, samples, predictor.card.use.input), predictor.card, predictor.digest
+    import torch
+
+    from zoo.checkpoint import load
+
+    model, card = load(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    @torch.inference_mode()
+    def classify(inputs: Any) -> Any:
+        return model(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
+
+    return logits_of(classify, samples, card.use.input), card, sha256_file(path)
+
+
+def _measured(
+    path: Path, card: Any, digest: str, dataset: Any, split: str, logits: Any
+) -> tuple[dict[str, Any], list[Any]]:
+    """What is known of the file on this split, and the metrics of every label that the data set has."""
+    from bench.accuracy import truth
+    from bench.environment import environment
+    from zoo.evaluate import accuracy, calibration_error, per_class
+    from zoo.predictor import softmax
+
+    labels = truth(dataset, split, card.use.labels, where=str(path))
+    metrics = accuracy(logits, labels, dataset=dataset.name, split=split)
+    row = {
+        "artefact": path.resolve().parent.name,
+        "file": path.name,
+        "digest": digest,
+        "dataset_digest": dataset.digest,
+        **dataclasses.asdict(metrics),
+        "temperature": card.use.temperature,
+        "calibration_error": calibration_error(softmax(logits, card.use.temperature), labels),
+        "environment": environment(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return row, [entry for entry in per_class(logits, labels, card.use.labels) if entry.label in dataset.labels]
+
+
+def _thinned(card: Any) -> tuple[str, ...]:
+    """Classes and groups whose training images were thinned, as the last training's lineage entry says."""
+    trained = [entry.config["data"] for entry in card.lineage if "data" in entry.config]
+    config = trained[-1].get("thin") if trained else None
+    return tuple(config["classes"]) if isinstance(config, Mapping) else ()
+
+
+def _details(rows: list[Any], rare: tuple[str, ...]) -> dict[str, Any]:
+    """The classes from the worst recall to the best, and macro averages over all, the rare ones and the others."""
+    from zoo.evaluate import averages
+
+    ordered = sorted(rows, key=lambda row: (row.recall, row.f1, row.label))
+    means = {
+        "all": averages(ordered),
+        "rare": averages([row for row in ordered if row.label in rare]),
+        "others": averages([row for row in ordered if row.label not in rare]),
+    }
+    return {
+        "classes": [dataclasses.asdict(row) | {"rare": row.label in rare} for row in ordered],
+        "macro": {name: dataclasses.asdict(mean) if mean else None for name, mean in means.items()},
+    }
+
+
+def _table(details: dict[str, Any]) -> Table:
+    table = Table("class")
+    for name in ("images", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+
+    def add(name: str, row: Mapping[str, Any], *, last: bool = False) -> None:
+        shares = (f"{row[key]:.2%}" for key in ("precision", "recall", "f1"))
+        table.add_row(name, f"{row['n']:,}", *shares, end_section=last)
+
+    for rare in (False, True):
+        group = [row for row in details["classes"] if row["rare"] == rare]
+        for number, row in enumerate(group, start=1):
+            add(row["label"] + (" (rare)" if rare else ""), row, last=number == len(group))
+    apart = details["macro"]["rare"] is not None
+    for name, mean in details["macro"].items():
+        if mean and (apart or name == "all"):
+            add(f"mean of {name} ({mean['classes']})", mean)
+    return table

@@ -1,0 +1,85 @@
+"""Several processes that train one network together, started by `torchrun`; one process is a world of size 1.
+
+`torchrun --nproc-per-node 2 -m zoo.cli.main train ...` sets RANK, WORLD_SIZE, LOCAL_RANK and the address; see
+https://docs.pytorch.org/docs/stable/elastic/run.html
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+__all__ = ["World", "barrier", "first_decides", "gather", "interleaved", "join_world"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """This process's consecutive share of `count` rows; shares differ by at most one row."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+
+def join_world() -> World:
+    """The processes that `torchrun` started with this one, or this one alone; on its NVIDIA GPU if there is one."""
+    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if size > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        atexit.register(_leave)
+    return World(distributed.get_rank() if size > 1 else 0, size, device)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def barrier(world: World) -> None:
+    """Wait until every process is here."""
+    if world.size > 1:
+        distributed.barrier()
+
+
+def gather(part: Any, world: World) -> list[Any]:
+    """The `part` of every process, in the order of their ranks."""
+    if world.size == 1:
+        return [part]
+    parts: list[Any] = [None] * world.size
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+def first_decides(decide: Callable[[], T], world: World) -> T:
+    """What `decide` returns in the first process, in all of them: files may change between two looks."""
+    answer: list[Any] = [decide() if world.first else None]
+    if world.size > 1:
+        distributed.broadcast_object_list(answer, src=0)
+    decided: T = answer[0]
+    return decided
+
+
+def interleaved(chunks: Sequence[T], world: World) -> Sequence[T]:
+    """Every `size`-th chunk, beginning with the rank's."""
+    return chunks[world.rank :: world.size]

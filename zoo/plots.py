@@ -1,0 +1,51 @@
+"""Pictures of results: matplotlib without a display, written atomically."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+from zoo.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["axes", "save_figure"]
+
+_DPI = 120
+
+
+@contextmanager
+def axes(path: Path, *, width: float = 8.0, height: float = 5.0) -> Iterator[Axes]:
+    """Axes to draw on; leaving the context writes them to `path` as PNG.
+
+    Args:
+        path: of the picture; a failing drawing leaves an older one as it was.
+        width: in inches, at 120 pixels each.
+        height: in inches.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    yield figure.add_subplot()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, with nothing cut off and no trace of when it was made."""
+    write_atomically(path, lambda temporary: _save(figure, temporary))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings(), matplotlib.rc_context({"savefig.facecolor": "white"}):
+        # A glyph that the font lacks (a class name in another script) is drawn as a box; no reason to stop.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
