@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -57,6 +58,8 @@ __all__ = [
 
 _SAVE_SECONDS = 600
 """Long epochs write state.pt this often in between."""
+_SAVE_SHARE = 0.05
+"""Writing state.pt takes at most this share of the time: it is not written after every short epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +329,7 @@ class _Run:
         self.best: dict[str, torch.Tensor] = {}
         self.held: MaskedUpdate | None = None
         self.saved_at = time.monotonic()
+        self.save_seconds = 0.0
         self.shadow: nn.Module | None = None
         """With SyncBatchNorm: the network that steps call, whose parameters and statistics are the model's."""
 
@@ -521,8 +525,11 @@ class _Run:
     def _check(self, loss: float, done: float, rate: float) -> None:
         if math.isfinite(loss):
             return
+        # The weights are still those of the step before.
+        if self.world.size == 1 and self.state.epoch:
+            self.save(self.state.seconds)
         state = self.folder / STATE
-        kept = f"the last good epoch is in {state}" if state.is_file() else "nothing was kept"
+        kept = f"the state before is in {state}" if state.is_file() else "nothing was kept"
         raise TrainingError(
             f"the loss is {loss} after {done:.2f} epochs (step {self.state.step + 1} of epoch {self.state.epoch + 1}) "
             f"at the learning rate {rate:.2g}; lower it (--set train.lr=...); {kept}"
@@ -575,23 +582,31 @@ class _Run:
         }
         state.history.append(row)
         state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
-        self.save(state.seconds + seconds)
-        if self.world.first:
-            write_log(self.folder / LOG, state.history)
+        state.seconds += seconds
+        if (time.monotonic() - self.saved_at) * _SAVE_SHARE >= self.save_seconds:
+            self.save(state.seconds)
         self._say(f"{label}: loss {loss:.3f}, validation top-1 {top1:.2%}, {seconds:.1f} s")
         return EpochResult(
             epoch=epoch + 1, loss=loss, validation_loss=validation_loss, validation_top1=top1, seconds=seconds
         )
 
     def save(self, seconds: float) -> None:
-        """Write state.pt."""
-        self.state.seconds = seconds
-        self.saved_at = time.monotonic()
+        """Write state.pt and log.csv.
+
+        Args:
+            seconds: training has taken, over all sessions.
+        """
+        begin = time.monotonic()
         if self.world.first:
             tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
             if self.average is not None:
                 tensors["average"] = {"state": self.average.state, "steps": self.average.steps}
-            write_state(self.folder / STATE, self.fingerprint, self.state, tensors)
+            state = dataclasses.replace(self.state, seconds=seconds)
+            write_state(self.folder / STATE, self.fingerprint, state, tensors)
+            if state.history:
+                write_log(self.folder / LOG, state.history)
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - begin
 
     def load(self) -> None:
         """Continue where state.pt left off, if it is of this very run."""
@@ -615,8 +630,10 @@ class _Run:
         self._say(f"resuming after epoch {self.state.epoch}/{self.config.epochs}{inside}")
 
     def keep_best(self) -> None:
-        """Give the network the weights of its best epoch."""
+        """Give the network the weights of its best epoch, and write the whole log."""
         self.model.load_state_dict(self.best)
+        if self.world.first:
+            write_log(self.folder / LOG, self.state.history)
 
     def reestimate_norms(self) -> None:
         """Measure the statistics of BatchNorm anew, if the configuration says so."""

@@ -35,6 +35,12 @@ STEPS = 3
 """Per epoch: batches of 5, 5 and 3 pictures."""
 
 
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These epochs are so short that they would not all be written."""
+    monkeypatch.setattr("zoo.fit._SAVE_SHARE", 1e9)
+
+
 class Net(nn.Module):
     """Layers, then a classifier of three labels."""
 
@@ -212,6 +218,15 @@ def test_resuming_trains_only_what_is_left(tmp_path, capsys):
     with pytest.raises(ValueError, match="third"):
         _fit(tmp_path, loss=_after(2 * STEPS - 1, ValueError("third")))
     assert "resuming after epoch 2/4" in capsys.readouterr().err
+
+
+def test_short_epochs_are_not_all_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.fit._SAVE_SHARE", 1e-9)
+    written = []
+    monkeypatch.setattr("zoo.fit.write_state", lambda path, fingerprint, state, tensors: written.append(state.epoch))
+    _fit(tmp_path, config=_config(epochs=6))
+    assert written == [1]
+    assert len(_log(tmp_path)) == 6
 
 
 def test_without_resume_it_starts_over(tmp_path):

@@ -90,6 +90,7 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
             f"{architecture} has no classifier that a set of {classes} labels could be given to (`get_classifier`); "
             "it makes features only: choose another architecture (pocketzoo models PATTERN)"
         )
+    model.image_channels = channels  # type: ignore[assignment]
     return model
 
 
@@ -154,7 +155,11 @@ def classifier_width(model: nn.Module) -> int | None:
 
 
 def input_channels(model: nn.Module) -> int:
-    """Number of colours that the first convolution takes."""
+    """Number of colours of the images that a network takes."""
+    # Not always those of its first convolution: some fold pixels or frequencies into channels before it.
+    known = getattr(model, "image_channels", None)
+    if isinstance(known, int):
+        return known
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
@@ -226,11 +231,18 @@ _OWN_INPUTS: Mapping[str, _OwnInput] = {
 def count_macs(model: nn.Module, spec: Input) -> int:
     """Multiply-accumulates of one example, counted by torch (convolutions, matrix products, attention)."""
     device = next(model.parameters()).device
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
+        for parameter in wanting:
+            # torch 2.15's counter fails on a view of a parameter that wants gradients (CaiT's class token).
+            parameter.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *spec.shape, device=device))
     finally:
-        model.train(training)
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
     return int(counter.get_total_flops()) // 2

@@ -12,9 +12,9 @@ from zoo.card import Input
 from zoo.errors import UsageError
 from zoo.models.registry import build
 
-__all__ = ["check_size", "declared_size", "run_on_shapes", "smallest_input"]
+__all__ = ["REFUSALS", "check_size", "declared_size", "run_on_shapes", "smallest_input"]
 
-_REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What networks raise on a size they do not take."""
 
 _MOST = 1024
@@ -110,9 +110,16 @@ def _smallest(model: nn.Module, architecture: str, channels: int) -> int:
         return max(declared_size(model))
     unit = _patch(model)
     units = _first(lambda count: takes(count * unit), _MOST // unit)
-    if units is None:
+    if units is not None:
+        return units * unit
+    # Windows may want a size that no power of two meets; the size it was made for does, or a part of it.
+    whole = max(declared_size(model))
+    edge = next((whole * part // 16 for part in range(1, 17) if takes(whole * part // 16)), None)
+    if edge is None:
         raise UsageError(f"{architecture} took no square input of up to {_MOST} pixels; another architecture is needed")
-    return units * unit
+    while edge > 1 and takes(edge - 1):
+        edge -= 1
+    return edge
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int | None:
@@ -147,6 +154,6 @@ def _refusal(model: nn.Module, channels: int, size: tuple[int, int]) -> str | No
     """Why a network does not take images of a size; None: it does."""
     try:
         output = run_on_shapes(model, channels, size)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None if isinstance(output, torch.Tensor) and output.ndim == 2 else "its output is no vector of logits"

@@ -6,7 +6,9 @@ K labels.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +20,7 @@ from torch import fx, nn
 
 from zoo.errors import UsageError, unknown_name
 from zoo.models.registry import classifier_names, input_channels
-from zoo.models.sizes import declared_size, run_on_shapes
+from zoo.models.sizes import REFUSALS, declared_size, run_on_shapes
 
 __all__ = ["Features", "Truncated", "features_of", "layer_names", "truncate"]
 
@@ -61,10 +63,12 @@ class Truncated(nn.Module):
         classes: int,
         *,
         img_size: tuple[int, int] = (224, 224),
+        image_channels: int = 3,
         groups: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.img_size = img_size
+        self.image_channels = image_channels
         self._groups = dict(groups or {})
         self.features = features
         self.head = nn.Linear(width, classes)
@@ -102,7 +106,14 @@ def truncate(model: nn.Module, layer: str, classes: int) -> Truncated:
             image, or a network whose way to the layer cannot be followed.
     """
     features, width = _features(model, layer, _cut(model, _known(model, layer)))
-    return Truncated(features, width, classes, img_size=declared_size(model), groups=_groups(model))
+    return Truncated(
+        features,
+        width,
+        classes,
+        img_size=declared_size(model),
+        image_channels=input_channels(model),
+        groups=_groups(model),
+    )
 
 
 def features_of(model: nn.Module, layer: str = "") -> nn.Module:
@@ -133,7 +144,7 @@ def layer_names(model: nn.Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if name
-        and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+        and type(module) not in (nn.ModuleList, nn.ModuleDict)
         and not any(name == head or name.startswith(f"{head}.") for head in heads)
     ]
 
@@ -142,7 +153,8 @@ def _groups(model: nn.Module) -> dict[str, int]:
     """Parameter name -> number of its stage, as timm has it, else by the first two parts of the name."""
     matcher = getattr(model, "group_matcher", None)
     if matcher is not None:
-        return dict(group_parameters(model, matcher(coarse=True), reverse=True))
+        with contextlib.suppress(AssertionError):  # RDNet has a matcher, but no coarse one
+            return dict(group_parameters(model, matcher(coarse=True), reverse=True))
     places: dict[str, int] = {}
     return {name: places.setdefault(".".join(name.split(".")[:2]), len(places)) for name, _ in model.named_parameters()}
 
@@ -234,7 +246,10 @@ def _cut(model: nn.Module, layer: str) -> fx.GraphModule:
 def _traced(model: nn.Module, layer: str) -> fx.GraphModule:
     name = type(model).__name__
     try:
-        graph = _Tracer(layer).trace(model)
+        # What else a forward function can be given (masks) stays at its default, which decides its branches.
+        parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+        fixed_arguments = {p.name: p.default for p in parameters if p.default is not p.empty}
+        graph = _Tracer(layer).trace(model, concrete_args=fixed_arguments or None)
     except Exception as error:  # whatever a forward function does with the stand-ins of tensors
         raise UsageError(
             f"{name} cannot be cut at {layer!r}: its forward function cannot be followed ({error}); "
@@ -269,7 +284,12 @@ def _end_at(graph: fx.Graph, layer: str, model: nn.Module) -> None:
 
 
 def _answer(network: nn.Module, layer: str, size: tuple[int, int] | None = None, channels: int | None = None) -> Any:
-    output = run_on_shapes(network, channels or input_channels(network), size or declared_size(network))
+    try:
+        output = run_on_shapes(network, channels or input_channels(network), size or declared_size(network))
+    except (*REFUSALS, AttributeError) as error:
+        raise UsageError(
+            f"{type(network).__name__} gives no features at layer {layer!r}: {error}; take another layer"
+        ) from error
     if not isinstance(output, torch.Tensor) or not 2 <= output.ndim <= 4 or output.shape[0] != 2:
         found = f"of the shape {list(output.shape)} for 2 images" if isinstance(output, torch.Tensor) else "no tensor"
         raise UsageError(

@@ -25,6 +25,7 @@ SMALL = {"channels": [8, 8, 16, 16]}
         ("cnn5", {"img_size": 32}, 32),
         ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}, 32),
         ("lenet", {}, 28),
+        ("test_maxvit", {}, 159),  # windows of 5 at a stride of 32, and a first stride that rounds up
         ("resnet10t", SMALL, 1),
         ("vit_tiny_patch16_224", TINY_VIT, 32),
         ("vit_tiny_patch16_224", TINY_VIT | {"dynamic_img_size": True}, 8),

@@ -23,9 +23,13 @@ from zoo.recipe import PruneConfig
 
 SWIN = {"img_size": 32, "window_size": 2, "depths": [2, 1], "num_heads": [1, 2], "embed_dim": 8}
 NETS: dict[str, dict[str, Any]] = {
+    "efficientvim_m1": {},
     "googlenet": {},
     "cait_xxs24_224": {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 1},
     "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]},
+    "densenet121": {"block_config": [2, 2], "growth_rate": 4},
+    # Its stem folds 4 x 4 pixels into channels.
+    "tresnet_m": {"layers": [1, 1, 1, 1], "width_factor": 0.25},
     "lenet": {},
     "resnet10t": {"channels": [8, 8, 16, 16]},
     "swin_tiny_patch4_window7_224": SWIN,
@@ -61,6 +65,8 @@ CASES = [
     ("resnet10t", "global_pool", lambda x: x, 16),
     ("lenet", "features.2", lambda x: x.mean((2, 3)), 16),
     ("lenet", "features", lambda x: x, 1568),
+    # A block that is a dictionary of layers with a forward function of its own.
+    ("densenet121", "features.denseblock1", lambda x: x.mean((2, 3)), 16),
     ("googlenet", "inception3a.branch2", lambda x: x.mean((2, 3)), 128),
     ("convnext_atto", "stages.1", lambda x: x.mean((2, 3)), 8),
     ("vit_tiny_patch16_224", "blocks.0", lambda x: x[:, 0], 48),
@@ -92,7 +98,12 @@ def test_features_are_the_layers_pooled_output(name, layer, pool, width):
     assert not model.training
 
 
-@pytest.mark.parametrize("name", NETS)
+def test_heads_of_different_features_have_none_in_common():
+    with pytest.raises(UsageError, match="EfficientViM gives no features at layer 'before the classifier'"):
+        features_of(_net("efficientvim_m1"))
+
+
+@pytest.mark.parametrize("name", sorted(set(NETS) - {"efficientvim_m1"}))
 def test_features_without_a_layer_are_what_the_classifier_is_given(name):
     model, images = _net(name), _images(name)
     given: list[torch.Tensor] = []
@@ -188,6 +199,7 @@ def test_layer_names():
         ("resnet10t", "layer5", "unknown layer 'layer5'; did you mean layer4"),
         ("resnet10t", "fc", "unknown layer 'fc'"),
         ("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn", r"is of the shape \[\d+, 4, 8\] for 2 images"),
+        ("efficientvim_m1", "stages.1", r"the output of layer 'stages\.1' is no tensor"),
         ("vit_small_patch16_dinov3", "blocks.0", r"Eva cannot be cut at 'blocks\.0': .*rotary"),
         ("vit_tiny_patch16_224", "blocks.0.attn.attn_drop", "does not call its layer 'blocks.0.attn.attn_drop'"),
     ],

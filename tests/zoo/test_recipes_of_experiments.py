@@ -1,0 +1,65 @@
+"""The recipes of the reference experiments, from download to checkpoint, on tiny archives in the official layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_cli
+from tests.zoo.datasets.conftest import data_home, site  # noqa: F401 (fixtures)
+from tests.zoo.datasets.test_flowers import flowers  # noqa: F401 (fixture)
+from tests.zoo.datasets.test_imagewoof import woof  # noqa: F401 (fixture)
+from tests.zoo.datasets.test_inaturalist import CLASSES, _files, archive  # noqa: F401 (fixture)
+from tests.zoo.datasets.test_pets import pets  # noqa: F401 (fixture)
+from tests.zoo.factories import TINY_VIT
+from zoo.checkpoint import read_card
+from zoo.recipe import load_recipe, recipe_names
+
+VIT = ["--model", "vit_tiny_patch16_224", *(f"--set=arguments.{key}={value}" for key, value in TINY_VIT.items())]
+RESNET = ["--model", "resnet10t"]
+FAST = ["--weights", "none", "--set", "size=32", "--set", "train.epochs=1", "--set", "train.batch_size=8"]
+PETS = {
+    "pets": VIT,
+    "pets-dog-cat": RESNET,
+    "pets-depth": [*RESNET, "--set", "train.views=0"],
+    "pets-gradual": [*RESNET, "--set", "train.freeze.unfreeze=[0, 0, 0]"],
+    "pets-imbalanced": RESNET,
+    "pets-few-labels": [*RESNET, "--set", "labels=0.3"],
+}
+
+
+def _run(name: str, output: Path, *arguments: str, only: str = "") -> None:
+    chosen = ["--only", only] if only else []
+    done = run_cli("train", "--recipe", name, *FAST, *arguments, *chosen)
+    assert done.exit_code == 0
+    for run in load_recipe(name).run:
+        if only not in ("", run.artefact):
+            continue
+        card = read_card(output / run.artefact / "model.safetensors")
+        assert card.metrics("validation") is not None
+        assert (card.metrics("test") is not None) is run.test
+        assert run.artefact in done.output
+
+
+@pytest.mark.parametrize("name", PETS)
+def test_pets(pets, output, name):  # noqa: F811
+    _run(name, output, *PETS[name])
+
+
+def test_every_recipe_of_pets_was_run():
+    # `forgetting-pets` has a command of its own.
+    assert {name for name in recipe_names() if name.startswith("pets")} == set(PETS)
+
+
+@pytest.mark.parametrize("data", ["imagewoof", "imagewoof_clean"])
+def test_woof(woof, output, data):  # noqa: F811
+    _run("woof", output, *VIT, "--data", data)
+    card = read_card(output / "woof-full" / "model.safetensors")
+    assert ("overlapping" in card.metrics("test").dataset) is (data == "imagewoof")
+
+
+def test_inaturalist(archive, output):  # noqa: F811
+    archive(_files(CLASSES))
+    _run("inat10", output, "--set", "arguments.img_size=32", only="inat10-scratch")
+    _run("inat10", output, *RESNET, only="inat10-resnet50")
