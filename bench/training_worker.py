@@ -23,8 +23,9 @@ from zoo.batches import Images, canvas
 from zoo.card import Input
 from zoo.datasets.augment import Augment
 from zoo.datasets.base import Sample
+from zoo.distributed import pick_device
 from zoo.evaluate import torch_logits
-from zoo.fit import FitConfig, fit, pick_device
+from zoo.fit import FitConfig, fit
 from zoo.freeze import Freezing
 from zoo.models.registry import build, input_for
 

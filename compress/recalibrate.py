@@ -18,9 +18,9 @@ from zoo.batches import Images
 from zoo.card import Input, Stage, advance, allow
 from zoo.checkpoint import load, save
 from zoo.datasets.base import Dataset
+from zoo.distributed import pick_device
 from zoo.errors import ArtefactError
 from zoo.files import code_commit, sha256_file
-from zoo.fit import pick_device
 from zoo.freeze import is_batch_norm
 from zoo.norms import reestimate
 from zoo.recipe import RecalibrateConfig

@@ -18,10 +18,11 @@ from zoo.batches import Images, canvas
 from zoo.card import Stage, advance, allow
 from zoo.checkpoint import load, save
 from zoo.datasets.base import Dataset
+from zoo.distributed import pick_device
 from zoo.errors import UsageError
 from zoo.evaluate import check_labels
 from zoo.files import code_commit, sha256_file
-from zoo.fit import FitReport, fit, pick_device
+from zoo.fit import FitReport, fit
 from zoo.losses import Loss
 from zoo.recipe import RecoverConfig
 from zoo.run_state import STATE

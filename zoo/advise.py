@@ -38,7 +38,7 @@ from zoo.datasets.augment import Augment
 from zoo.datasets.base import Dataset
 from zoo.errors import DataError
 from zoo.evaluate import accuracy
-from zoo.fit import FitConfig
+from zoo.fit_config import FitConfig
 from zoo.freeze import Freezing, stages
 from zoo.models.truncate import features_of
 from zoo.probe import extract, fit_probe

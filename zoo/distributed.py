@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-__all__ = ["World", "barrier", "first_decides", "gather", "interleaved", "join_world"]
+__all__ = ["World", "barrier", "first_decides", "gather", "interleaved", "join_world", "pick_device"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,11 @@ def join_world() -> World:
 def _leave() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def pick_device() -> torch.device:
+    """The first NVIDIA GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def barrier(world: World) -> None:

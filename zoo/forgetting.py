@@ -22,10 +22,10 @@ from zoo.batches import Images
 from zoo.card import Card, Input, Metrics
 from zoo.checkpoint import load
 from zoo.datasets.base import Dataset
+from zoo.distributed import pick_device
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits
 from zoo.files import CHECKPOINT, code_commit, write_atomically, write_bytes
-from zoo.fit import pick_device
 from zoo.recipe import Run
 from zoo.train import source_of, train
 from zoo.transplant import classifier_tensors, transplant_head

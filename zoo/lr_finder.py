@@ -25,10 +25,10 @@ from torch import nn
 from zoo import penalty
 from zoo.batches import Images, canvas, epoch_order
 from zoo.datasets.base import Dataset
-from zoo.distributed import World
+from zoo.distributed import World, pick_device
 from zoo.errors import TrainingError, UsageError
 from zoo.feeds import Pictures, WholeFeed
-from zoo.fit import FitConfig, loss_of, optimizer_of, pick_device
+from zoo.fit_config import FitConfig, loss_of, optimizer_of
 from zoo.freeze import eval_frozen, trained_at
 from zoo.losses import Loss
 from zoo.plots import axes

@@ -56,10 +56,8 @@ def ladder(
             raise UsageError(f"train.{name} must be a positive number, got {value}")
     factors: dict[str, float] = {}
     for depth, stage in enumerate(reversed(stages)):
-        if rates:
-            factor = rates[min(depth, len(rates) - 1)]
-        else:
-            factor = head_factor if depth == 0 else layer_decay**depth
+        falling = head_factor if depth == 0 else layer_decay**depth
+        factor = rates[min(depth, len(rates) - 1)] if rates else falling
         factors |= dict.fromkeys(stage.parameters, factor)
     return factors
 

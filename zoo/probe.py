@@ -27,10 +27,10 @@ from zoo.batches import Images, Normalise
 from zoo.card import Card, Input, Metrics, Stage
 from zoo.checkpoint import save
 from zoo.datasets.base import Dataset
+from zoo.distributed import pick_device
 from zoo.errors import DataError, UsageError, unknown_name
 from zoo.evaluate import accuracy, fit_temperature
 from zoo.files import CHECKPOINT, code_commit, sha256_file
-from zoo.fit import pick_device
 from zoo.models.registry import classifier as classifier_of
 from zoo.models.registry import count_macs
 from zoo.models.truncate import features_of, truncate

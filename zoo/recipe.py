@@ -12,7 +12,7 @@ from zoo.card import Head
 from zoo.datasets.splits import Thin
 from zoo.decode import DecodeError, decode
 from zoo.errors import UsageError, unknown_name
-from zoo.fit import FitConfig
+from zoo.fit_config import FitConfig
 from zoo.masks import Mask
 from zoo.semi import Unlabelled
 

@@ -13,17 +13,18 @@ import torch
 from torch import nn
 
 from zoo.batches import Images, canvas
-from zoo.card import Build, Card, Inform, Input, Lora, Stage, Use, advance
+from zoo.card import Build, Card, Inform, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
-from zoo.distributed import barrier, first_decides, join_world
-from zoo.errors import ArtefactError, UsageError
+from zoo.distributed import barrier, first_decides, join_world, pick_device
+from zoo.errors import ArtefactError
 from zoo.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
-from zoo.fit import EpochResult, fit, pick_device
+from zoo.fit import EpochResult, fit
 from zoo.lora import add_lora, merge_lora
 from zoo.models.heads import add_head, reset_head
 from zoo.models.registry import build, count_macs, input_for
+from zoo.models.sizes import check_size
 from zoo.models.weights import load_weights
 from zoo.recipe import Run
 from zoo.run_state import STATE
@@ -222,7 +223,8 @@ def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.
             dropout=run.lora.dropout,
         )
         card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=lora))
-    macs = _macs(model, card.use.input, run)
+    check_size(model, card.build.architecture, card.use.input)
+    macs = count_macs(model, card.use.input)
     return model, dataclasses.replace(card, inform=dataclasses.replace(card.inform, macs=macs, metrics=()))
 
 
@@ -235,7 +237,9 @@ def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]
 
 
 def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
-    spec = input_for(run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs)
+    spec = input_for(
+        run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs, arguments=run.arguments
+    )
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
     source = load_weights(model, run.model, run.weights, arguments=run.arguments)
@@ -245,16 +249,6 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
         use=Use(labels=dataset.labels, input=spec),
         inform=Inform(parameters=0, bytes=0, macs=0, source=source.source, licence=source.licence),
     )
-
-
-def _macs(model: nn.Module, spec: Input, run: Run) -> int:
-    try:
-        return count_macs(model, spec)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"{run.model} does not take {spec.size[1]} x {spec.size[0]} pixels: {error}; change `size`, "
-            "or give a network of a fixed size its own (--set arguments.img_size=...)"
-        ) from error
 
 
 def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:

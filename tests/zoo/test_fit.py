@@ -21,12 +21,13 @@ from zoo.batches import Images, Normalise
 from zoo.datasets.augment import Augment
 from zoo.errors import TrainingError, UsageError
 from zoo.evaluate import torch_logits
-from zoo.fit import FitConfig, FitReport, Stopped, fit, with_sync_batch_norm
+from zoo.fit import FitConfig, FitReport, Stopped, fit
 from zoo.freeze import Freezing
 from zoo.losses import cross_entropy
 from zoo.masks import Mask
 from zoo.run_state import LOG, STATE
 from zoo.semi import Unlabelled
+from zoo.trainer import with_sync_batch_norm
 
 SPEC = make_input(8, "L")
 TRAIN = Images(make_samples(13, 3), SPEC)
@@ -38,7 +39,7 @@ STEPS = 3
 @pytest.fixture(autouse=True)
 def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """These epochs are so short that they would not all be written."""
-    monkeypatch.setattr("zoo.fit._SAVE_SHARE", 1e9)
+    monkeypatch.setattr("zoo.trainer._SAVE_SHARE", 1e9)
 
 
 class Net(nn.Module):
@@ -221,9 +222,11 @@ def test_resuming_trains_only_what_is_left(tmp_path, capsys):
 
 
 def test_short_epochs_are_not_all_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.fit._SAVE_SHARE", 1e-9)
+    monkeypatch.setattr("zoo.trainer._SAVE_SHARE", 1e-9)
     written = []
-    monkeypatch.setattr("zoo.fit.write_state", lambda path, fingerprint, state, tensors: written.append(state.epoch))
+    monkeypatch.setattr(
+        "zoo.trainer.write_state", lambda path, fingerprint, state, tensors: written.append(state.epoch)
+    )
     _fit(tmp_path, config=_config(epochs=6))
     assert written == [1]
     assert len(_log(tmp_path)) == 6

@@ -134,7 +134,7 @@ def recover(
     """Fine-tune a pruned checkpoint with its unpruned parent as teacher, in its own folder."""
     from compress.recover import recover as stage
     from zoo.checkpoint import read_card
-    from zoo.fit import FitConfig
+    from zoo.fit_config import FitConfig
     from zoo.recipe import RecoverConfig
 
     source = checkpoint_path(artefact)
