@@ -15,14 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import run_cli
 from zoo.datasets.registry import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+RECIPES = (ROOT / "zoo/recipes/README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README + RECIPES, re.MULTILINE | re.DOTALL)
 COMMANDS = [
     line.partition("  #")[0].strip().removeprefix("$ ")
     for kind, text in BLOCKS
@@ -32,10 +35,21 @@ COMMANDS = [
 ]
 
 
+SHORTER = {
+    "--trials 20": "--trials 1 --set size=64 --set train.epochs=1",
+    "lr-find": "lr-find --steps 16 --high 1 --set size=64",
+    "advise": "advise --size 64",
+    "probe": "probe --size 64",
+}
+"""What a long command gets besides, to be short."""
+
+
 def localised(command: str, made: Path, folder: Path) -> list[str]:
     """The command's words with the quickstart's names replaced by the tiny recipe's, and paths by real ones."""
     command = command.replace("output/", f"{made}/tiny-").replace("digit.png", str(folder / "digit.png"))
-    return shlex.split(command.replace("--recipe quickstart", "--recipe tiny"))
+    for long, short in SHORTER.items():
+        command = command.replace(long, short)
+    return shlex.split(command.replace("path/to/folder", str(folder / "photographs")))
 
 
 @pytest.fixture
@@ -43,6 +57,18 @@ def digit(tmp_path: Path) -> Path:
     path = tmp_path / "digit.png"
     path.write_bytes(open_dataset("mnist5k").splits["test"][0].read())
     return path
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Dark and bright pictures of noise, a folder of each."""
+    folder = tmp_path / "photographs"
+    for label, level in (("dark", 0), ("bright", 160)):
+        (folder / label).mkdir(parents=True)
+        for number in range(16):
+            noise = np.random.default_rng([level, number]).integers(0, 96, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise + np.uint8(level)).save(folder / label / f"{number}.png")
+    return folder
 
 
 @pytest.fixture
@@ -86,7 +112,7 @@ def address(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 def test_there_is_something_to_run() -> None:
     assert len(README.splitlines()) <= 150
-    assert len(COMMANDS) >= 12
+    assert len(COMMANDS) >= 20
     assert {"make", "make test"} <= set(COMMANDS)
     assert {command.split()[0] for command in COMMANDS} == {"make", "pocketzoo", "bentoml", "curl", "pytest"}
 
@@ -100,7 +126,7 @@ def test_make_targets_exist(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("pocketzoo")])
-def test_commands_run(command: str, copy: Path, digit: Path) -> None:
+def test_commands_run(command: str, copy: Path, digit: Path, photographs: Path) -> None:
     arguments = localised(command, copy, digit.parent)[1:]
     assert run_cli(*arguments).exit_code == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -112,8 +113,13 @@ def test_unknown_recipes_list_close_ones(tmp_path):
         load_recipe(str(tmp_path / "none.toml"))
 
 
+def test_every_recipe_is_in_the_list_of_recipes():
+    listed = re.findall(r"`([a-z0-9-]+)`", (FOLDER / "README.md").read_text())
+    assert set(recipe_names()) <= set(listed)
+
+
 def test_the_projects_recipes_are_found():
-    assert len(recipe_names()) == 19
+    assert len(recipe_names()) == 20
 
 
 @pytest.mark.parametrize("name", recipe_names())

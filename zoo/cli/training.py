@@ -40,11 +40,14 @@ def train(
 ) -> None:
     """Train the checkpoints of a recipe: output/NAME/model.safetensors."""
     from zoo.checkpoint import read_card
+    from zoo.distributed import join_world
     from zoo.train import train as stage
     from zoo.validate import write_state_dicts
 
     chosen = chosen_runs(recipe, data, model, weights, settings, only)
     paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
+    if not join_world().first:
+        return
     # A recipe without both kinds of fine-tuned ViT leaves nothing for validators to load.
     with contextlib.suppress(ArtefactError):
         write_state_dicts(output_root())
