@@ -82,11 +82,6 @@ class FitConfig:
             raise UsageError(
                 f"train.accumulate = {self.accumulate} pieces of a batch of {self.batch_size} are too many"
             )
-        if self.freeze.unfreeze and self.freeze.unfreeze[-1] >= self.epochs:
-            raise UsageError(
-                f"train.freeze.unfreeze: a stage would join in epoch {self.freeze.unfreeze[-1]}, counted from 0, "
-                f"but there are {self.epochs} epochs"
-            )
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must be a decay in (0, 1) like 0.999, or 0 for none; got {self.ema}")
         for name, known in (

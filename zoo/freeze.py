@@ -17,7 +17,18 @@ from torch import nn
 from zoo.errors import UsageError
 from zoo.models.registry import classifier
 
-__all__ = ["NORMS", "Freezing", "Stage", "eval_frozen", "is_batch_norm", "live_norms", "phases", "stages", "trained_at"]
+__all__ = [
+    "NORMS",
+    "Freezing",
+    "Stage",
+    "eval_frozen",
+    "is_batch_norm",
+    "live_norms",
+    "phases",
+    "stages",
+    "trainable_body",
+    "trained_at",
+]
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 """Normalisation layers; timm's and torchvision's own derive from these."""
@@ -195,6 +206,25 @@ def eval_frozen(
 
 
 def phases(config: Freezing, epochs: int) -> list[range]:
-    """The runs of epochs in which the same parameters are trained."""
-    starts = sorted({start for start in config.unfreeze if start < epochs} | {0})
+    """The runs of epochs in which the same parameters are trained.
+
+    Raises:
+        UsageError: a stage would join after the end.
+    """
+    if config.unfreeze and config.unfreeze[-1] >= epochs:
+        raise UsageError(
+            f"train.freeze.unfreeze: a stage would join in epoch {config.unfreeze[-1]}, counted from 0, "
+            f"but there are {epochs} epochs"
+        )
+    starts = sorted({0, *config.unfreeze})
     return [range(begin, end) for begin, end in zip(starts, [*starts[1:], epochs], strict=True)]
+
+
+def trainable_body(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters outside of the classifier that require gradients, by name."""
+    head = {id(parameter) for parameter in classifier(model).parameters()}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in head
+    }

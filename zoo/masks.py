@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from zoo.errors import TrainingError, UsageError, unknown_name
+from zoo.freeze import trainable_body
 from zoo.losses import Loss
-from zoo.models.registry import classifier, last_layers
+from zoo.models.registry import last_layers
 
 __all__ = ["Mask", "MaskedUpdate", "choose"]
 
@@ -72,7 +73,7 @@ def choose(model: nn.Module, mask: Mask, batches: Iterable[Batch], loss: Loss) -
         UsageError: the share is less than one weight, or there are no batches where the rule needs them.
         TrainingError: the gradients are not finite, or none reaches the weights.
     """
-    weights = _maskable(model)
+    weights = trainable_body(model)
     total = sum(weight.numel() for weight in weights.values())
     count = round(mask.fraction * total)
     if not count:
@@ -129,15 +130,6 @@ class MaskedUpdate:
 
     def _held(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in model.named_parameters() if name in self._masks)
-
-
-def _maskable(model: nn.Module) -> dict[str, nn.Parameter]:
-    head = {id(parameter) for parameter in classifier(model).parameters()}
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in head
-    }
 
 
 def _scores_from_gradients(

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from zoo.errors import TrainingError
-from zoo.models.registry import classifier
+from zoo.freeze import trainable_body
 
 __all__ = ["l2sp", "starting_point"]
 
 
 def starting_point(model: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the trainable parameters outside of the classifier, by name."""
-    return {name: parameter.detach().clone() for name, parameter in _drawn(model).items()}
+    return {name: parameter.detach().clone() for name, parameter in trainable_body(model).items()}
 
 
 def l2sp(model: nn.Module, start: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
@@ -39,7 +39,7 @@ def l2sp(model: nn.Module, start: Mapping[str, torch.Tensor], strength: float) -
         TrainingError: `start` lacks a parameter, or has it in another shape; names it.
     """
     squares = []
-    for name, parameter in _drawn(model).items():
+    for name, parameter in trainable_body(model).items():
         first = start.get(name)
         if first is None or first.shape != parameter.shape:
             found = "none" if first is None else f"one of shape {tuple(first.shape)}"
@@ -51,12 +51,3 @@ def l2sp(model: nn.Module, start: Mapping[str, torch.Tensor], strength: float) -
     if not squares:
         return torch.zeros((), device=next(model.parameters()).device)
     return torch.stack(squares).sum() * (strength / 2)
-
-
-def _drawn(model: nn.Module) -> dict[str, nn.Parameter]:
-    head = {id(parameter) for parameter in classifier(model).parameters()}
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in head
-    }

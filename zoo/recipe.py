@@ -25,6 +25,7 @@ __all__ = [
     "RecoverConfig",
     "Run",
     "load_recipe",
+    "read_toml",
     "recipe_names",
 ]
 
@@ -164,6 +165,22 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def read_toml(name: str, folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The content of a TOML file of one's own, or of one of those in `folder` by its name.
+
+    Raises:
+        UsageError: no such file (with close matches), or not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(found.stem for found in folder.glob("*.toml"))
+        raise unknown_name(f"{kind} (or TOML file that does not exist)", name, known)
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+
+
 def load_recipe(
     name: str,
     *,
@@ -185,13 +202,7 @@ def load_recipe(
         UsageError: no such recipe, not TOML, an unknown key (with close matches), a value of the wrong type, no
             data set or model, or a `start` that no earlier run makes.
     """
-    path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
-    if not path.is_file():
-        raise unknown_name("recipe (or TOML file that does not exist)", name, recipe_names())
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    path, document = read_toml(name, _FOLDER, kind="recipe")
     defaults, entries = document.pop("defaults", {}), document.pop("run", [])
     if document:
         raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'run'])}")

@@ -34,7 +34,7 @@ from zoo.errors import ArtefactError, TrainingError, UsageError, unknown_name
 from zoo.files import CHECKPOINT, sha256_file, write_bytes
 from zoo.plots import save_figure
 from zoo.progress import note
-from zoo.recipe import Run
+from zoo.recipe import Run, read_toml
 from zoo.recipe_text import plain_run, recipe_text
 from zoo.train import source_of, train
 
@@ -47,7 +47,6 @@ __all__ = [
     "best_recipe",
     "correlations",
     "read_search",
-    "search_names",
     "sweep",
 ]
 
@@ -167,11 +166,6 @@ class SweepReport:
     pictures: tuple[Path, ...]
 
 
-def search_names() -> list[str]:
-    """Names of the search files that come with the project."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
-
-
 def read_search(name: str) -> dict[str, Range]:
     """The searched keys of a search file: name in zoo/recipes/search, or path of a TOML file.
 
@@ -181,13 +175,7 @@ def read_search(name: str) -> dict[str, Range]:
     Raises:
         UsageError: no such file, not TOML, or a range that is none (names its key).
     """
-    path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
-    if not path.is_file():
-        raise unknown_name("search (or TOML file that does not exist)", name, search_names())
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    path, document = read_toml(name, _FOLDER, kind="search")
     table = document.pop("search", None)
     if document:
         raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['search'])}")

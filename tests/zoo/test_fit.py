@@ -477,7 +477,6 @@ def test_sync_batch_norm_shares_its_tensors():
     ("options", "message"),
     [
         ({"accumulate": 9, "batch_size": 8}, "9 pieces of a batch of 8"),
-        ({"freeze": Freezing(unfreeze=(0, 4)), "epochs": 4}, "would join in epoch 4, counted from 0, but there are 4"),
         ({"precision": "fp8"}, "precision must be one of auto, bf16, float32"),
         ({"loss": "hinge"}, "loss must be one of cross-entropy, focal"),
         ({"ema": 1.0}, "ema must be a decay"),

@@ -63,7 +63,8 @@ def test_gradual_unfreezing_adds_stages():
     counts = [len({n.split(".")[0] for n in trained_at(model, config, epoch)}) for epoch in range(7)]
     assert counts == [1, 1, 3, 3, 3, 4, 4]
     assert phases(config, 7) == [range(0, 2), range(2, 5), range(5, 7)]
-    assert phases(config, 2) == [range(0, 2)]
+    with pytest.raises(UsageError, match="would join in epoch 5, counted from 0, but there are 5 epochs"):
+        phases(config, 5)
     assert phases(Freezing(stages=1), 3) == [range(0, 3)]
 
 

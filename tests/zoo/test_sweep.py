@@ -20,7 +20,7 @@ from zoo.checkpoint import read_card
 from zoo.errors import ArtefactError, TrainingError, UsageError
 from zoo.fit import EpochResult, FitConfig
 from zoo.recipe import Run, load_recipe
-from zoo.sweep import Range, SweepConfig, read_search, search_names, sweep
+from zoo.sweep import Range, SweepConfig, read_search, sweep
 
 RUN = Run(
     name="lenet", model="lenet", data="digits", images_per_split=20, train=FitConfig(epochs=2, batch_size=10, lr=1e-3)
@@ -299,7 +299,6 @@ def test_no_warning_and_no_log_of_optuna_reaches_the_user(tmp_path, monkeypatch,
 
 
 def test_search_files(tmp_path):
-    assert search_names() == ["finetune"]
     assert read_search("finetune")["train.lr"] == Range(low=1e-5, high=1e-2, log=True)
     path = tmp_path / "own.toml"
     path.write_text(
