@@ -17,7 +17,7 @@ from torch import nn
 from zoo.batches import CACHE_BYTES, Images, Normalise
 from zoo.card import Input
 from zoo.datasets.augment import Augment, augment
-from zoo.datasets.mix import mix
+from zoo.datasets.mix import mix, mixes
 from zoo.distributed import World, gather, interleaved
 from zoo.norms import even_chunks
 from zoo.seeds import generator_for
@@ -74,15 +74,20 @@ class WholeFeed:
         self, epoch: int, chunks: Sequence[Sequence[int]], first: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs [B, C, H, W] and targets; what is random depends on (seed, epoch, step) alone."""
-        pictures = self.pictures
+        pictures, mixed = self.pictures, mixes(self.pictures.augment)
         rows = [pictures.world.rows(len(chunk)) for chunk in chunks]
-        own = [chunk[part] for chunk, part in zip(chunks, rows, strict=True)]
+        # A picture's partner in MixUp may be another process's, so each process varies the whole batch then.
+        own = [chunk if mixed else chunk[part] for chunk, part in zip(chunks, rows, strict=True)]
         for step, (images, labels) in enumerate(pictures.train.batches(own[first:]), start=first):
             generator = generator_for(pictures.seed, epoch, step, "augment")
-            inputs = pictures.inputs(
-                images, pictures.augment, generator, total=len(chunks[step]), offset=rows[step].start
-            )
-            yield mix(inputs, labels.to(inputs.device), pictures.classes, pictures.augment, generator)
+            offset = 0 if mixed else rows[step].start
+            inputs = pictures.inputs(images, pictures.augment, generator, total=len(chunks[step]), offset=offset)
+            targets = labels.to(inputs.device)
+            if mixed:
+                inputs, targets = mix(inputs, targets, pictures.classes, pictures.augment, generator)
+                yield inputs[rows[step]], targets[rows[step]]
+            else:
+                yield inputs, targets
 
     def validation_logits(self) -> npt.NDArray[np.float32]:
         """Each process computes every n-th batch."""
@@ -157,9 +162,8 @@ def cut_feed(
     Returns:
         The feed, or why there is none.
     """
-    plain = pictures.augment == Augment()
-    count = 1 if plain else views
-    if pictures.augment.mixup or pictures.augment.cutmix:
+    count = 1 if pictures.augment.plain else views
+    if mixes(pictures.augment):
         return "MixUp and CutMix blend pictures anew at each step"
     if not count:
         return "augmentation is drawn anew in each epoch; train.views = K keeps K views of each picture instead"
@@ -174,7 +178,7 @@ def cut_feed(
     except SplitError as error:
         return str(error)
     if not parts.worthwhile:
-        return "the first layers are trained"
+        return "the layers that are frozen from the first on are less than a tenth of the work"
     size = cut_bytes(parts, example) * (len(pictures.train) * count + len(pictures.validation))
     if size > CACHE_BYTES:
         return f"what the frozen layers make of the pictures takes {size / 2**30:.1f} GiB"

@@ -100,13 +100,13 @@ def fit(
     run = Trainer(model, config, pictures, objective, folder=folder, title=title)
     run.fingerprint = _fingerprint(model, config, train, validation, [identity, _plain(semi), _plain(mask)])
     try:
-        trained = run.prepare(wanted)
+        trained = run.prepare()
         if mask is not None:
             trained = run.hold_all_but(mask)
         if resume:
             run.load()
         with _denormals_flushed(), deferred_signals() as stop_if_asked:
-            run.train(wanted, stop_if_asked, on_epoch)
+            run.train(stop_if_asked, on_epoch)
         run.keep_best()
         run.reestimate_norms()
     finally:

@@ -24,7 +24,8 @@ class FitConfig:
     epochs: int = 10
     batch_size: int = 64
     accumulate: int = 1
-    """Each batch is computed in so many pieces, to save memory; their gradients add up to the batch's."""
+    """Each batch is computed in so many pieces, to save memory; their gradients add up to the batch's.
+    BatchNorm that is not frozen sees the pieces, not the batch."""
     freeze: Freezing = field(default_factory=Freezing)
     """Which layers are trained, and what BatchNorm does."""
     optimizer: str = "adamw"
@@ -82,6 +83,8 @@ class FitConfig:
             raise UsageError(
                 f"train.accumulate = {self.accumulate} pieces of a batch of {self.batch_size} are too many"
             )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"train.seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must be a decay in (0, 1) like 0.999, or 0 for none; got {self.ema}")
         for name, known in (

@@ -7,7 +7,8 @@ vision transformer) where timm defines them, else its children. The classifier i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -107,9 +108,8 @@ def stages(model: nn.Module) -> list[Stage]:
 
 
 def _groups(model: nn.Module) -> list[list[str]]:
-    matcher = getattr(model, "group_matcher", None)
-    if matcher is not None:
-        grouped: Mapping[int, list[str]] = group_parameters(model, matcher(coarse=True))
+    grouped = _timm_groups(model)
+    if grouped is not None:
         return [grouped[key] for key in sorted(grouped)]
     found: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
@@ -118,6 +118,17 @@ def _groups(model: nn.Module) -> list[list[str]]:
         inside = isinstance(getattr(model, first, None), nn.Sequential)
         found.setdefault(f"{first}.{rest.partition('.')[0]}" if inside else first, []).append(name)
     return list(found.values())
+
+
+def _timm_groups(model: nn.Module) -> Mapping[int, list[str]] | None:
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return None
+    try:
+        grouped: Mapping[int, list[str]] = group_parameters(model, matcher(coarse=True))
+    except AssertionError:  # "coarse grouping is not implemented" (RDNet)
+        return None
+    return grouped
 
 
 def _norms_alone(model: nn.Module, parameters: Sequence[str]) -> bool:
@@ -139,17 +150,31 @@ def _stage(group: Sequence[str], groups: Sequence[Sequence[str]]) -> Stage:
     return Stage(prefix if len(parts) > 1 else parts[0], tuple(group), _owners(group))
 
 
-def trained_at(model: nn.Module, config: Freezing, epoch: int, *, found: Sequence[Stage] | None = None) -> set[str]:
-    """Names of the parameters that learn in an epoch, whatever their `requires_grad` says.
+def trained_at(
+    model: nn.Module,
+    config: Freezing,
+    epoch: int,
+    *,
+    found: Sequence[Stage] | None = None,
+    may: Collection[str] | None = None,
+) -> set[str]:
+    """Names of the parameters that learn in an epoch.
+
+    Args:
+        model: the network.
+        config: what is trained when.
+        epoch: from 0.
+        found: its stages, if they are known.
+        may: the parameters that may learn at all, like the adapters of LoRA and the classifier; None: every one.
 
     Raises:
         UsageError: the network has fewer stages than asked for.
     """
     parts = list(reversed(found or stages(model)))
-    wanted = len(config.unfreeze) or config.stages or 1
-    if wanted > len(parts):
+    asked = len(config.unfreeze) or config.stages or 1
+    if asked > len(parts):
         names = ", ".join(stage.name for stage in reversed(parts))
-        raise UsageError(f"train.freeze asks for {wanted} stages, the network has {len(parts)}: {names}")
+        raise UsageError(f"train.freeze asks for {asked} stages, the network has {len(parts)}: {names}")
     joins = list(config.unfreeze) or [0] * (config.stages or len(parts))
     chosen = {name for stage, start in zip(parts, joins, strict=False) if start <= epoch for name in stage.parameters}
     head = set(parts[0].parameters)
@@ -160,45 +185,86 @@ def trained_at(model: nn.Module, config: Freezing, epoch: int, *, found: Sequenc
         for key, _ in module.named_parameters(recurse=False)
     }
     if config.norms_only:
-        return chosen & (norms | head)
-    return chosen if config.norm_affine else chosen - (norms - head)
+        chosen &= norms | head
+    elif not config.norm_affine:
+        chosen -= norms - head
+    return chosen if may is None else chosen & set(may)
 
 
 def live_norms(
-    model: nn.Module, config: Freezing, epoch: int, *, found: Sequence[Stage] | None = None
+    model: nn.Module,
+    config: Freezing,
+    epoch: int,
+    *,
+    found: Sequence[Stage] | None = None,
+    may: Collection[str] | None = None,
 ) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """The BatchNorm layers whose running statistics move in an epoch: name -> module."""
+    """The BatchNorm layers whose running statistics move in an epoch: name -> module.
+
+    Those of the classifier (an MLP) always do: there is nothing pretrained in it to keep. Arguments: see
+    :func:`trained_at`.
+    """
     parts = found or stages(model)
     # Which stage joins when does not depend on what of it is trained.
     whole = dataclasses.replace(config, norms_only=False, norm_affine=True)
     trained = trained_at(model, whole, epoch, found=parts)
-    active = {owner for stage in parts for owner in stage.modules if set(stage.parameters) & trained}
     live: dict[str, nn.modules.batchnorm._BatchNorm] = {}
     for name, module in model.named_modules():
-        # A layer without scale and offset is in no stage by name; it goes with the layer it stands beside.
-        inside = name in active if any(True for _ in module.parameters(recurse=False)) else bool(active)
+        if not is_batch_norm(module):
+            continue
+        stage = max(parts, key=lambda part: _shared(name, part))
+        affine = {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+        inside = bool(set(stage.parameters) & trained) and (may is None or not affine or bool(affine & set(may)))
         rule = config.norm if inside else config.frozen_norm
-        if rule in ("update", "reestimate") and is_batch_norm(module):
+        if rule != "freeze" or (stage is parts[-1] and inside):
             live[name] = module
     return live
 
 
+def _shared(name: str, stage: Stage) -> int:
+    """How many parts of a module's name a stage's modules share with it at most."""
+
+    def common(other: str) -> int:
+        pairs = zip(name.split("."), other.split("."), strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    return max(common(owner) + (owner == name) for owner in stage.modules)
+
+
 def eval_frozen(
-    model: nn.Module, config: Freezing, epoch: int, *, found: Sequence[Stage] | None = None
+    model: nn.Module,
+    config: Freezing,
+    epoch: int,
+    *,
+    found: Sequence[Stage] | None = None,
+    may: Collection[str] | None = None,
 ) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     """Set a network in training mode to what an epoch wants: frozen layers and frozen statistics as in evaluation.
+
+    Arguments: see :func:`trained_at`.
 
     Returns:
         The BatchNorm layers whose statistics move.
     """
     parts = found or stages(model)
-    trained = {id(model.get_parameter(name)) for name in trained_at(model, config, epoch, found=parts)}
-    live = live_norms(model, config, epoch, found=parts)
+    trained = {id(model.get_parameter(name)) for name in trained_at(model, config, epoch, found=parts, may=may)}
+    live = live_norms(model, config, epoch, found=parts, may=may)
+    before: list[nn.Module] = []
     for module in model.modules():
         own = [id(parameter) for parameter in module.parameters()]
-        # What has no parameters, like the dropout before a classifier, goes with what it stands in.
         if own and trained.isdisjoint(own):
             module.eval()
+    for child in model.children():
+        own = [id(parameter) for parameter in child.parameters()]
+        first = next(iter(own), None)
+        if first is None:
+            before.append(child)
+            continue
+        # Dropout between stages goes with the layer that comes after it: before the classifier it stays on.
+        if first not in trained:
+            for module in before:
+                module.eval()
+        before = []
     for name, module in model.named_modules():
         if is_batch_norm(module):
             module.train(name in live)

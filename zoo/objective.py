@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from zoo.batches import Images
-from zoo.datasets.augment import strong
+from zoo.datasets.augment import strong, weak
+from zoo.datasets.mix import mixes
 from zoo.errors import UsageError
 from zoo.feeds import Pictures
 from zoo.fit_config import FitConfig
@@ -55,7 +56,7 @@ class Objective:
         """
         if not unlabelled:
             raise UsageError("there are no unlabelled images to learn from; keep fewer labels (labels = 0.1)")
-        if self._config.accumulate > 1 or self._config.augment.mixup or self._config.augment.cutmix:
+        if self._config.accumulate > 1 or mixes(self._config.augment):
             raise UsageError("[unlabelled] goes with train.accumulate = 1 and without MixUp or CutMix")
         self._unlabelled, self._semi, self.needs_pictures = unlabelled, semi, True
 
@@ -82,11 +83,11 @@ class Objective:
         own = [order[step * size : (step + 1) * size][rows] for step in range(first, steps)]
         augment = self._config.augment
         for step, (stored, _) in enumerate(images.batches(own), start=first):
-            weak, hard = (
+            mild, hard = (
                 pictures.inputs(stored, config, generator_for(seed, epoch, step, kind), total=size, offset=rows.start)
-                for kind, config in (("weak", augment), ("strong", strong(augment)))
+                for kind, config in (("weak", weak(augment)), ("strong", strong(augment)))
             )
-            yield weak, hard
+            yield mild, hard
 
     def __call__(
         self, network: nn.Module, inputs: Any, targets: torch.Tensor, extra: Views | None, progress: float

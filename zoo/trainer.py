@@ -7,13 +7,14 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from zoo.feeds import Feed, Pictures, WholeFeed, cut_feed
 from zoo.fit_config import FitConfig, optimizer_of
 from zoo.freeze import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
 from zoo.masks import Mask, MaskedUpdate, choose
-from zoo.norms import reestimate
+from zoo.norms import even_chunks, reestimate
 from zoo.objective import Objective, Views
 from zoo.optim import make_schedule, plateau
 from zoo.progress import note
@@ -79,6 +80,7 @@ class Trainer:
         self.fingerprint = ""
         self.world: World = pictures.world
         self.parts: list[Stage] = stages(model)
+        self.may = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.schedule = make_schedule(config.schedule, warmup=config.warmup)
         self.average = Average(model, config.ema) if config.ema else None
         self.state = RunState()
@@ -89,41 +91,65 @@ class Trainer:
         self.shadow: nn.Module | None = None
         """With SyncBatchNorm: the network that steps call, whose parameters and statistics are the model's."""
 
-    def prepare(self, wanted: dict[str, bool]) -> int:
-        """Make the optimizer of all that is ever trained; returns how many weights these are."""
-        last = phases(self.config.freeze, self.config.epochs)[-1][-1]
-        self._require(wanted, last)
-        self.optimizer = optimizer_of(self.model, self.config)
-        if self.config.l2sp:
+    def prepare(self) -> int:
+        """Make the optimizer of all that is ever trained; returns how many weights these are.
+
+        Raises:
+            UsageError: what the settings ask for is not in the network, or its batches are too small for BatchNorm.
+        """
+        config = self.config
+        last = phases(config.freeze, config.epochs)[-1][-1]
+        trained = self._require(last)
+        live = live_norms(self.model, config.freeze, last, found=self.parts, may=self.may)
+        self._check_freezing(trained, live)
+        smallest = min(config.batch_size, len(self.pictures.train)) // (config.accumulate * self.world.size)
+        if live and smallest < 2:
+            raise UsageError(
+                f"BatchNorm has no variance over {smallest} picture(s): a batch of {config.batch_size} of "
+                f"{len(self.pictures.train)} training images goes in {config.accumulate} piece(s) to "
+                f"{self.world.size} process(es); raise train.batch_size, or train.freeze.norm = 'freeze'"
+            )
+        self.optimizer = optimizer_of(self.model, config)
+        if config.l2sp:
             self.objective.remember_start()
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def _check_freezing(self, trained: set[str], live: Mapping[str, nn.Module]) -> None:
+        freeze, name = self.config.freeze, type(self.model).__name__
+        adapters = {key for key in self.may if key.rpartition(".")[2].startswith("lora_")}
+        if adapters and not adapters <= trained:
+            raise UsageError(
+                f"train.freeze leaves {len(adapters - trained)} of {len(adapters)} LoRA tensors untrained; "
+                "LoRA freezes the network itself, so leave train.freeze out"
+            )
+        if freeze.norms_only and not trained - set(self.parts[-1].parameters):
+            raise UsageError(f"train.freeze.norms_only: {name} has no normalisation layer with scale and offset")
+        if freeze.norm == "reestimate" and not live:
+            raise UsageError(f"train.freeze.norm = 'reestimate', but no trained layer of {name} is a BatchNorm")
 
     def hold_all_but(self, mask: Mask) -> int:
         """Choose the weights that may change; returns how many they are."""
         config, train = self.config, self.pictures.train
         order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "mask"))
-        chunks = _chunks(order[: mask.images], config.batch_size)
-        feed = WholeFeed(self.model, self.model, self.pictures)
+        chunks = _chunks(order[: mask.images], config.batch_size, least=1)
+        # Every process looks at all of these pictures, so that all choose the same weights.
+        alone = dataclasses.replace(self.pictures, world=World(0, 1, self.world.device))
+        feed = WholeFeed(self.model, self.model, alone)
         batches = feed.batches(0, chunks, 0) if mask.by in ("fisher", "gradient") else iter(())
         masks = choose(self.model, mask, batches, self.objective.loss)
         self.held = MaskedUpdate(self.model, masks)
         free = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in masks]
         return sum(int(part.sum()) for part in masks.values()) + sum(parameter.numel() for parameter in free)
 
-    def train(
-        self,
-        wanted: dict[str, bool],
-        stop_if_asked: Callable[[], None],
-        on_epoch: Callable[[EpochResult], None] | None,
-    ) -> None:
+    def train(self, stop_if_asked: Callable[[], None], on_epoch: Callable[[EpochResult], None] | None) -> None:
         """All epochs that are left."""
         for phase in phases(self.config.freeze, self.config.epochs):
             left = range(max(phase.start, self.state.epoch), phase.stop)
             if not left:
                 continue
-            trained = self._require(wanted, left.start)
+            trained = self._require(left.start)
             self.model.train()
-            live = eval_frozen(self.model, self.config.freeze, left.start, found=self.parts)
+            live = eval_frozen(self.model, self.config.freeze, left.start, found=self.parts, may=self.may)
             feed = self._feed(trained, set(live), len(phase))
             for epoch in left:
                 result = self._epoch(epoch, feed, stop_if_asked)
@@ -133,9 +159,8 @@ class Trainer:
                     except Stopped:
                         return
 
-    def _require(self, wanted: dict[str, bool], epoch: int) -> set[str]:
-        trained = trained_at(self.model, self.config.freeze, epoch, found=self.parts)
-        trained = {name for name in trained if wanted[name]}
+    def _require(self, epoch: int) -> set[str]:
+        trained = trained_at(self.model, self.config.freeze, epoch, found=self.parts, may=self.may)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
         return trained
@@ -176,12 +201,12 @@ class Trainer:
         config, state, train = self.config, self.state, self.pictures.train
         label = f"{self.title} epoch {epoch + 1}/{config.epochs}"
         order = epoch_order(train.labels, sampler=config.sampler, generator=generator_for(config.seed, epoch, "order"))
-        chunks = _chunks(order, config.batch_size)
+        chunks = _chunks(order, config.batch_size, least=2 * self.world.size)
         extra = self.objective.views(self.pictures, epoch, len(chunks), state.step)
         begin = time.perf_counter()
         feed.network.train()
         self.model.train()
-        for layer in eval_frozen(self.model, config.freeze, epoch, found=self.parts).values():
+        for layer in eval_frozen(self.model, config.freeze, epoch, found=self.parts, may=self.may).values():
             # Networks ported from TensorFlow keep 99 % of the old statistics per step, which suits ImageNet's million
             # steps; a short fine-tuning would end with statistics of weights it no longer has.
             if layer.momentum is not None:
@@ -242,12 +267,12 @@ class Trainer:
                 if last and (penalty := self.objective.penalty()) is not None:
                     value = value + penalty / self.world.size
                 total += float(value.item())
-                self._check(total, done, rate)
+                self._check("the loss", total, done, rate)
                 (value * self.world.size).backward()  # type: ignore[no-untyped-call]
         if self.held is not None:
             self.held.before_step(model)
-        if config.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        size = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+        self._check("the gradient's norm", size, done, rate)
         self.optimizer.step()
         if self.held is not None:
             self.held.after_step(model)
@@ -255,16 +280,13 @@ class Trainer:
             self.average.update(model)
         return total
 
-    def _check(self, loss: float, done: float, rate: float) -> None:
-        if math.isfinite(loss):
+    def _check(self, what: str, value: float, done: float, rate: float) -> None:
+        if math.isfinite(value):
             return
-        # The weights are still those of the step before.
-        if self.world.size == 1 and self.state.epoch:
-            self.save(self.state.seconds)
         state = self.folder / STATE
-        kept = f"the state before is in {state}" if state.is_file() else "nothing was kept"
+        kept = f"{state} keeps the weights from before (--weights {state})" if state.is_file() else "nothing was kept"
         raise TrainingError(
-            f"the loss is {loss} after {done:.2f} epochs (step {self.state.step + 1} of epoch {self.state.epoch + 1}) "
+            f"{what} is {value} after {done:.2f} epochs (step {self.state.step + 1} of epoch {self.state.epoch + 1}) "
             f"at the learning rate {rate:.2g}; lower it (--set train.lr=...); {kept}"
         )
 
@@ -350,11 +372,7 @@ class Trainer:
         config = self.config
         if config.freeze.norm != "reestimate":
             return
-        layers = live_norms(self.model, config.freeze, config.epochs - 1, found=self.parts)
-        if not layers:
-            raise UsageError(
-                f"train.freeze.norm = 'reestimate', but no trained layer of {type(self.model).__name__} is a BatchNorm"
-            )
+        layers = live_norms(self.model, config.freeze, config.epochs - 1, found=self.parts, may=self.may)
         train = Images(self.pictures.train.samples, self.pictures.spec)
         order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "reestimate"))
         reestimate(
@@ -371,26 +389,31 @@ class Trainer:
             note(text)
 
 
-def _chunks(order: list[int], size: int) -> list[list[int]]:
+def _chunks(order: list[int], size: int, *, least: int) -> list[list[int]]:
+    """Batches; a last one of less than `least` pictures is left out.
+
+    One picture has no variance for BatchNorm, and each process must have some of a batch.
+    """
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    # A last batch of one picture has no variance for BatchNorm.
-    return chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) == 1 else chunks
+    return chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) < least else chunks
 
 
 def _pieces(inputs: Any, targets: torch.Tensor, count: int) -> Iterator[tuple[Any, torch.Tensor]]:
-    """A batch in `count` pieces; `inputs` is a tensor [B, ...] or a tuple of them."""
+    """A batch in at most `count` even pieces of at least two; `inputs` is a tensor [B, ...] or a tuple of them."""
     if count == 1:
         yield inputs, targets
         return
-    for index in torch.arange(len(targets)).chunk(count):
-        rows = slice(int(index[0]), int(index[-1]) + 1)
+    pieces = max(1, min(count, len(targets) // 2))
+    for index in even_chunks(range(len(targets)), math.ceil(len(targets) / pieces)):
+        rows = slice(index[0], index[-1] + 1)
         yield (tuple(part[rows] for part in inputs) if isinstance(inputs, tuple) else inputs[rows]), targets[rows]
 
 
 def with_sync_batch_norm(model: nn.Module) -> nn.Module:
     """A network that computes the statistics of BatchNorm over all processes; its tensors are those of `model`."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model, shared))  # type: ignore[no-untyped-call]
+    # timm's own, because its norms have an activation inside that torch's conversion would drop.
+    twin: nn.Module = convert_sync_batchnorm(copy.deepcopy(model, shared))
     return twin
 
 

@@ -16,12 +16,15 @@ from tests.zoo.test_fit import UNLABELLED, Net, _config, _fit, _same
 from zoo.datasets.augment import Augment
 from zoo.distributed import World
 from zoo.freeze import Freezing
+from zoo.masks import Mask
 from zoo.semi import Unlabelled
 
 WAYS = {
     "whole": {"config": {"optimizer": "nag", "ema": 0.9}},
     "pieces, towards the start": {"config": {"accumulate": 2, "l2sp": 0.1, "optimizer": "sgd"}},
     "unfreezing": {"config": {"freeze": Freezing(unfreeze=(0, 2), norm="freeze"), "optimizer": "sgd"}},
+    "MixUp": {"config": {"optimizer": "sgd", "augment": Augment(flip=True, mixup=0.5, cutmix=1.0)}},
+    "mask": {"config": {"optimizer": "sgd"}, "mask": Mask(fraction=0.3, by="fisher")},
     "FixMatch": {"config": {"optimizer": "sgd"}, "semi": Unlabelled(threshold=0.2, ratio=2), "unlabelled": UNLABELLED},
 }
 CODE = """

@@ -80,7 +80,7 @@ def test_a_steps_inputs_depend_on_its_place_alone():
         ({"augment": Augment(flip=True)}, {}, r"train\.views = K keeps"),
         ({"augment": Augment(flip=True)}, {"views": 5}, r"5 epoch\(s\) would not use 5 view"),
         ({"world": World(0, 2, torch.device("cpu"))}, {}, "several processes"),
-        ({}, {"trained": {"body.0.weight", *HEAD}}, "first layers are trained"),
+        ({}, {"trained": {"body.0.weight", *HEAD}}, "less than a tenth of the work"),
         ({}, {"epochs": 1}, r"1 epoch\(s\)"),
     ],
 )
@@ -95,8 +95,9 @@ def test_what_does_not_fit_is_not_kept(monkeypatch):
     assert "GiB" in str(_cut())
 
 
-def test_processes_share_a_batch():
-    pictures = replace(PICTURES, augment=Augment(rotate=40, noise=3.0))
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_processes_share_a_batch(mixup):
+    pictures = replace(PICTURES, augment=Augment(rotate=40, noise=3.0, mixup=mixup))
     chunks = [[0, 1, 2, 3, 4], [5, 6, 7]]
     alone = list(WholeFeed(_net(), _net(), pictures).batches(0, chunks, 0))
     parts = [

@@ -23,8 +23,10 @@ from zoo.errors import TrainingError, UsageError
 from zoo.evaluate import torch_logits
 from zoo.fit import FitConfig, FitReport, Stopped, fit
 from zoo.freeze import Freezing
+from zoo.lora import add_lora
 from zoo.losses import cross_entropy
 from zoo.masks import Mask
+from zoo.models.registry import build
 from zoo.run_state import LOG, STATE
 from zoo.semi import Unlabelled
 from zoo.trainer import with_sync_batch_norm
@@ -464,13 +466,72 @@ def test_reestimated_statistics_are_those_of_the_training_pictures(tmp_path):
         _fit(tmp_path / "none", _net(), _config(freeze=Freezing(norm="reestimate", stages=1)))
 
 
-def test_sync_batch_norm_shares_its_tensors():
-    model = _net()
+@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0", "mobilenetv3_small_050"])
+def test_sync_batch_norm_computes_the_same_with_the_same_tensors(name):
+    torch.manual_seed(0)
+    model = build(name, classes=3, channels=3).eval()
     twin = with_sync_batch_norm(model)
-    assert isinstance(twin.body[1], nn.SyncBatchNorm)
-    assert type(model.body[1]) is nn.BatchNorm2d
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        assert twin.state_dict(keep_vars=True)[name] is tensor
+    synced = [module for module in twin.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert len(synced) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) > 0
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        assert twin.state_dict(keep_vars=True)[key] is tensor
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(twin(images), model(images))
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    def loss(inputs, logits, labels):
+        return Broken.apply(cross_entropy(0.0)(inputs, logits, labels))
+
+    model, start = _net(), _net()
+    with pytest.raises(TrainingError, match=r"the gradient's norm is (nan|inf) after 0\.00 epochs .*nothing was kept"):
+        _fit(tmp_path, model, loss=loss)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+
+
+def test_lora_leaves_the_statistics_of_the_frozen_network(tmp_path):
+    torch.manual_seed(0)
+    model = Net(nn.Conv2d(1, 4, 3), norm := nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 8), features=8)
+    add_lora(model, targets=["body.3"], rank=2, alpha=4.0)
+    before = norm.running_mean.clone()
+    _fit(tmp_path, model)
+    assert torch.equal(norm.running_mean, before)
+    with pytest.raises(UsageError, match=r"2 of 2 LoRA tensors untrained; .* leave train\.freeze out"):
+        _fit(tmp_path, model, _config(freeze=Freezing(stages=1)))
+
+
+def test_a_new_mlp_head_learns_its_statistics_although_the_others_are_frozen(tmp_path):
+    model = _net()
+    model.head = nn.Sequential(nn.BatchNorm1d(4 * 36), nn.Linear(4 * 36, 8), nn.ReLU(), nn.Linear(8, 3))
+    _fit(tmp_path, model, _config(freeze=Freezing(norm="freeze")))
+    assert model.head[0].num_batches_tracked > 0
+    assert model.body[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"), [({"batch_size": 1}, 13), ({"batch_size": 8, "accumulate": 8}, 13), ({}, 1)]
+)
+def test_batches_that_are_too_small_for_batchnorm(tmp_path, changes, images):
+    few = Images(make_samples(images, 3), SPEC)
+    with pytest.raises(UsageError, match=r"BatchNorm has no variance over 1 picture\(s\)"):
+        _fit(tmp_path, config=_config(**changes), train=few)
+    _fit(tmp_path, config=_config(**changes, freeze=Freezing(norm="freeze")), train=few)
+
+
+def test_norms_only_needs_norms(tmp_path):
+    model = Net(nn.Flatten(), nn.Linear(64, 8), features=8)
+    with pytest.raises(UsageError, match="norms_only: Net has no normalisation layer"):
+        _fit(tmp_path, model, _config(freeze=Freezing(norms_only=True)))
 
 
 @pytest.mark.parametrize(

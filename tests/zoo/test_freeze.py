@@ -110,12 +110,33 @@ def test_freezing_layers_freezes_their_statistics_unless_asked_otherwise(config,
 
 
 def test_dropout_of_frozen_layers_is_off_and_of_the_classifier_on():
-    model = build("vit_tiny_patch16_224", classes=3, channels=1, arguments={**TINY_VIT, "drop_rate": 0.5})
-    model.train()
-    eval_frozen(model, Freezing(stages=1), 0)
-    assert not model.blocks[1].norm1.training
-    assert model.head_drop.training
-    assert model.head.training
+    rates = {"drop_rate": 0.5, "pos_drop_rate": 0.2, "attn_drop_rate": 0.1}
+    model = build("vit_tiny_patch16_224", classes=3, channels=1, arguments={**TINY_VIT, **rates})
+    dropouts = (model.pos_drop, model.blocks[0].attn.attn_drop, model.blocks[1].attn.attn_drop, model.head_drop)
+    for config, expected in (
+        (Freezing(stages=1), (False, False, False, True)),
+        (Freezing(stages=2), (False, False, True, True)),
+        (Freezing(), (True, True, True, True)),
+    ):
+        model.train()
+        eval_frozen(model, config, 0)
+        assert tuple(dropout.training for dropout in dropouts) == expected
+
+
+def test_a_batchnorm_without_scale_goes_with_its_stage():
+    model = nn.Sequential()
+    model.add_module("stem", nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False)))
+    model.add_module("body", nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, affine=False), nn.Flatten()))
+    model.add_module("head", nn.Linear(2, 3))
+    model.get_classifier = lambda: model.head
+    assert [stage.name for stage in stages(model)] == ["stem", "body", "classifier"]
+    assert set(live_norms(model, Freezing(stages=1), 0)) == set()
+    assert set(live_norms(model, Freezing(stages=2), 0)) == {"body.1"}
+    assert set(live_norms(model, Freezing(stages=3), 0)) == {"stem.1", "body.1"}
+
+
+def test_a_network_whose_coarse_groups_timm_does_not_know():
+    assert len(stages(_build("rdnet_tiny"))) > 2
 
 
 @pytest.mark.parametrize(

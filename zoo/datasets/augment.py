@@ -83,6 +83,13 @@ class Augment:
     mix_probability: float = 1.0
     """Share of the batches that are mixed."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether a picture always looks the same."""
+        changing = ("area", "aspect", "rotate", "shift", "flip", "noise", "randaugment", "erase", "mixup", "cutmix")
+        colours = ("brightness", "contrast", "saturation", "hue")
+        return all(getattr(self, name) == getattr(_PLAIN, name) for name in changing + colours)
+
     def __post_init__(self) -> None:
         for name in ("area", "erase_area"):
             low, high = getattr(self, name)
@@ -106,6 +113,9 @@ class Augment:
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"augment.{name}: expected alpha, or 0 for none, got {getattr(self, name)}")
+
+
+_PLAIN = Augment()
 
 
 def weak(config: Augment) -> Augment:
