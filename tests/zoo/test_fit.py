@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -388,11 +389,15 @@ def test_a_frozen_body_is_computed_once_and_changes_nothing(tmp_path):
         assert torch.allclose(first, second, atol=1e-5), name
 
 
-def test_augmented_views_are_kept(tmp_path):
+def test_augmented_views_are_kept_and_their_time_counts(tmp_path):
     model = _net()
     seen = _counted(model)
-    _fit(tmp_path, model, _config(epochs=8, freeze=Freezing(stages=1), views=3))
+    model.body[0].register_forward_hook(lambda *_: time.sleep(0.05))
+    report = _fit(tmp_path, model, _config(epochs=8, freeze=Freezing(stages=1), views=3))
     assert 3 * 13 + 9 <= sum(seen) <= 3 * 13 + 9 + 20
+    epochs = sum(float(row["seconds"]) for row in _log(tmp_path))
+    # Three views of the training pictures, one of the others.
+    assert report.seconds > epochs + 0.1
 
 
 def test_why_nothing_is_kept_is_said(tmp_path, capsys):
