@@ -18,7 +18,8 @@ from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
 from zoo.progress import note
 from zoo.recipe import QuantizeConfig, Run
-from zoo.workspace import DataSource, card_if_readable, is_current, read_notes, write_notes
+from zoo.train import add_test
+from zoo.workspace import DataSource, card_if_readable, is_current, notes_for, read_notes, write_notes
 
 __all__ = ["PRUNED", "compress_run", "export_artefact", "quantize_artefact"]
 
@@ -51,6 +52,8 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
     steps.append(("recover", dataclasses.asdict(run.recover)))
     digest = sha256_file(source)
     if not force and is_current(card_if_readable(read_card, target), steps, digest):
+        if run.test:
+            add_test(target, lambda: read_notes(source.parent).data.open_for(read_card(source)))
         return target
     notes = read_notes(source.parent)
     dataset = notes.data.open_for(read_card(source))
@@ -61,7 +64,12 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
     if normed:
         change = recalibrate(pruned, recalibrated, run.recalibrate, dataset=dataset)
         note(f"{folder.name}: BatchNorm recalibrated, validation {change.top1_before:.2%} -> {change.top1_after:.2%}")
-    recover(recalibrated if normed else pruned, source, target, run.recover, dataset=dataset, resume=resume)
+    recover(
+        *(recalibrated if normed else pruned, source, target, run.recover),
+        dataset=dataset,
+        resume=resume,
+        test=run.test,
+    )
     for intermediate in (pruned, recalibrated):
         intermediate.unlink(missing_ok=True)
     return target
@@ -72,14 +80,14 @@ def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bo
 
     Args:
         artefact: the folder or the file.
-        data: what to measure it on; default: what its run.json says.
+        data: what to measure it on, where that is not what its run.json names; see zoo.workspace.notes_for.
         force: do it even if the result is up to date.
     """
     source = checkpoint_path(artefact)
     folder, target = source.parent, source.with_name(GRAPH)
     if force or not is_current(card_if_readable(graph.read_card, target), [("export", {})], sha256_file(source)):
         allow(read_card(source), "export")
-        dataset = (data or read_notes(folder).data).open_for(read_card(source))
+        dataset = notes_for(folder, data).data.open_for(read_card(source))
         card = export(source, target, dataset=dataset)
         note(f"{folder.name}: exported, parity {card.lineage[-1].summary['parity']:.1e}")
     return target
@@ -96,7 +104,7 @@ def quantize_artefact(
     steps = [("quantize", dataclasses.asdict(config))]
     if force or not is_current(card_if_readable(graph.read_card, target), steps, sha256_file(source)):
         parent = graph.read_card(source)
-        dataset = (data or read_notes(folder).data).open_for(parent)
+        dataset = notes_for(folder, data).data.open_for(parent)
         card = quantize(source, target, config, dataset=dataset, name=f"{parent.name}-int8")
         note(f"{folder.name}: INT8, {card.lineage[-1].summary['agreement']:.2%} of validation answers as before")
     return target

@@ -58,7 +58,14 @@ def distillation(teacher: nn.Module, config: RecoverConfig) -> Loss:
 
 
 def recover(
-    source: Path, teacher: Path, target: Path, config: RecoverConfig, *, dataset: Dataset, resume: bool = True
+    source: Path,
+    teacher: Path,
+    target: Path,
+    config: RecoverConfig,
+    *,
+    dataset: Dataset,
+    resume: bool = True,
+    test: bool = True,
 ) -> FitReport:
     """Fine-tune a pruned checkpoint into another one.
 
@@ -69,6 +76,7 @@ def recover(
         config: how.
         dataset: what to train, validate and finally test on.
         resume: continue an interrupted recovery.
+        test: read the test split at the end.
 
     Raises:
         ArtefactError: wrong stage.
@@ -103,6 +111,6 @@ def recover(
         summary=dataclasses.asdict(report) | {"teacher": sha256_file(teacher)},
         seconds=report.seconds,
     )
-    save(model, measured(model, advance(card, entry), dataset, test=True), target)
+    save(model, measured(model, advance(card, entry), dataset, test=test), target)
     (target.parent / STATE).unlink(missing_ok=True)
     return report

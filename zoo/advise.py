@@ -40,6 +40,7 @@ from zoo.errors import DataError
 from zoo.evaluate import accuracy
 from zoo.fit_config import FitConfig
 from zoo.freeze import Freezing, stages
+from zoo.lora import adaptable
 from zoo.models.truncate import features_of
 from zoo.probe import extract, fit_probe
 from zoo.recipe import LoraConfig, Run
@@ -94,7 +95,7 @@ class Facts:
     stages: int
     """Of the network, the classifier included; see zoo.freeze."""
     transformer: bool
-    """Whether it has layers that LoRA adapts."""
+    """Whether it has the linear layers that LoRA adapts by default."""
     random_weights: bool
     photographs: bool
 
@@ -184,7 +185,7 @@ def measure(dataset: Dataset, model: nn.Module, spec: Input, *, random_weights: 
         probe=probe.validation,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         stages=len(stages(model)),
-        transformer=any(name.endswith("attn.qkv") for name, _ in model.named_modules()),
+        transformer=adaptable(model, LoraConfig().targets),
         random_weights=random_weights,
         photographs=dataset.photographs,
     )

@@ -24,7 +24,7 @@ from zoo.errors import ArtefactError, UsageError
 from zoo.models.registry import classifier
 from zoo.transplant import classifier_tensors
 
-__all__ = ["LoraLinear", "adapter_state", "add_card_lora", "add_lora", "has_lora", "merge_lora"]
+__all__ = ["LoraLinear", "adaptable", "adapter_state", "add_card_lora", "add_lora", "has_lora", "merge_lora"]
 
 _SLICES = ("q", "k", "v")
 """Thirds of a fused layer's rows, in their order: timm reshapes its output to [B, N, 3, heads, head_dim]."""
@@ -157,6 +157,12 @@ def add_lora(
         _replace(model, name, layer.train(linear[name].training))
     classifier(model).requires_grad_(True)
     return [name for name in linear if name in slices]
+
+
+def adaptable(model: nn.Module, targets: Sequence[str]) -> bool:
+    """Whether each of the targets names a linear layer, so that :func:`add_lora` could adapt it."""
+    linear = _linear_layers(model)
+    return all(any(_parts(model, name, layer, target) for name, layer in linear.items()) for target in targets)
 
 
 def add_card_lora(model: nn.Module, lora: Lora) -> None:

@@ -31,8 +31,7 @@ from zoo.distributed import pick_device
 from zoo.errors import DataError, UsageError, unknown_name
 from zoo.evaluate import accuracy, fit_temperature
 from zoo.files import CHECKPOINT, code_commit, sha256_file
-from zoo.models.registry import classifier as classifier_of
-from zoo.models.registry import count_macs
+from zoo.models.registry import count_macs, last_layers
 from zoo.models.truncate import features_of, truncate
 from zoo.predictor import softmax
 from zoo.progress import note
@@ -266,23 +265,26 @@ def write_probe(run: Run, dataset: Dataset, model: nn.Module, card: Card, report
 def install(model: nn.Module, report: ProbeReport) -> None:
     """Put a probe of the pooled features into the network's own classifier, which it replaces exactly.
 
+    A network of several heads averages their answers, and its pooled features are the mean of what they read: each head
+    gets the probe.
+
     Raises:
-        UsageError: the classifier is not one linear layer of as many features and labels.
+        UsageError: a head of the classifier is not one linear layer of as many features and labels.
     """
-    layer = _last_linear(model)
-    if layer.weight.numel() != report.weight.size or len(layer.weight) != len(report.weight) or layer.bias is None:
-        raise UsageError(
-            f"the probe maps {report.dim} features to {len(report.weight)} labels, the classifier of "
-            f"{type(model).__name__} has the shape {list(layer.weight.shape)}"
-            f"{'' if layer.bias is not None else ' and no bias'}; it can be printed, but not written (leave out --out)"
-        )
+    layers = last_layers(model)
+    for layer in layers:
+        bias = "" if layer.bias is not None else " and no bias"
+        if layer.weight.numel() != report.weight.size or len(layer.weight) != len(report.weight) or bias:
+            raise UsageError(
+                f"the probe maps {report.dim} features to {len(report.weight)} labels, the classifier of "
+                f"{type(model).__name__} has the shape {list(layer.weight.shape)}{bias}; "
+                "it can be printed, but not written (leave out --out)"
+            )
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(report.weight).view_as(layer.weight))
-        layer.bias.copy_(torch.from_numpy(report.bias))
-
-
-def _last_linear(model: nn.Module) -> nn.Linear | nn.Conv2d:
-    return [module for module in classifier_of(model).modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+        for layer in layers:
+            layer.weight.copy_(torch.from_numpy(report.weight).view_as(layer.weight))
+            assert layer.bias is not None
+            layer.bias.copy_(torch.from_numpy(report.bias))
 
 
 def _run(trunk: nn.Module, images: Images, device: torch.device) -> npt.NDArray[np.float32]:

@@ -126,7 +126,8 @@ class Run:
     test: bool = True
     """Whether the test split is read at the end; not for runs among which one is chosen."""
     test_on: str = ""
-    """Data set whose test split measures it; default: `data`."""
+    """Data set on whose test split `make table` (`pocketzoo bench accuracy`) measures the artefact; default: `data`.
+    Training reads `data` only."""
     train: FitConfig = field(default_factory=FitConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     recalibrate: RecalibrateConfig = field(default_factory=RecalibrateConfig)
@@ -136,6 +137,11 @@ class Run:
     def __post_init__(self) -> None:
         if self.role not in ("model", "control"):
             raise UsageError(f"role must be 'model' or 'control', got {self.role!r}")
+        if self.name in (".", "..") or self.name.startswith(".") or set(self.name) & set("/\\"):
+            raise UsageError(f"name must be that of a plain folder (no slash, no dot in front), got {self.name!r}")
+        for key, value in (("size", self.size), ("images_per_split", self.images_per_split)):
+            if value is not None and value < 1:
+                raise UsageError(f"{key} must be at least 1, got {value}; leave it out for the default")
         if self.start and self.weights != "none":
             raise UsageError(f"run {self.name!r}: give `start` or `weights`, not both")
         if self.lora and self.mask:

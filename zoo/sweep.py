@@ -29,8 +29,9 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from zoo.checkpoint import read_card
+from zoo.datasets.registry import DATASETS
 from zoo.decode import DecodeError, decode
-from zoo.errors import ArtefactError, TrainingError, UsageError, unknown_name
+from zoo.errors import ArtefactError, DataError, TrainingError, UsageError, unknown_name
 from zoo.files import CHECKPOINT, sha256_file, write_bytes
 from zoo.plots import save_figure
 from zoo.progress import note
@@ -239,7 +240,21 @@ def best_recipe(recipe: Sequence[Run], run: Run, settings: Mapping[str, Scalar],
     chain = [best]
     while chain[0].start:
         chain.insert(0, next(entry for entry in recipe if entry.artefact == chain[0].start))
-    return recipe_text(chain, title)
+    return recipe_text([_from_anywhere(entry) for entry in chain], title)
+
+
+def _from_anywhere(run: Run) -> Run:
+    """The run with whole paths of its files and folders: relative ones mean something else in another directory."""
+    return dataclasses.replace(
+        run,
+        data=_whole(run.data),
+        test_on=_whole(run.test_on),
+        weights=str(Path(run.weights).resolve()) if Path(run.weights).is_file() else run.weights,
+    )
+
+
+def _whole(data: str) -> str:
+    return str(Path(data).resolve()) if data and data not in DATASETS and Path(data).is_dir() else data
 
 
 def correlations(study: optuna.Study, keys: Sequence[str]) -> list[Correlation]:
@@ -420,10 +435,6 @@ def _run_trial(
 ) -> None:
     origin = int(trial.user_attrs.get("origin", trial.number))
     settings: dict[str, Scalar] = {key: trial.params[key] for key in space}
-    # The folder of a retried trial is the first one's, where its training stopped.
-    varied = dataclasses.replace(
-        _varied(run, settings), name=f"trial-{origin}", start=str((start / run.start).resolve()) if run.start else ""
-    )
     shown = ", ".join(f"{key} = {_shown(value)}" for key, value in settings.items())
     note(f"trial {trial.number}: {shown}")
     for step, value in trial.user_attrs.get("before", {}).items():
@@ -435,12 +446,19 @@ def _run_trial(
             raise optuna.TrialPruned
 
     try:
+        # The folder of a retried trial is the first one's, where its training stopped.
+        varied = dataclasses.replace(
+            _varied(run, settings),
+            name=f"trial-{origin}",
+            start=str((start / run.start).resolve()) if run.start else "",
+        )
         path = train(varied, folder / "trials", on_epoch=on_epoch, test=False)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         note(f"trial {trial.number}: pruned after epoch {max(_frozen(study, trial).intermediate_values)}")
         return
-    except TrainingError as error:
+    except (DataError, TrainingError, UsageError) as error:
+        # Settings that do not go together, or not with the data, fail again whenever they are tried.
         trial.set_user_attr("reason", str(error))
         study.tell(trial, state=TrialState.FAIL)
         note(f"trial {trial.number}: failed: {error}")

@@ -17,7 +17,7 @@ from zoo.card import Build, Card, Inform, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
 from zoo.distributed import barrier, first_decides, join_world, pick_device
-from zoo.errors import ArtefactError
+from zoo.errors import ArtefactError, DataError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.fit import EpochResult, fit
@@ -30,7 +30,7 @@ from zoo.recipe import Run
 from zoo.run_state import STATE
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
 
-__all__ = ["measured", "merge", "source_of", "starting_point", "train"]
+__all__ = ["add_test", "measured", "merge", "source_of", "starting_point", "train"]
 
 
 def train(
@@ -66,6 +66,11 @@ def train(
     folder = output / run.artefact
     source = source_of(run)
     dataset = source.open()
+    if run.unlabelled and not dataset.unlabelled:
+        raise UsageError(
+            f"{run.artefact}: labels = {run.labels:g} leaves none of the {len(dataset.splits['train'])} training "
+            f"images of {dataset.name} without a label, so [unlabelled] has nothing to learn from; set labels lower"
+        )
     # A relative path means something else in another working directory.
     source = dataclasses.replace(source, name=dataset.location or run.data)
     notes = Notes(role=run.role, data=source, test=_test_source(run) if run.test_on else source)
@@ -81,6 +86,8 @@ def train(
 
     if first_decides(stale, world):
         _train(run, dataset, parent, digest, config, target, resume=resume, test=test, on_epoch=on_epoch)
+    elif world.first and test and not run.lora:
+        add_test(target, lambda: dataset)
     if world.first:
         write_notes(folder, notes)
         if run.lora:
@@ -118,6 +125,8 @@ def merge(
     """
     digest = sha256_file(source)
     if not force and is_current(card_if_readable(read_card, target), [("merge", {})], digest):
+        if test and dataset:
+            add_test(target, lambda: dataset)
         return target
     begin = time.perf_counter()
     model, card = load(source)
@@ -134,6 +143,18 @@ def merge(
     card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=None))
     save(model, measured(model, card, dataset, test=test) if dataset else card, target)
     return target
+
+
+def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
+    """Measure a checkpoint on the test split and write it again, if its card has no such metric yet.
+
+    Args:
+        path: a checkpoint without adapters; its lineage stays, its digest changes.
+        dataset: opens what it was trained on.
+    """
+    if read_card(path).metrics("test") is None:
+        model, card = load(path)
+        save(model, measured(model, card, dataset(), test=True), path)
 
 
 def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
@@ -230,10 +251,27 @@ def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.
 
 def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]:
     model, card = load(parent)
+    _check_held_out(card, dataset)
     if card.use.labels != dataset.labels:
         reset_head(model, len(dataset.labels))
     use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
     return model, dataclasses.replace(card, use=use)
+
+
+def _check_held_out(card: Card, dataset: Dataset) -> None:
+    """Check that a parent trained on this data set held out the same images.
+
+    Raises:
+        DataError: it did not, so that it may have been trained on what its child is tested on.
+    """
+    trained = [entry.config["data"] for entry in card.lineage if "data" in entry.config]
+    known = [data.get("held_out") for data in trained if data["name"] == dataset.name]
+    if known and known[-1] not in (None, dataset.held_out):
+        raise DataError(
+            f"{card.name} was trained on {dataset.name} with other images held out, so it may know some that this run "
+            "is validated or tested on; give both runs the same split_seed and images_per_split, or train "
+            f"{card.name} again if the data set has changed"
+        )
 
 
 def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,11 +85,21 @@ def write_state_dicts(output: Path) -> list[Path]:
 
 
 def _kind(card: Card) -> str | None:
-    """`full`, `lora`, or None where the artefact is not a fine-tuned, unpruned network."""
+    """`full`, `lora`, or None where the artefact is not an unpruned network that was fine-tuned so."""
     stages = [entry.stage for entry in card.lineage]
     if set(stages) - {"train", "merge"} or card.build.lora is not None:
         return None
     adapted = len(stages) > 1 or card.lineage[0].config.get("weights") not in (None, "none", "")
     if not adapted:
         return None
-    return "lora" if stages[-1] == "merge" else "full"
+    if stages[-1] == "merge":
+        return "lora"
+    return "full" if _trained_all(card.lineage[-1].config) else None
+
+
+def _trained_all(config: Mapping[str, Any]) -> bool:
+    """Whether a training changed every weight from its first step: no probe, no mask, no frozen stages."""
+    if "fit" not in config or config.get("mask"):
+        return False
+    freeze = config["fit"].get("freeze", {})
+    return freeze.get("stages") is None and not freeze.get("unfreeze") and not freeze.get("norms_only")

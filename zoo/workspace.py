@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zoo.card import Card
 from zoo.datasets.base import Dataset
@@ -17,9 +17,11 @@ from zoo.decode import DecodeError, decode
 from zoo.errors import ArtefactError, DataError, PocketzooError
 from zoo.files import write_bytes
 
-__all__ = ["DataSource", "Notes", "card_if_readable", "is_current", "read_notes", "write_notes"]
+__all__ = ["DataSource", "Notes", "card_if_readable", "is_current", "notes_for", "read_notes", "write_notes"]
 
 _FILE = "run.json"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,25 @@ def read_notes(folder: Path) -> Notes:
         raise ArtefactError(f"{path} does not say where the data of {folder.name} is ({error}); add --data") from error
 
 
+def notes_for(folder: Path, source: DataSource | None) -> Notes:
+    """What is known of an artefact's data where `source`, if given, goes before the folder's run.json.
+
+    Where both name the same data set, everything but the name is run.json's: the seed of the splits and what was left
+    out decide which images were trained on.
+
+    Raises:
+        ArtefactError: neither says where the data is.
+    """
+    if source is None:
+        return read_notes(folder)
+    notes = card_if_readable(read_notes, folder)
+    # A folder of images may have moved; it has the same name as a data set.
+    if notes is None or Path(notes.data.name).name != Path(source.name).name:
+        return Notes(role="model", data=source, test=source)
+    data = dataclasses.replace(notes.data, name=source.name)
+    return dataclasses.replace(notes, data=data, test=data if notes.test == notes.data else notes.test)
+
+
 def is_current(card: Card | None, steps: Sequence[tuple[str, Mapping[str, Any]]], parent: str | None) -> bool:
     """Whether a card's lineage ends with exactly these stages, the first of them made from `parent`.
 
@@ -101,9 +122,9 @@ def is_current(card: Card | None, steps: Sequence[tuple[str, Mapping[str, Any]]]
     return bool(done == wanted and tail[0].parent == parent)
 
 
-def card_if_readable(read: Any, path: Path) -> Card | None:
-    """The card at `path`, or None where there is no readable artefact."""
+def card_if_readable(read: Callable[[Path], T], path: Path) -> T | None:
+    """What `read` finds at `path` (a card), or None where there is nothing readable."""
     try:
-        return read(path)  # type: ignore[no-any-return]
+        return read(path)
     except PocketzooError:
         return None

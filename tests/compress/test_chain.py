@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
+from compress.chain import compress_run, export_artefact, quantize_artefact
 from tests.conftest import run_cli
 from zoo import checkpoint, graph
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.fit_config import FitConfig
+from zoo.recipe import PruneConfig, QuantizeConfig, RecoverConfig, Run
+from zoo.train import train
+from zoo.workspace import DataSource
 
 MODELS = ("tiny-resnet", "tiny-vit-full", "tiny-vit-lora")
 
@@ -72,6 +78,40 @@ def test_a_changed_setting_makes_only_that_stage_again(
     run_cli("compress", *only, "--set", "prune.macs=0.7")
     assert checkpoint.read_card(copy / "tiny-vit-full-pruned" / CHECKPOINT).lineage[-2].config["macs"] == 0.7
     assert sha256_file(copy / "tiny-vit-full" / CHECKPOINT) == digests[CHECKPOINT]
+
+
+def test_the_test_split_is_read_only_where_the_run_says_so(tmp_path: Path) -> None:
+    fit = FitConfig(epochs=1, batch_size=20)
+    run = Run(
+        name="cnn",
+        model="lenet",
+        data="digits",
+        images_per_split=20,
+        test=False,
+        train=fit,
+        prune=PruneConfig(macs=0.8),
+        recover=RecoverConfig(fit=fit),
+    )
+    train(run, tmp_path)
+    path = compress_run(run, tmp_path)
+    assert [metrics.split for metrics in checkpoint.read_card(path).inform.metrics] == ["validation"]
+    before = sha256_file(path)
+    assert compress_run(run, tmp_path) == path
+    assert sha256_file(path) == before
+    compress_run(dataclasses.replace(run, test=True), tmp_path)
+    card = checkpoint.read_card(path)
+    assert [metrics.split for metrics in card.inform.metrics] == ["validation", "test"]
+    assert [entry.stage for entry in card.lineage] == ["train", "prune", "recover"]
+
+
+def test_data_named_again_keep_what_the_training_left_out(tmp_path: Path) -> None:
+    fit = FitConfig(epochs=1, batch_size=20)
+    run = Run(name="cnn", model="lenet", data="digits", images_per_split=20, labels=0.5, train=fit)
+    folder = train(run, tmp_path).parent
+    named = DataSource(name="digits")
+    assert graph.read_card(export_artefact(folder, data=named)).metrics("validation").n == 20
+    config = QuantizeConfig(images=10)
+    assert graph.read_card(quantize_artefact(folder, config, data=named)).metrics("validation").n == 20
 
 
 def test_unmerged_adapters_are_not_pruned_or_exported(made: Path, tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from compress.recover import distillation
+from compress.recover import distillation, recover
+from tests.zoo.factories import make_card, make_dataset, make_input
+from zoo.checkpoint import read_card, save
 from zoo.errors import UsageError
+from zoo.fit_config import FitConfig
+from zoo.models.registry import build
 from zoo.recipe import RecoverConfig
 
 
@@ -44,6 +50,18 @@ def test_the_teacher_gets_no_gradient() -> None:
     distillation(teacher, RecoverConfig())(inputs, logits.requires_grad_(), labels).backward()
     assert teacher.weight.grad is None
     assert logits.grad is not None
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_the_test_split_is_read_where_it_is_wanted(tmp_path: Path, test: bool) -> None:
+    dataset = make_dataset()
+    card = make_card(spec=make_input(28, "L"), stages=("train", "prune"))
+    source = tmp_path / "source.safetensors"
+    save(build("lenet", classes=3, channels=1), card, source)
+    config = RecoverConfig(fit=FitConfig(epochs=1))
+    recover(source, source, tmp_path / "made" / "model.safetensors", config, dataset=dataset, test=test)
+    found = read_card(tmp_path / "made" / "model.safetensors")
+    assert [metrics.split for metrics in found.inform.metrics] == ["validation", *(["test"] if test else [])]
 
 
 @pytest.mark.parametrize("config", [RecoverConfig(distill=1.5), RecoverConfig(temperature=0.0)])

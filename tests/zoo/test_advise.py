@@ -165,6 +165,21 @@ def test_the_table(changes, strategy):
     assert len(found.reasons) == 4
 
 
+@pytest.mark.parametrize(
+    ("model", "arguments", "strategy"),
+    [("coatnet_pico_rw_224", {"img_size": 32}, "last-stages"), ("vit_tiny_patch16_224", TINY_VIT, "lora")],
+)
+def test_lora_is_advised_where_its_targets_are_linear_layers(model, arguments, strategy):
+    few = open_dataset("digits", per_split=20)
+    run = Run(model=model, arguments=arguments, data="digits", size=32)
+    network, card = starting_point(run, few, None)
+    assert any(layer.endswith("attn.qkv") for layer, _ in network.named_modules())
+    facts = measure(few, network.eval(), card.use.input, random_weights=False)
+    advised = decide(facts_of(**SMALL, **DIFFERENT, transformer=facts.transformer), run)
+    assert advised.strategy == strategy
+    starting_point(dataclasses.replace(advised.run, weights="none"), few, None)
+
+
 def test_every_reason_has_its_numbers():
     reasons = " ".join(decide(facts_of(**SMALL), RUN).reasons)
     for number in ("500 training images", "chance is 50.0% on 100", "60.0% in pixels", "90.0% in frozen", "95.0%"):

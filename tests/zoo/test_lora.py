@@ -11,7 +11,7 @@ from torch import nn
 from tests.zoo.factories import TINY_VIT
 from zoo.card import Lora
 from zoo.errors import ArtefactError, UsageError
-from zoo.lora import LoraLinear, adapter_state, add_card_lora, add_lora, has_lora, merge_lora
+from zoo.lora import LoraLinear, adaptable, adapter_state, add_card_lora, add_lora, has_lora, merge_lora
 from zoo.models.registry import build
 from zoo.models.shrink import set_heads
 
@@ -28,6 +28,15 @@ def _randomise(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LoraLinear):
             nn.init.normal_(module.lora_b, std=0.05)
+
+
+def test_what_can_be_adapted():
+    model = _vit()
+    before = list(model.state_dict())
+    assert adaptable(model, TARGETS) and adaptable(model, ["q", "blocks.*.fc1"])
+    assert not adaptable(model, ["qkv", "gate"])
+    assert not adaptable(model, ["head"]), "the classifier is trained whole"
+    assert list(model.state_dict()) == before
 
 
 def test_every_target_of_every_block_is_wrapped():

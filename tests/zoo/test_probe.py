@@ -117,6 +117,21 @@ def test_features_are_those_of_evaluation_mode_and_leave_the_network_alone(netwo
     np.testing.assert_array_equal(found.train, found.validation)
 
 
+def test_a_network_of_two_heads_answers_what_the_probe_answers():
+    dataset = open_dataset("digits", per_split=40)
+    run = Run(model="deit_tiny_distilled_patch16_224", arguments=TINY_VIT, data="digits", size=32, images_per_split=40)
+    model, card = starting_point(run, dataset, None)
+    (found,) = probe(dataset, model, card.use.input)
+    images = Images(dataset.splits["validation"], card.use.input)
+    features = extract(features_of(model, ""), images, images).train
+    install(model, found)
+    logits = torch_logits(model, images, device=CPU)
+    np.testing.assert_allclose(logits, features @ found.weight.T + found.bias, atol=1e-4)
+    model.head_dist = torch.nn.Linear(5, 10)
+    with pytest.raises(UsageError, match=r"has the shape \[10, 5\]; it can be printed, but not written"):
+        install(model, found)
+
+
 def test_layers_times_classifiers(network, monkeypatch):
     dataset, model, card = network
     decoded = []

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from zoo.checkpoint import read_card
-from zoo.errors import ArtefactError, TrainingError, UsageError
+from zoo.errors import ArtefactError, DataError, TrainingError, UsageError
 from zoo.fit import EpochResult, FitConfig
 from zoo.recipe import Run, load_recipe
-from zoo.sweep import Range, SweepConfig, read_search, sweep
+from zoo.sweep import Range, SweepConfig, best_recipe, read_search, sweep
 
 RUN = Run(
     name="lenet", model="lenet", data="digits", images_per_split=20, train=FitConfig(epochs=2, batch_size=10, lr=1e-3)
@@ -250,6 +250,55 @@ def test_a_training_that_diverges_counts_and_is_not_repeated(tmp_path, monkeypat
     trained(monkeypatch, diverging)
     with pytest.raises(TrainingError, match=r"no trial of the study 't' was completed.*the loss is nan"):
         run_sweep(tmp_path / "t", 2)
+
+
+@pytest.mark.parametrize("kind", [UsageError, DataError])
+def test_settings_that_the_data_refuse_are_a_failed_trial(tmp_path, monkeypatch, kind):
+    def outcome(run):
+        if run.train.optimizer == "sgd":
+            raise kind(f"{run.name}: hue wants colours")
+        return [0.5]
+
+    trained(monkeypatch, outcome)
+    found = run_sweep(tmp_path / "s", 6)
+    assert set(found.states) == {"complete", "fail"} and sum(found.states.values()) == 6
+    assert found.best_settings["train.optimizer"] == '"adamw"'
+
+    def refused(run):
+        raise kind(f"{run.name}: hue wants colours")
+
+    trained(monkeypatch, refused)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=r"no trial of .*'fail': 2.*the last one failed: trial-1: hue wants"):
+            run_sweep(tmp_path / "t", 2)
+
+
+def test_settings_that_do_not_go_together_are_a_failed_trial(tmp_path, monkeypatch):
+    trained(monkeypatch, lambda run: [0.5])
+    space = {
+        "train.freeze.stages": Range(choices=(1, 2)),
+        "train.freeze.norms_only": Range(choices=(True,)),
+        "train.freeze.norm_affine": Range(choices=(True, False)),
+    }
+    found = run_sweep(tmp_path / "s", 6, space=space)
+    assert set(found.states) == {"complete", "fail"} and sum(found.states.values()) == 6
+    assert found.best_settings["train.freeze.norm_affine"] == "true"
+
+
+def test_the_best_recipe_is_read_in_any_folder(tmp_path, monkeypatch):
+    for name in ("photos", "others"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first.pt").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    parent = Run(name="parent", model="lenet", data="others", weights="first.pt", test_on="digits")
+    child = Run(name="child", start="parent", data="photos", test_on="others")
+    recipe = tmp_path / "best.toml"
+    recipe.write_bytes(best_recipe([parent, child], child, {}, ["title"]))
+    monkeypatch.chdir(tmp_path.parent)
+    first, second = load_recipe(str(recipe)).run
+    assert (first.data, first.test_on) == (str(tmp_path / "others"), "digits")
+    assert first.weights == str(tmp_path / "first.pt")
+    assert (second.data, second.test_on) == (str(tmp_path / "photos"), str(tmp_path / "others"))
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,18 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.zoo.factories import TINY_VIT
 from zoo.checkpoint import load, read_card, save
-from zoo.errors import ArtefactError
+from zoo.datasets.splits import Thin
+from zoo.errors import ArtefactError, DataError, UsageError
 from zoo.files import sha256_file
 from zoo.fit import FitConfig
 from zoo.lora import has_lora
 from zoo.models.registry import count_macs
 from zoo.recipe import LoraConfig, Run
+from zoo.semi import Unlabelled
 from zoo.train import merge, train
 from zoo.workspace import DataSource, read_notes
 
@@ -101,6 +104,59 @@ def test_a_run_starts_from_another(output):
     train(dataclasses.replace(plain, train=dataclasses.replace(ONE_EPOCH, seed=1)), output)
     train(dataclasses.replace(VIT, name="adapted", start="vit"), output)
     assert all(_files(path.parent)[name] != before[name] for name in before), "another parent, another child"
+
+
+def test_a_start_that_held_out_other_images_is_refused(output):
+    parent = train(LENET, output)
+    child = dataclasses.replace(LENET, name="child", model="", start="lenet")
+    train(child, output)
+    train(dataclasses.replace(child, labels=0.5), output)
+    train(dataclasses.replace(child, thin=Thin(classes=("1",), keep=0.5)), output)
+    other = dataclasses.replace(child, images_per_split=30)
+    with pytest.raises(DataError, match=r"lenet was trained on digits with other images held out, .* same split_seed"):
+        train(other, output)
+    train(dataclasses.replace(other, data="mnist5k"), output)
+    train(dataclasses.replace(child, name="grandchild", start="child"), output)
+    # A card from before this was recorded.
+    model, card = load(parent)
+    data = {key: value for key, value in card.lineage[0].config["data"].items() if key != "held_out"}
+    entry = dataclasses.replace(card.lineage[0], config=card.lineage[0].config | {"data": data})
+    save(model, dataclasses.replace(card, lineage=(entry,)), parent)
+    train(other, output)
+
+
+def test_a_start_is_compared_where_it_last_saw_the_same_data(output):
+    train(LENET, output)
+    between = dataclasses.replace(LENET, name="between", model="", start="lenet", data="mnist5k")
+    train(between, output)
+    last = dataclasses.replace(between, name="last", start="between", data="digits")
+    train(last, output)
+    with pytest.raises(DataError, match="between was trained on digits with other images held out"):
+        train(dataclasses.replace(last, images_per_split=30), output)
+
+
+def test_the_test_split_is_read_later_if_it_is_wanted_later(output):
+    for run in (LENET, VIT):
+        path = train(dataclasses.replace(run, test=False), output)
+        first, card = load(path)
+        assert [m.split for m in card.inform.metrics] == ["validation"]
+        assert train(run, output) == path
+        again, measured_card = load(path)
+        assert measured_card.lineage == card.lineage
+        assert [m.split for m in measured_card.inform.metrics] == ["validation", "test"]
+        assert measured_card.metrics("validation") == card.metrics("validation")
+        state = again.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in first.state_dict().items())
+        before = _files(path.parent)
+        train(run, output)
+        train(run, output, test=False)
+        assert _files(path.parent) == before
+
+
+def test_few_labels_that_leave_no_image_without_one(output):
+    run = dataclasses.replace(LENET, labels=0.99, unlabelled=Unlabelled())
+    with pytest.raises(UsageError, match=r"labels = 0\.99 leaves none of the 20 training images of digits without"):
+        train(run, output)
 
 
 def test_other_labels_get_a_new_head(output):

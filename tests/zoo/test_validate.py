@@ -7,14 +7,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import run_cli
+from tests.zoo.factories import TINY_VIT, make_card, make_input
+from zoo.card import Metrics
 from zoo.checkpoint import load, save
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT
+from zoo.fit_config import FitConfig
+from zoo.freeze import Freezing
+from zoo.masks import Mask
+from zoo.models.registry import build
 from zoo.validate import best_fine_tuned, load_my_models, write_state_dicts
 
 
@@ -48,6 +55,34 @@ def test_controls_from_scratch_and_pruned_networks_do_not_count(chain: Path, tmp
         (tmp_path / name / CHECKPOINT).write_bytes((chain / name / CHECKPOINT).read_bytes())
     with pytest.raises(ArtefactError, match="full and no lora"):
         best_fine_tuned(tmp_path)
+
+
+def _write(folder: Path, name: str, top1: float, *stages: str, **config: Any) -> None:
+    """A tiny ViT whose last training was configured so."""
+    metrics = Metrics(dataset="d", split="validation", n=9, top1=top1, low=0.0, high=1.0)
+    card = make_card(spec=make_input(32), architecture="vit_tiny_patch16_224", arguments=TINY_VIT, stages=stages)
+    *before, last = card.lineage
+    lineage = (*before, dataclasses.replace(last, config=config))
+    card = dataclasses.replace(card, lineage=lineage, inform=dataclasses.replace(card.inform, metrics=(metrics,)))
+    save(build("vit_tiny_patch16_224", classes=3, channels=3, arguments=TINY_VIT), card, folder / name / CHECKPOINT)
+
+
+def test_what_was_trained_in_part_is_not_fully_fine_tuned(tmp_path: Path) -> None:
+    plain = {"fit": dataclasses.asdict(FitConfig()), "weights": "pretrained", "mask": None}
+    _write(tmp_path, "full", 0.2, "train", **plain)
+    _write(tmp_path, "lora", 0.1, "train", "merge")
+    for name, change in (
+        ("head", {"fit": dataclasses.asdict(FitConfig(freeze=Freezing(stages=1)))}),
+        ("gradual", {"fit": dataclasses.asdict(FitConfig(freeze=Freezing(unfreeze=(0, 1))))}),
+        ("norms", {"fit": dataclasses.asdict(FitConfig(freeze=Freezing(norms_only=True)))}),
+        ("mask", {"mask": dataclasses.asdict(Mask())}),
+    ):
+        _write(tmp_path, name, 0.9, "train", **plain | change)
+    _write(tmp_path, "probe", 0.9, "train", method="probe", weights="pretrained")
+    _write(tmp_path, "probe-of-trained", 0.9, "train", "train", method="probe")
+    assert best_fine_tuned(tmp_path)["full"] == tmp_path / "full" / CHECKPOINT
+    _write(tmp_path, "after-head", 0.3, "train", "train", **plain | {"weights": "none"})
+    assert best_fine_tuned(tmp_path)["full"] == tmp_path / "after-head" / CHECKPOINT
 
 
 def test_accuracies_on_different_data_are_not_compared(chain: Path, tmp_path: Path) -> None:

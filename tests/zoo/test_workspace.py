@@ -12,7 +12,7 @@ from zoo.card import Stage
 from zoo.datasets.registry import open_dataset
 from zoo.datasets.splits import Thin
 from zoo.errors import ArtefactError, DataError
-from zoo.workspace import DataSource, Notes, card_if_readable, is_current, read_notes, write_notes
+from zoo.workspace import DataSource, Notes, card_if_readable, is_current, notes_for, read_notes, write_notes
 
 NOTES = Notes(role="control", data=DataSource(name="digits", per_split=20), test=DataSource(name="a folder/ä", seed=3))
 
@@ -42,6 +42,23 @@ def test_a_source_remembers_what_was_left_out(output, tmp_path):
     dataset = read_notes(tmp_path).data.open()
     assert (len(dataset.splits["train"]), len(dataset.unlabelled)) == (113, 1019)
     assert dataset.splits["test"] == DataSource(name="digits").open().splits["test"]
+
+
+def test_the_same_data_set_by_name_keeps_what_was_left_out(tmp_path):
+    thin = Thin(classes=("1",), keep=0.5)
+    source = DataSource(name="/old/place/pets", seed=4, per_split=7, thin=thin, labels=0.1)
+    notes = Notes(role="control", data=source, test=source)
+    write_notes(tmp_path, notes)
+    assert notes_for(tmp_path, None) == notes_for(tmp_path, DataSource(name=source.name)) == notes
+    moved = dataclasses.replace(source, name="/new/pets")
+    assert notes_for(tmp_path, DataSource(name="/new/pets")) == Notes(role="control", data=moved, test=moved)
+    other = DataSource(name="/new/birds")
+    assert notes_for(tmp_path, other) == Notes(role="model", data=other, test=other)
+    assert notes_for(tmp_path / "none", other) == Notes(role="model", data=other, test=other)
+    write_notes(tmp_path, NOTES)
+    assert notes_for(tmp_path, DataSource(name="digits")) == NOTES
+    with pytest.raises(ArtefactError, match="add --data"):
+        notes_for(tmp_path / "none", None)
 
 
 def _card(*entries: tuple[str, dict[str, object], str | None]):

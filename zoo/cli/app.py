@@ -92,11 +92,10 @@ def named_source(data: str | None) -> Any:
 
 
 def notes_of(artefact: Path, data: str | None) -> Any:
-    """What is known of an artefact's data: the data set named on the command line, else its folder's run.json."""
-    from zoo.workspace import Notes, read_notes
+    """What is known of an artefact's data: its folder's run.json, unless the command line names another data set."""
+    from zoo.workspace import notes_for
 
-    source = named_source(data)
-    return Notes(role="model", data=source, test=source) if source else read_notes(artefact.parent)
+    return notes_for(artefact.parent, named_source(data))
 
 
 def report(cards: list[Any], paths: list[Path], as_json: bool) -> None:

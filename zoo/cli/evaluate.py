@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from zoo.card import Card
 from zoo.cli.app import Artefact, AsJson, Data, app, console, notes_of
 from zoo.errors import ArtefactError, unknown_name
-from zoo.files import checkpoint_path, graph_paths, sha256_file
+from zoo.files import CHECKPOINT, INT8_GRAPH, checkpoint_path, graph_paths, sha256_file
+from zoo.progress import note
 
 __all__ = ["evaluate"]
 
@@ -45,8 +47,9 @@ def evaluate(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     paths = _files(artefact)
-    dataset = notes_of(paths[0], data).data.open()
+    source = notes_of(paths[0], data).data
     for path in paths:
+        dataset = source.open_for(_card(path))
         logits, card, digest = _logits(path, dataset.splits[split])
         row, per_label = _measured(path, card, digest, dataset, split, logits)
         details = None
@@ -65,13 +68,34 @@ def evaluate(
 
 
 def _files(artefact: Path) -> list[Path]:
-    """The ONNX files of a folder, else its checkpoint; or the file that was named."""
+    """The ONNX files of a folder that are of its checkpoint, else this; or the file that was named."""
     if not artefact.is_dir():
-        return [checkpoint_path(artefact)]
+        path = checkpoint_path(artefact)
+        if path.suffix == ".onnx":
+            _is_of_checkpoint(path, path.with_name(CHECKPOINT))
+        return [path]
     try:
-        return graph_paths(artefact)
+        graphs = graph_paths(artefact)
     except ArtefactError:
         return [checkpoint_path(artefact)]
+    checkpoint = artefact / CHECKPOINT
+    return [path for path in graphs if _is_of_checkpoint(path, checkpoint)] or [checkpoint]
+
+
+def _is_of_checkpoint(graph: Path, checkpoint: Path) -> bool:
+    """Whether an ONNX file was exported from this checkpoint, as far as that can be known; notes that it was not."""
+    parents = [entry.parent for entry in _card(graph).lineage if entry.stage == "export"]
+    if not checkpoint.is_file() or not parents or parents[-1] == sha256_file(checkpoint):
+        return True
+    command = "pocketzoo export --int8" if graph.name == INT8_GRAPH else "pocketzoo export"
+    note(f"{graph}: {graph.name} is of an earlier training; {command} writes it anew")
+    return False
+
+
+def _card(path: Path) -> Card:
+    from zoo import checkpoint, graph
+
+    return checkpoint.read_card(path) if path.suffix == ".safetensors" else graph.read_card(path)
 
 
 def _logits(path: Path, samples: Sequence[Any]) -> tuple[Any, Any, str]:

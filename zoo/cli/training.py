@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Annotated
+
+import typer
 
 from zoo.cli.app import (
     Artefact,
@@ -59,7 +62,13 @@ def train(
 
 
 @app.command()
-def merge(artefact: Artefact, data: Data = None, force: Force = False, as_json: AsJson = False) -> None:
+def merge(
+    artefact: Artefact,
+    data: Data = None,
+    test: Annotated[bool, typer.Option("--test/--no-test", help="Read the test split as well.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
     """Merge the LoRA adapters of lora.safetensors into model.safetensors."""
     from zoo.checkpoint import read_card
     from zoo.train import merge as stage
@@ -68,5 +77,5 @@ def merge(artefact: Artefact, data: Data = None, force: Force = False, as_json: 
     if not source.is_file():
         raise ArtefactError(f"no unmerged checkpoint at {source}; a recipe with `lora` writes one")
     dataset = notes_of(source, data).data.open_for(read_card(source))
-    path = stage(source, source.with_name(CHECKPOINT), dataset, force=force)
+    path = stage(source, source.with_name(CHECKPOINT), dataset, force=force, test=test)
     report([read_card(path)], [path], as_json)

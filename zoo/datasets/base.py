@@ -74,12 +74,22 @@ class Dataset:
             total.update(f"unlabelled:{sample.digest}\n".encode())
         return total.hexdigest()
 
+    @property
+    def held_out(self) -> str:
+        """SHA-256 over the digests of the validation and test images, whatever the training split is."""
+        total = hashlib.sha256()
+        for split in SPLITS[1:]:
+            for digest in sorted(sample.digest for sample in self.splits[split]):
+                total.update(f"{split}:{digest}\n".encode())
+        return total.hexdigest()
+
     def describe(self) -> dict[str, object]:
         """What a lineage entry records about the data; `n` counts the unlabelled images where there are any."""
         counts = {split: len(self.splits[split]) for split in SPLITS}
         return {
             "name": self.name,
             "digest": self.digest,
+            "held_out": self.held_out,
             "rule": self.rule,
             "n": counts | ({"unlabelled": len(self.unlabelled)} if self.unlabelled else {}),
             "skipped": len(self.skipped),

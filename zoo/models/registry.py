@@ -39,6 +39,13 @@ _FILE_ARGUMENTS = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pret
 """What timm's create_model would read or download: a card that asks for it must not be obeyed."""
 
 
+_REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What constructors raise for arguments of a wrong kind or size: few check them, most stumble over them."""
+
+
 def names() -> list[str]:
     """Every name that :func:`build` accepts."""
     return sorted([*OWN, *timm.list_models()])
@@ -83,8 +90,9 @@ def build(architecture: str, *, classes: int, channels: int, arguments: Mapping[
             model = timm.create_model(
                 architecture, pretrained=False, num_classes=classes, in_chans=channels, **as_keywords(arguments or {})
             )
-    except (TypeError, RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
-        raise UsageError(f"cannot build {architecture} with the arguments {dict(arguments or {})}: {error}") from error
+    except _REFUSALS as error:
+        reason = str(error) or type(error).__name__
+        raise UsageError(f"cannot build {architecture} with the arguments {dict(arguments or {})}: {reason}") from error
     if not _has_classifier(model, classes):
         raise UsageError(
             f"{architecture} has no classifier that a set of {classes} labels could be given to (`get_classifier`); "

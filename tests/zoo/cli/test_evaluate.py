@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from zoo import checkpoint
 from zoo.card import Card
 from zoo.cli.evaluate import evaluate
 from zoo.datasets.registry import open_dataset
+from zoo.datasets.splits import Thin
 from zoo.errors import ArtefactError, DataError, UsageError
 from zoo.evaluate import accuracy, calibration_error, logits_of, per_class
-from zoo.graph import read_card
+from zoo.files import sha256_file
 from zoo.models.registry import build
 from zoo.predictor import Predictor, softmax
+from zoo.workspace import DataSource, Notes, write_notes
 
 APP = typer.Typer()
 APP.command()(evaluate)
@@ -141,9 +144,57 @@ def test_a_checkpoint_does_where_there_is_no_onnx_file(trained: Path, pictures: 
     assert {row["label"] for row in found["classes"] if row["rare"]} == {"hen"}
 
 
-def test_an_onnx_file_goes_before_a_checkpoint(artefact: Path, trained: Path, pictures: Path) -> None:
-    write_artefact(trained / "model.onnx", read_card(artefact))
+def _export(folder: Path, name: str, parent: str) -> Path:
+    """An ONNX file in a folder, as if it were exported from the checkpoint of this digest."""
+    card = make_card(stages=("train", "export"))
+    trained, exported = card.lineage
+    write_artefact(
+        folder / name, dataclasses.replace(card, lineage=(trained, dataclasses.replace(exported, parent=parent)))
+    )
+    return folder / name
+
+
+def test_an_onnx_file_goes_before_its_checkpoint(trained: Path, pictures: Path) -> None:
+    _export(trained, "model.onnx", sha256_file(trained / "model.safetensors"))
     assert _json(trained, "--data", pictures)["file"] == "model.onnx"
+
+
+def test_onnx_files_of_an_earlier_training_are_left_out(
+    trained: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = sha256_file(trained / "model.safetensors")
+    onnx = _export(trained, "model.onnx", "1" * 64)
+    _export(trained, "model.int8.onnx", "1" * 64)
+    with capsys.disabled():
+        done = _run(trained, "--data", pictures)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["only-trained/model.safetensors"]
+    assert "model.onnx is of an earlier training; pocketzoo export writes it anew" in done.stderr
+    assert "model.int8.onnx is of an earlier training; pocketzoo export --int8 writes it anew" in done.stderr
+    named = _run(onnx, "--data", pictures)
+    assert named.stdout.startswith("only-trained/model.onnx: "), "asked for by name"
+    assert "is of an earlier training" in named.stderr
+    _export(trained, "model.onnx", digest)
+    done = _run(trained, "--data", pictures)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["only-trained/model.onnx"]
+    assert "model.onnx is of" not in done.stderr
+    assert "model.int8.onnx is of" in done.stderr
+
+
+def test_data_that_have_changed_are_refused(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "birds"
+    shutil.copytree(pictures, folder)
+    source = DataSource(name=str(folder), seed=3, thin=Thin(classes=("cat",), keep=0.5))
+    write_notes(trained, Notes(role="model", data=source, test=source))
+    model, card = checkpoint.load(trained / "model.safetensors")
+    entry = dataclasses.replace(card.lineage[0], config={"data": source.open().describe()})
+    checkpoint.save(model, dataclasses.replace(card, lineage=(entry,)), trained / "model.safetensors")
+    named = _json(trained, "--data", folder, "--split", "test")
+    assert named == _json(trained, "--split", "test") | {"time": named["time"]}, "seed and share are run.json's"
+    (folder / "cat" / "new.png").write_bytes(encode(picture(9, 12, 12)))
+    open_dataset.cache_clear()
+    for arguments in ((), ("--data", folder)):
+        with pytest.raises(DataError, match=r"birds has changed since tiny was trained on it"):
+            _run(trained, *arguments)
 
 
 def test_mistakes_get_a_sentence(artefact: Path, pictures: Path, tmp_path: Path) -> None:

@@ -42,12 +42,24 @@ def test_what_the_lineage_records():
     assert dataset.describe() == {
         "name": "tiny",
         "digest": dataset.digest,
+        "held_out": dataset.held_out,
         "rule": "made up",
         "n": {"train": 12, "validation": 12, "test": 12},
         "skipped": 0,
     }
     part = dataclasses.replace(dataset, unlabelled=make_samples(5, seed=9))
     assert part.describe()["n"] == {"train": 12, "validation": 12, "test": 12, "unlabelled": 5}
+
+
+def test_what_is_held_out_does_not_depend_on_the_training_images():
+    dataset = make_dataset()
+    splits = dataset.splits
+    fewer = dataclasses.replace(dataset, splits=splits | {"train": splits["train"][:3]}, unlabelled=make_samples(2))
+    turned = dataclasses.replace(dataset, splits=splits | {"test": splits["test"][::-1]})
+    assert fewer.held_out == turned.held_out == dataset.held_out
+    less = dataclasses.replace(dataset, splits=splits | {"test": splits["test"][1:]})
+    other = dataclasses.replace(dataset, splits=splits | {"validation": splits["test"], "test": splits["validation"]})
+    assert len({dataset.held_out, less.held_out, other.held_out}) == 3
 
 
 def test_the_labels_that_were_set_aside_do_not_matter():

@@ -54,6 +54,11 @@ def test_lists_become_the_tuples_that_timm_wants():
     [
         ("lenet", {"depth": 2}, r"cannot build lenet with the arguments \{'depth': 2\}: .*depth"),
         ("resnet10t", {"colour": 2}, r"cannot build resnet10t with the arguments"),
+        ("vit_tiny_patch16_224", {"patch_size": 0}, "cannot build .*: integer division"),
+        ("vit_tiny_patch16_224", {"num_heads": 0}, "cannot build .*: integer modulo by zero"),
+        ("vit_tiny_patch16_224", {"norm_layer": 3}, "cannot build .*: AssertionError"),
+        ("resnet10t", {"block": "x"}, "cannot build .*: 'str' object has no attribute 'expansion'"),
+        ("resnet10t", {"channels": []}, "cannot build .*: tuple index out of range"),
         ("resnet10t", {"checkpoint_path": "x.pth"}, r"'checkpoint_path' is no argument of an architecture"),
         ("resnet10t", {"pretrained": True}, r"'pretrained' is no argument of an architecture"),
     ],
