@@ -233,6 +233,10 @@ def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.
     if run.head is not None:
         add_head(model, run.head, len(dataset.labels))
         card = dataclasses.replace(card, build=dataclasses.replace(card.build, head=run.head))
+    check_size(model, card.build.architecture, card.use.input)
+    # Before the adapters join: what they cost is gone once they are merged.
+    macs = count_macs(model, card.use.input)
+    card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, macs=macs, metrics=()))
     if run.lora is not None:
         lora = Lora(targets=run.lora.targets, rank=run.lora.rank, alpha=run.lora.alpha, rslora=run.lora.rslora)
         add_lora(
@@ -244,9 +248,7 @@ def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.
             dropout=run.lora.dropout,
         )
         card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=lora))
-    check_size(model, card.build.architecture, card.use.input)
-    macs = count_macs(model, card.use.input)
-    return model, dataclasses.replace(card, inform=dataclasses.replace(card.inform, macs=macs, metrics=()))
+    return model, card
 
 
 def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]:

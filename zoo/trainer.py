@@ -198,7 +198,7 @@ class Trainer:
                 "statistics of BatchNorm are each process's own on CPUs (SyncBatchNorm needs GPUs), so the result is "
                 "not that of one process; with train.freeze.norm = 'freeze' it is"
             )
-        return DistributedDataParallel(network, broadcast_buffers=bool(live))
+        return DistributedDataParallel(network)
 
     def _epoch(self, epoch: int, feed: Feed, stop_if_asked: Callable[[], None]) -> EpochResult:
         config, state, train = self.config, self.state, self.pictures.train

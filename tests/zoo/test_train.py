@@ -86,6 +86,7 @@ def test_lora_leaves_the_adapters_and_the_merged_network(output):
     assert [entry.stage for entry in card.lineage] == ["train", "merge"]
     assert card.lineage[1].parent == sha256_file(folder / "lora.safetensors")
     assert card.lineage[1].summary == {"adapters": 8}
+    assert card.inform.macs == count_macs(merged, card.use.input)
     assert [m.split for m in card.inform.metrics] == ["validation", "test"]
     before = _files(folder)
     train(VIT, output)
