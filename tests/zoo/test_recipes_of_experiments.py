@@ -12,7 +12,7 @@ from tests.zoo.datasets.test_flowers import flowers  # noqa: F401 (fixture)
 from tests.zoo.datasets.test_imagewoof import woof  # noqa: F401 (fixture)
 from tests.zoo.datasets.test_inaturalist import CLASSES, _files, archive  # noqa: F401 (fixture)
 from tests.zoo.datasets.test_pets import pets  # noqa: F401 (fixture)
-from tests.zoo.factories import TINY_VIT
+from tests.zoo.factories import TINY_VIT, encode, picture
 from zoo.checkpoint import read_card
 from zoo.recipe import load_recipe, recipe_names
 
@@ -63,3 +63,21 @@ def test_inaturalist(archive, output):  # noqa: F811
     archive(_files(CLASSES))
     _run("inat10", output, "--set", "arguments.img_size=32", only="inat10-scratch")
     _run("inat10", output, *RESNET, only="inat10-resnet50")
+
+
+@pytest.mark.parametrize("name", ["ablate-augmentation", "ablate-batchnorm", "ablate-rates"])
+def test_ablations(tmp_path, output, name):
+    folder = tmp_path / "photographs"
+    for label in ("ant", "bee"):
+        (folder / label).mkdir(parents=True)
+        for number in range(12):
+            (folder / label / f"{number}.jpg").write_bytes(encode(picture(number + 50 * (label == "bee")), "JPEG"))
+    arguments = ["--data", str(folder), "--model", "mobilenetv3_small_050"]
+    done = run_cli("train", "--recipe", name, *FAST, *arguments)
+    assert done.exit_code == 0
+    runs = load_recipe(name, data=str(folder)).run
+    assert len(runs) >= 5
+    for run in runs:
+        card = read_card(output / run.artefact / "model.safetensors")
+        assert card.metrics("test") is None
+        assert run.artefact in done.output
