@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
+import zoo.recipe
 from tests.conftest import run_cli
 from tests.zoo.datasets.conftest import data_home, site  # noqa: F401 (fixtures)
 from tests.zoo.datasets.test_flowers import flowers  # noqa: F401 (fixture)
@@ -81,3 +83,16 @@ def test_ablations(tmp_path, output, name):
         card = read_card(output / run.artefact / "model.safetensors")
         assert card.metrics("test") is None
         assert run.artefact in done.output
+
+
+def test_forgetting_pets(pets, flowers, output, tmp_path):  # noqa: F811
+    own = (Path(zoo.recipe.__file__).parent / "recipes/forgetting-pets.toml").read_text()
+    big = 'model = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"\nweights = "pretrained"\n'
+    small = ", ".join(f"{key} = {value}" for key, value in TINY_VIT.items())
+    assert own.count(big) == 1
+    path = tmp_path / "small.toml"
+    path.write_text(own.replace(big, f'model = "vit_tiny_patch16_224"\narguments = {{ {small} }}\n'))
+    done = run_cli("forgetting", "--recipe", str(path), "--set", "size=32", "--set", "train.epochs=1")
+    assert done.exit_code == 0
+    rows = list(csv.DictReader((output / "forgetting" / "small.csv").read_text().splitlines()))
+    assert len(rows) == 7
