@@ -77,7 +77,7 @@ class Plan:
 
 
 def plan(model: nn.Module, spec: Input, config: PruneConfig) -> Plan:
-    """The plan that keeps the most while leaving at most `config.macs` of the multiply-accumulates.
+    """The plan that keeps the most while leaving at most `config.goal[1]` of the multiply-accumulates.
 
     Args:
         model: stays as it is.
@@ -166,8 +166,6 @@ def _check_reload(model: nn.Module, target: Path, spec: Input) -> None:
 
 def _search(model: nn.Module, spec: Input, config: PruneConfig) -> tuple[Plan, nn.Module]:
     """Bisect the share that stays; each try prunes a copy, because rounding makes the cost a staircase."""
-    if not 0 < config.macs < 1:
-        raise UsageError(f"prune.macs is the share of multiply-accumulates that stays, in (0, 1); got {config.macs}")
     if config.importance not in IMPORTANCES:
         raise unknown_name("importance", config.importance, IMPORTANCES)
     before = count_macs(model, spec)
@@ -179,15 +177,15 @@ def _search(model: nn.Module, spec: Input, config: PruneConfig) -> tuple[Plan, n
         with _understood(model):
             steps = _apply(candidate, spec, config, keep)
             after = count_macs(candidate, spec)
-        if after <= config.macs * before:
+        if after <= config.goal[1] * before:
             low, best = keep, (Plan(keep=keep, steps=steps, macs_before=before, macs_after=after), candidate)
         else:
             high = keep
             floor = after
     if best is None:
         raise UsageError(
-            f"the narrowest layers still leave {floor / before:.0%} of the multiply-accumulates, {config.macs:.0%} is "
-            f"out of reach; raise prune.macs or lower prune.round_to ({config.round_to})"
+            f"the narrowest layers still leave {floor / before:.0%} of the multiply-accumulates, "
+            f"{config.goal[1]:.0%} is out of reach; raise prune.macs or lower prune.round_to ({config.round_to})"
         )
     return best
 

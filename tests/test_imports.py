@@ -30,7 +30,16 @@ def test_packages_import_nothing_by_themselves(package: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["zoo.card", "zoo.image", "zoo.graph", "zoo.predictor", "zoo.clock", "zoo.cli.main", "bench.worker", "bench.table"],
+    [
+        "zoo.card",
+        "zoo.image",
+        "zoo.graph",
+        "zoo.predictor",
+        "zoo.clock",
+        "zoo.cli.main",
+        "zoo.latency_worker",
+        "bench.table",
+    ],
 )
 def test_no_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"

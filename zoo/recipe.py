@@ -46,15 +46,56 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How much to prune; see compress.prune."""
+    """How much to prune, and what; see compress.prune. At most one of `macs`, `params` and `latency_ms` is the goal."""
 
-    macs: float = 0.5
-    """Largest share of the multiply-accumulates that stays."""
+    macs: float | None = None
+    """Largest share of the multiply-accumulates that stays; 0.5 if no goal is given."""
+    params: float | None = None
+    """Largest share of the parameters that stays."""
+    latency_ms: float | None = None
+    """Longest median time of one image in ONNX Runtime on this machine, all cores, in milliseconds."""
     importance: str = "l2"
-    """l1, l2 or random."""
+    """l1, l2, fpgm, taylor, bn or random; see compress.importance."""
+    scope: str = "layer"
+    """`layer`: every group of layers loses the same share; `global`: the least important units of all groups go."""
+    most: float = 0.9
+    """Largest share of a group's units that goes with the scope `global`."""
+    steps: int = 1
+    """Prune in so many steps towards the goal, scoring anew before each."""
     round_to: int = 8
     """Widths stay multiples of this: what the kernels of ONNX Runtime like."""
+    embedding: bool = False
+    """Prune the width of a transformer's embedding, too."""
+    images: int = 256
+    """Training images whose gradients the importance `taylor` reads."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in self._goals().items() if value is not None}
+        if len(given) > 1:
+            raise UsageError(f"prune: give one goal, got {' and '.join(given)}")
+        for name in ("macs", "params"):
+            share = given.get(name)
+            if share is not None and not 0 < share < 1:
+                raise UsageError(f"prune.{name} is the share that stays, in (0, 1); got {share}")
+        if self.latency_ms is not None and self.latency_ms <= 0:
+            raise UsageError(f"prune.latency_ms must be positive, got {self.latency_ms}")
+        if self.scope not in ("layer", "global"):
+            raise unknown_name("prune.scope", self.scope, ("layer", "global"))
+        if not 0 < self.most < 1:
+            raise UsageError(f"prune.most is the share of a group that may go, in (0, 1); got {self.most}")
+        for name in ("steps", "round_to", "images"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"prune.{name} must be at least 1, got {getattr(self, name)}")
+
+    def _goals(self) -> dict[str, float | None]:
+        return {"macs": self.macs, "params": self.params, "latency_ms": self.latency_ms}
+
+    @property
+    def goal(self) -> tuple[str, float]:
+        """`macs`, `params` or `latency_ms`, and its value."""
+        given = [(name, value) for name, value in self._goals().items() if value is not None]
+        return given[0] if given else ("macs", 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +120,35 @@ class RecoverConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """Static INT8 quantization; see compress.quantize."""
+    """Quantization of an exported graph; see compress.quantize."""
 
+    method: str = "auto"
+    """static (calibrated INT8), dynamic (INT8 weights, activations as they come: matrix products only), fp16, or auto:
+    static; in transformers the faster of static and dynamic that keeps the budget."""
     images: int = 256
     """Calibration images, from the training split."""
     calibration: str = "minmax"
-    """minmax, entropy or percentile."""
+    """minmax, entropy, percentile or mse."""
     target: str = "portable"
-    """Instruction set the file is for: portable (any x86, AVX2 without VNNI included), vnni, arm, or auto (this
-    machine's). Only `portable` files may move between machines."""
+    """What the file is for: portable (any x86, AVX2 without VNNI included), vnni, arm, cuda, tensorrt, or auto (this
+    machine's processor). Only `portable` files may move between machines."""
+    bias_correction: bool = True
+    """Subtract from each bias what quantization adds on average over the calibration images."""
+    equalize: bool = False
+    """Balance the ranges of neighbouring layers before quantizing (Nagel et al. 2019, arXiv 1906.04721)."""
+    max_drop: float = 0.5
+    """Budget in points of top-1 on validation data; the nodes that cost most stay in float until it holds."""
+    keep: str = "better"
+    """`better`: write the file only if it keeps the budget and is faster than its parent on this machine; `any`."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("auto", "static", "dynamic", "fp16"):
+            raise unknown_name("quantize.method", self.method, ("auto", "static", "dynamic", "fp16"))
+        if self.keep not in ("better", "any"):
+            raise unknown_name("quantize.keep", self.keep, ("better", "any"))
+        if not 0 <= self.max_drop <= 100:
+            raise UsageError(f"quantize.max_drop is in points, 0 to 100; got {self.max_drop}")
 
 
 @dataclass(frozen=True, kw_only=True)

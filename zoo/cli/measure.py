@@ -86,9 +86,10 @@ def latency(
     as_json: AsJson = False,
 ) -> None:
     """Measure latency: alternating processes, one session alive at a time. Default: all artefacts."""
-    from bench.latency import LatencyConfig, measure_latency
+    from bench.latency import measure_latency
     from bench.rows import LATENCY, append
     from bench.table import graphs, unmeasured
+    from zoo.latency import LatencyConfig
 
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
     paths = unmeasured(output_root())[1] if missing else paths
