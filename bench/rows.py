@@ -10,9 +10,10 @@ from typing import Any
 from zoo.errors import ArtefactError
 from zoo.files import write_bytes
 
-__all__ = ["ACCURACY", "LATENCY", "PYTEST", "REQUIRED", "TRAINING", "append", "read"]
+__all__ = ["ACCURACY", "COMPARE", "LATENCY", "PYTEST", "REQUIRED", "TRAINING", "append", "read"]
 
 ACCURACY = "accuracy.jsonl"
+COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
 PYTEST = "pytest.jsonl"
 TRAINING = "training.jsonl"
@@ -21,8 +22,11 @@ _COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
 _WHAT = {"data", "model", "part", "variant", "image_size", "n", "validation_n", "images", "batch", "epochs", "threads"}
 _TOOK = {"setup_seconds", "seconds", "round_seconds", "images_per_s", "ratio", "rounds"}
 _TIMED = _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"}
+_RUN = {"family", "form", "variant", "precision", "macs", "parameters", "bytes", "difference", "round_ms"}
+_ANSWERED = {"dataset", "split", "pictures", "top1", "low", "high", "agreement"}
 REQUIRED = {
     ACCURACY: _COMMON | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
+    COMPARE: _TIMED | _RUN | _ANSWERED | {"convert_seconds", "setup_seconds"},
     LATENCY: _TIMED,
     PYTEST: _TIMED,
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
@@ -30,7 +34,7 @@ REQUIRED = {
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a file of one kind (ACCURACY or LATENCY), atomically.
+    """Add rows to a file of one kind (a key of REQUIRED), atomically.
 
     Raises:
         ValueError: a row lacks a key.

@@ -14,7 +14,7 @@ from zoo.errors import ArtefactError
 from zoo.files import GRAPH, INT8_GRAPH, sha256_file
 from zoo.graph import read_card
 from zoo.machine import cores
-from zoo.workspace import read_notes
+from zoo.workspace import read_notes, without_data
 
 __all__ = ["Line", "collect", "graphs", "render", "unmeasured"]
 
@@ -111,6 +111,8 @@ def _cells(line: Line, parent: Line | None) -> list[str]:
     notes = [line.role] if line.role == "control" else []
     if line.path.name == INT8_GRAPH and speed is not None and speed < 1:
         notes.append("slower than its FP32")
+    if accuracy is None and without_data(line.path.parent, line.card):
+        notes.append("imported: no data set to measure it on")
     trained_on = [entry.config["data"]["name"] for entry in line.card.lineage if "data" in entry.config]
     if accuracy and trained_on and accuracy["dataset"] != trained_on[-1]:
         notes.append(f"on {accuracy['dataset']}")

@@ -11,15 +11,25 @@ from compress.prune import prune
 from compress.quantize import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
+from compress.verdict import images_digest, is_up_to_date, read_report
 from zoo import graph
 from zoo.card import allow
 from zoo.checkpoint import load, read_card
-from zoo.errors import ArtefactError
-from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
+from zoo.datasets.unlabelled import open_images
+from zoo.errors import ArtefactError, DataError
+from zoo.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
 from zoo.progress import note
 from zoo.recipe import QuantizeConfig, Run
 from zoo.train import add_test
-from zoo.workspace import DataSource, card_if_readable, is_current, notes_for, read_notes, write_notes
+from zoo.workspace import (
+    DataSource,
+    card_if_readable,
+    is_current,
+    notes_for,
+    read_notes,
+    without_data,
+    write_notes,
+)
 
 __all__ = ["PRUNED", "compress_run", "export_artefact", "quantize_artefact"]
 
@@ -78,6 +88,8 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
 def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bool = False) -> Path:
     """Export a checkpoint (a folder or file) to `model.onnx` beside it, and measure it on validation data.
 
+    An imported artefact that no data belongs to is exported and proved, but not measured.
+
     Args:
         artefact: the folder or the file.
         data: what to measure it on, where that is not what its run.json names; see zoo.workspace.notes_for.
@@ -86,25 +98,58 @@ def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bo
     source = checkpoint_path(artefact)
     folder, target = source.parent, source.with_name(GRAPH)
     if force or not is_current(card_if_readable(graph.read_card, target), [("export", {})], sha256_file(source)):
-        allow(read_card(source), "export")
-        dataset = notes_for(folder, data).data.open_for(read_card(source))
+        parent = read_card(source)
+        allow(parent, "export")
+        dataset = None if without_data(folder, parent, data) else notes_for(folder, data).data.open_for(parent)
         card = export(source, target, dataset=dataset)
         note(f"{folder.name}: exported, parity {card.lineage[-1].summary['parity']:.1e}")
     return target
 
 
 def quantize_artefact(
-    artefact: Path, config: QuantizeConfig, *, data: DataSource | None = None, force: bool = False
-) -> Path:
-    """Quantize `model.onnx` of an artefact to `model.int8.onnx` beside it; arguments as :func:`export_artefact`."""
+    artefact: Path,
+    config: QuantizeConfig,
+    *,
+    data: DataSource | None = None,
+    calibrate: Path | None = None,
+    force: bool = False,
+    analyse: bool = False,
+) -> tuple[Path, dict[str, Any]]:
+    """Quantize `model.onnx` of an artefact to `model.int8.onnx` or `model.fp16.onnx` beside it, if it deserves it.
+
+    Args:
+        artefact: the folder or the ONNX file.
+        config: settings.
+        data: what to calibrate and compare on, where that is not what its run.json names.
+        calibrate: a folder of pictures without labels to calibrate on instead.
+        force: do it even if it was done before.
+        analyse: measure what each node costs even if the budget holds.
+
+    Returns:
+        The file, which is not there if it was not worth it, and the report; see compress.verdict.
+    """
     folder = artefact if artefact.is_dir() or not artefact.suffix else artefact.parent
-    source, target = folder / GRAPH, folder / INT8_GRAPH
+    source = artefact if artefact.suffix == ".onnx" else folder / GRAPH
     if not source.is_file():
         raise ArtefactError(f"no ONNX file at {source}; run `pocketzoo export {folder}` first")
-    steps = [("quantize", dataclasses.asdict(config))]
-    if force or not is_current(card_if_readable(graph.read_card, target), steps, sha256_file(source)):
-        parent = graph.read_card(source)
-        dataset = notes_for(folder, data).data.open_for(parent)
-        card = quantize(source, target, config, dataset=dataset, name=f"{parent.name}-int8")
-        note(f"{folder.name}: INT8, {card.lineage[-1].summary['agreement']:.2%} of validation answers as before")
-    return target
+    parent = graph.read_card(source)
+    allow(parent, "quantize")
+    half = config.method == "fp16" or config.target == "cuda"
+    endings = Path(HALF_GRAPH if half else INT8_GRAPH).suffixes
+    target = source.with_name(source.stem + "".join(endings))
+    images = open_images(calibrate) if calibrate else None
+    done = read_report(target)
+    current = is_up_to_date(
+        target, config, parent=sha256_file(source), calibrated_on=images_digest(images) if images else None
+    )
+    if done and current and not force and not (analyse and not done["sensitivity"]):
+        return target, done
+    if images is None and without_data(folder, parent, data):
+        raise DataError(
+            f"{parent.name} has no data to calibrate on: name a folder of pictures with --calibrate (labels are not "
+            "needed), or a data set with its labels with --data"
+        )
+    dataset = notes_for(folder, data).data.open_for(parent) if images is None or data else None
+    name = f"{parent.name}-{'fp16' if half else 'int8'}"
+    found = quantize(source, target, config, dataset=dataset, images=images, name=name, analyse=analyse)
+    return target, found.report

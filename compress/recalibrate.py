@@ -1,7 +1,7 @@
 """BatchNorm recalibration: pruning changes what flows through a network, so its running statistics are measured anew.
 
-Only BatchNorm layers are in training mode, momentum is cumulative, the data are training images without
-augmentation; see zoo.norms.
+Only BatchNorm layers are in training mode, every image counts the same, the variance is the population's, and the data
+are training images without augmentation; see zoo.norms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zoo.card import Input, Stage, advance, allow
 from zoo.checkpoint import load, save
 from zoo.datasets.base import Dataset
 from zoo.distributed import pick_device
-from zoo.errors import ArtefactError
+from zoo.errors import ArtefactError, UsageError
 from zoo.files import code_commit, sha256_file
 from zoo.freeze import is_batch_norm
 from zoo.norms import reestimate
@@ -53,7 +53,12 @@ def recalibrate_model(model: nn.Module, images: Images, *, batch_size: int) -> i
 
     Raises:
         ArtefactError: the network has no BatchNorm.
+        UsageError: fewer than two images in a batch, which have no variance.
     """
+    if min(batch_size, len(images)) < 2:
+        raise UsageError(
+            f"recalibrate needs batches of at least 2 images, got {len(images)} images in batches of {batch_size}"
+        )
     layers = batch_norms(model)
     if not layers:
         raise ArtefactError(

@@ -284,7 +284,7 @@ class Card:
         return next((m for m in self.inform.metrics if m.split == split), None)
 
 
-_CHECKPOINT_STAGES = ("train", "merge", "prune", "recalibrate", "recover")
+_CHECKPOINT_STAGES = ("import", "train", "merge", "prune", "recalibrate", "recover")
 
 
 def allow(card: Card, stage: str) -> None:
@@ -297,6 +297,8 @@ def allow(card: Card, stage: str) -> None:
         ArtefactError: it may not; says what to do first.
     """
     done = [entry.stage for entry in card.lineage]
+    if stage == "import" and done:
+        raise ArtefactError(f"{card.name}: `import` makes an artefact of a pretrained network, so it can only be first")
     if stage == "merge":
         if card.build.lora is None:
             raise ArtefactError(f"{card.name}: there are no LoRA adapters to merge")
@@ -361,7 +363,7 @@ def from_json(text: str | None, *, where: str) -> Card:
     if text is None:
         raise CardError(
             f"{where}: no `{KEY}` in its metadata, so its labels and preprocessing are unknown; "
-            "artefacts written by `pocketzoo train` and `pocketzoo export` have one"
+            "artefacts written by `pocketzoo train`, `pocketzoo import` and `pocketzoo export` have one"
         )
     if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise CardError(f"{where}: `{KEY}` has more than {MAX_BYTES} bytes")

@@ -15,6 +15,7 @@ from zoo.errors import ArtefactError
 __all__ = [
     "CHECKPOINT",
     "GRAPH",
+    "HALF_GRAPH",
     "INT8_GRAPH",
     "UNMERGED",
     "checkpoint_path",
@@ -30,6 +31,7 @@ CHECKPOINT = "model.safetensors"
 UNMERGED = "lora.safetensors"
 GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
+HALF_GRAPH = "model.fp16.onnx"
 
 _PROJECT = Path(__file__).resolve().parent.parent
 

@@ -27,7 +27,10 @@ def reestimate(
 ) -> None:
     """Measure mean and variance of `layers` over `images`, in place; the network ends in evaluation mode.
 
-    Only these layers are in training mode meanwhile, and their momentum is cumulative: every batch counts the same.
+    Only these layers are in training mode meanwhile, so that each sees what the layers before it put out when they
+    normalise with a batch's own statistics. The variance is the population's, over all images: the mean of squares
+    minus the square of the mean. (PyTorch's cumulative average would leave out how the batches' means differ, and
+    divide by n - 1 in each.)
 
     Args:
         model: on `device`.
@@ -40,16 +43,53 @@ def reestimate(
     prepare = Normalise(images.spec, device)
     model.eval()
     momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative: PyTorch's documentation of BatchNorm2d
-        layer.train()
-    with torch.no_grad():
-        for batch, _ in images.batches(even_chunks(order, batch_size)):
-            model(prepare(batch.to(device)))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.eval()
+    totals = {layer: _Moments(layer) for layer in layers}
+    handles = [layer.register_forward_hook(lambda layer, given, _: totals[layer].add(given[0])) for layer in layers]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = 1.0  # The running statistics are those of the last batch.
+            layer.train()
+        with torch.no_grad():
+            for batch, _ in images.batches(even_chunks(order, batch_size)):
+                model(prepare(batch.to(device)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.eval()
+    for moments in totals.values():
+        moments.settle()
+
+
+class _Moments:
+    """Sums over batches of what one layer saw, per channel, in double precision: its squares are subtracted later."""
+
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
+        self._layer = layer
+        self._values = 0
+        self._sum = self._squares = torch.zeros(layer.num_features, dtype=torch.float64)
+
+    def add(self, features: torch.Tensor) -> None:
+        """Add the batch [B, C, ...] whose statistics the layer has just taken."""
+        mean, unbiased = self._layer.running_mean, self._layer.running_var
+        assert mean is not None
+        assert unbiased is not None
+        count = features.numel() // features.shape[1]
+        means = mean.double().cpu()
+        self._values += count
+        self._sum = self._sum + count * means
+        self._squares = self._squares + (count - 1) * unbiased.double().cpu() + count * means.square()
+
+    def settle(self) -> None:
+        """Give the layer the statistics of all batches; one that was never called keeps its reset ones."""
+        if self._values:
+            mean = self._sum / self._values
+            assert self._layer.running_mean is not None
+            assert self._layer.running_var is not None
+            self._layer.running_mean.copy_(mean)
+            self._layer.running_var.copy_((self._squares / self._values - mean.square()).clamp(min=0))
 
 
 def even_chunks(order: Sequence[int], size: int) -> list[list[int]]:

@@ -66,6 +66,8 @@ class PruneConfig:
     """Widths stay multiples of this: what the kernels of ONNX Runtime like."""
     embedding: bool = False
     """Prune the width of a transformer's embedding, too."""
+    head_dims: bool = False
+    """Prune the dimension of a transformer's heads, too."""
     images: int = 256
     """Training images whose gradients the importance `taylor` reads."""
     seed: int = 0

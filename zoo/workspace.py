@@ -17,7 +17,16 @@ from zoo.decode import DecodeError, decode
 from zoo.errors import ArtefactError, DataError, PocketzooError
 from zoo.files import write_bytes
 
-__all__ = ["DataSource", "Notes", "card_if_readable", "is_current", "notes_for", "read_notes", "write_notes"]
+__all__ = [
+    "DataSource",
+    "Notes",
+    "card_if_readable",
+    "is_current",
+    "notes_for",
+    "read_notes",
+    "without_data",
+    "write_notes",
+]
 
 _FILE = "run.json"
 
@@ -103,6 +112,20 @@ def notes_for(folder: Path, source: DataSource | None) -> Notes:
         return Notes(role="model", data=source, test=source)
     data = dataclasses.replace(notes.data, name=source.name)
     return dataclasses.replace(notes, data=data, test=data if notes.test == notes.data else notes.test)
+
+
+def without_data(folder: Path, card: Card, source: DataSource | None = None) -> bool:
+    """Whether no data set belongs to an artefact: it was imported, not trained, and nobody has named one since.
+
+    Its folder has no run.json then. One that was trained must have it, or the command must name the data.
+
+    Args:
+        folder: of the artefact.
+        card: its card.
+        source: what the command names, if anything.
+    """
+    imported = bool(card.lineage) and card.lineage[0].stage == "import"
+    return source is None and imported and not (folder / _FILE).exists()
 
 
 def is_current(card: Card | None, steps: Sequence[tuple[str, Mapping[str, Any]]], parent: str | None) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from compress.chain import compress_run, export_artefact, quantize_artefact
+from compress.study import Speed
+from compress.verdict import REPORT
 from tests.conftest import run_cli
+from tests.zoo.factories import make_samples
 from zoo import checkpoint, graph
 from zoo.errors import ArtefactError
-from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
 from zoo.fit_config import FitConfig
 from zoo.recipe import PruneConfig, QuantizeConfig, RecoverConfig, Run
 from zoo.train import train
@@ -53,7 +57,7 @@ def test_pruned_to_half_and_int8_smaller(chain: Path, name: str) -> None:
 
 def test_no_intermediate_files_are_left(chain: Path) -> None:
     left = {path.name for path in chain.glob("*-pruned/*")}
-    assert left == {CHECKPOINT, GRAPH, INT8_GRAPH, "run.json", "log.csv"}
+    assert left == {CHECKPOINT, GRAPH, INT8_GRAPH, REPORT, "run.json", "log.csv"}
 
 
 def test_a_second_time_nothing_is_done(made: Path) -> None:
@@ -110,8 +114,10 @@ def test_data_named_again_keep_what_the_training_left_out(tmp_path: Path) -> Non
     folder = train(run, tmp_path).parent
     named = DataSource(name="digits")
     assert graph.read_card(export_artefact(folder, data=named)).metrics("validation").n == 20
-    config = QuantizeConfig(images=10)
-    assert graph.read_card(quantize_artefact(folder, config, data=named)).metrics("validation").n == 20
+    config = QuantizeConfig(images=10, method="fp16")
+    path, report = quantize_artefact(folder, config, data=named)
+    assert (path.name, report["written"]) == (HALF_GRAPH, True)
+    assert graph.read_card(path).metrics("validation").n == 20
 
 
 def test_unmerged_adapters_are_not_pruned_or_exported(made: Path, tmp_path: Path) -> None:
@@ -120,3 +126,60 @@ def test_unmerged_adapters_are_not_pruned_or_exported(made: Path, tmp_path: Path
         with pytest.raises(ArtefactError, match="run `pocketzoo merge` before"):
             run_cli(*command)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def exported(made: Path, tmp_path: Path) -> Path:
+    """A folder with an exported network and nothing else."""
+    folder = tmp_path / "vit"
+    folder.mkdir()
+    for name in (GRAPH, "run.json"):
+        shutil.copy(made / "tiny-vit-full" / name, folder / name)
+    return folder
+
+
+def test_what_is_not_better_is_not_tried_again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "compress.study.measure_speed", lambda _, files: [Speed(speedup=0.9, parent_ms=1, ms=2)] * len(files)
+    )
+    config = QuantizeConfig(images=8, max_drop=100.0, method="static")
+    path, report = quantize_artefact(exported, config)
+    assert (path.exists(), report["verdict"]) == (False, "slower")
+    monkeypatch.setattr("compress.chain.quantize", None)
+    assert quantize_artefact(exported / GRAPH, config)[1] == report
+
+
+def test_unlabelled_pictures_need_no_data_set(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (exported / "run.json").unlink()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for sample in make_samples(20):
+        (pictures / f"{sample.name}.png").write_bytes(sample.read())
+    config = QuantizeConfig(max_drop=100.0, method="static")
+    path, report = quantize_artefact(exported, config, calibrate=pictures)
+    assert graph.read_card(path).lineage[-1].summary["calibrated_on"] == "unlabelled images"
+    assert quantize_artefact(exported, config, calibrate=pictures) == (path, report)
+    (pictures / "3.png").unlink()
+    _, again = quantize_artefact(exported, config, calibrate=pictures)
+    assert again["calibration_digest"] != report["calibration_digest"]
+    with pytest.raises(ArtefactError, match="add --data"):
+        quantize_artefact(exported, QuantizeConfig())
+
+
+def test_a_table_of_costs_on_request(exported: Path) -> None:
+    options = ("--method", "static", "--images", "8", "--max-drop", "100")
+    assert run_cli("quantize", exported, *options).output.endswith(": written\n")
+    lines = run_cli("quantize", exported, *options, "--sensitivity").output.splitlines()
+    assert lines[0].split()[:2] == ["node", "operator"]
+    assert len([line for line in lines if line.endswith("INT8")]) == len(lines) - 2
+    assert lines[-1].startswith(f"{exported}: INT8 2.00x the speed of FP32, ")
+    found = json.loads(run_cli("quantize", exported, *options, "--json").output)
+    assert found["report"]["sensitivity"][0].keys() >= {"node", "kind", "noise", "cost", "kept"}
+    assert found["card"]["inform"]["precision"] == "int8"
+
+
+def test_quantizing_what_is_not_there_or_done(exported: Path, made: Path) -> None:
+    with pytest.raises(ArtefactError, match="run `pocketzoo export"):
+        run_cli("quantize", exported / "other")
+    with pytest.raises(ArtefactError, match="already quantized"):
+        run_cli("quantize", made / "tiny-vit-full" / INT8_GRAPH)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from compress import recover as module
 from compress.recover import distillation, recover
 from tests.zoo.factories import make_card, make_dataset, make_input
+from zoo import checkpoint
 from zoo.checkpoint import read_card, save
 from zoo.errors import UsageError
+from zoo.fit import EpochResult, fit
 from zoo.fit_config import FitConfig
 from zoo.models.registry import build
 from zoo.recipe import RecoverConfig
+from zoo.run_state import STATE
 
 
 def example() -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -62,6 +67,36 @@ def test_the_test_split_is_read_where_it_is_wanted(tmp_path: Path, test: bool) -
     recover(source, source, tmp_path / "made" / "model.safetensors", config, dataset=dataset, test=test)
     found = read_card(tmp_path / "made" / "model.safetensors")
     assert [metrics.split for metrics in found.inform.metrics] == ["validation", *(["test"] if test else [])]
+
+
+def test_an_interrupted_recovery_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, source = make_dataset(), tmp_path / "pruned.safetensors"
+    torch.manual_seed(0)
+    checkpoint.save(
+        build("lenet", classes=3, channels=1), make_card(spec=make_input(28, "L"), stages=("train", "prune")), source
+    )
+    config = RecoverConfig(fit=FitConfig(epochs=3, batch_size=6))
+    straight, broken = tmp_path / "straight" / "model.safetensors", tmp_path / "broken" / "model.safetensors"
+    recover(source, source, straight, config, dataset=dataset, test=False)
+
+    def cut_short(model: nn.Module, **options: Any) -> object:
+        def stop(result: EpochResult) -> None:
+            if result.epoch == 2:
+                raise KeyboardInterrupt
+
+        return fit(model, **options, on_epoch=stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            recover(source, source, broken, config, dataset=dataset, test=False)
+    assert (broken.parent / STATE).is_file()
+    assert not broken.exists()
+    report = recover(source, source, broken, config, dataset=dataset, test=False)
+    wanted, found = (checkpoint.load(path)[0].state_dict() for path in (straight, broken))
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    assert report.epochs == 3
+    assert not (broken.parent / STATE).exists()
 
 
 @pytest.mark.parametrize("config", [RecoverConfig(distill=1.5), RecoverConfig(temperature=0.0)])

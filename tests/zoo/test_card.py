@@ -276,6 +276,8 @@ def test_separate_adapters_allow_only_merging(stage):
         (("train", "export"), "prune", "already exported to ONNX; `prune` wants the checkpoint"),
         (("train", "export", "quantize"), "quantize", "already quantized; `quantize` wants an artefact from before"),
         (("train",), "distil", "unknown stage 'distil'"),
+        (("import",), "import", "it can only be first"),
+        (("train", "export"), "import", "it can only be first"),
     ],
 )
 def test_forbidden_stages_say_what_to_do_first(done, stage, message):

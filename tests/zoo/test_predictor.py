@@ -105,6 +105,13 @@ def test_int8_kernels_may_differ_more():
     assert tolerance(dataclasses.replace(card, inform=dataclasses.replace(card.inform, precision="int8"))) == 0.03
 
 
+def test_undecided_answers_are_checked_more_closely():
+    card = make_card([str(label) for label in range(100)])
+    card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, precision="int8"))
+    golden = Golden(rule="noise/9", seed=0, probabilities=(0.02, *[0.98 / 99] * 99))
+    assert tolerance(dataclasses.replace(card, use=dataclasses.replace(card.use, golden=golden))) == 0.005
+
+
 def test_ties_go_to_the_earlier_label(artefact):
     answers = _open(artefact).answers(np.array([[0.25, 0.5, 0.25], [1 / 3] * 3], np.float32), top=5)
     assert [answer.labels for answer in answers] == [("dog", "cat", "hen"), ("cat", "dog", "hen")]

@@ -12,7 +12,16 @@ from zoo.card import Stage
 from zoo.datasets.registry import open_dataset
 from zoo.datasets.splits import Thin
 from zoo.errors import ArtefactError, DataError
-from zoo.workspace import DataSource, Notes, card_if_readable, is_current, notes_for, read_notes, write_notes
+from zoo.workspace import (
+    DataSource,
+    Notes,
+    card_if_readable,
+    is_current,
+    notes_for,
+    read_notes,
+    without_data,
+    write_notes,
+)
 
 NOTES = Notes(role="control", data=DataSource(name="digits", per_split=20), test=DataSource(name="a folder/ä", seed=3))
 
@@ -106,3 +115,13 @@ def test_data_that_changed_since_training_are_refused(output, tmp_path):
     with pytest.raises(DataError, match=r"has changed since tiny was trained on it.*train again"):
         source.open_for(card)
     assert DataSource(name="digits").open_for(card).name == "digits"
+
+
+def test_imported_artefacts_have_no_data_until_it_is_named(tmp_path):
+    imported, trained = make_card(stages=("import", "prune")), make_card(stages=("train", "prune"))
+    assert without_data(tmp_path, imported)
+    assert not without_data(tmp_path, trained)
+    assert not without_data(tmp_path, make_card())
+    assert not without_data(tmp_path, imported, DataSource(name="digits"))
+    write_notes(tmp_path, NOTES)
+    assert not without_data(tmp_path, imported)

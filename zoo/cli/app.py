@@ -33,6 +33,7 @@ __all__ = [
     "named_source",
     "notes_of",
     "report",
+    "short",
 ]
 
 app = typer.Typer(
@@ -106,7 +107,7 @@ def report(cards: list[Any], paths: list[Path], as_json: bool) -> None:
             print(json.dumps({"path": str(path), "card": dataclasses.asdict(card)}))
             continue
         measured = f"validation top-1 {metrics.top1:.2%} (n = {metrics.n})" if metrics else "not measured"
-        print(f"{_short(path)}: {measured}, {card.inform.macs / 1e6:.1f} MMACs, {path.stat().st_size / 1e6:.2f} MB")
+        print(f"{short(path)}: {measured}, {card.inform.macs / 1e6:.1f} MMACs, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def compare(cards: list[Any]) -> Table:
@@ -132,7 +133,8 @@ def compare(cards: list[Any]) -> Table:
     return table
 
 
-def _short(path: Path) -> Path:
+def short(path: Path) -> Path:
+    """A path as it is shown: relative to the working directory if it is below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import sys
 
-from zoo.cli import adapters, bench_training, compression, data, evaluate, forgetting, measure, models, search, training
+from zoo.cli import (
+    adapters,
+    bench_training,
+    compression,
+    data,
+    evaluate,
+    forgetting,
+    imports,
+    measure,
+    models,
+    optimize,
+    pruning,
+    quantization,
+    report,
+    search,
+    training,
+)
 from zoo.cli.app import app
 from zoo.errors import ArtefactError, PocketzooError, UsageError
 from zoo.progress import note
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = (adapters, bench_training, compression, data, evaluate, forgetting, measure, models, search, training)
+COMMANDS = (
+    adapters,
+    bench_training,
+    compression,
+    data,
+    evaluate,
+    forgetting,
+    imports,
+    measure,
+    models,
+    optimize,
+    pruning,
+    quantization,
+    report,
+    search,
+    training,
+)
 """The modules that registered their commands when they were imported."""
 
 _INTERRUPTED = 130

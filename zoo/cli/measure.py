@@ -12,6 +12,7 @@ import typer
 from zoo.cli.app import Artefact, Artefacts, AsJson, app, bench, console
 from zoo.errors import ArtefactError, ImageError
 from zoo.files import CHECKPOINT, graph_paths, output_root
+from zoo.progress import note
 
 
 @app.command()
@@ -116,11 +117,20 @@ def bench_accuracy(
     from bench.rows import ACCURACY, append
     from bench.table import graphs, unmeasured
     from zoo.graph import read_card
-    from zoo.workspace import read_notes
+    from zoo.workspace import read_notes, without_data
 
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
     for path in unmeasured(output_root())[0] if missing else paths:
-        row = measure_accuracy(path, read_notes(path.parent).test.open_for(read_card(path)))
+        card = read_card(path)
+        if without_data(path.parent, card):
+            reason = (
+                f"{path}: imported, no data set belongs to it; `pocketzoo evaluate {path} --data FOLDER` measures it"
+            )
+            if artefacts:
+                raise ArtefactError(reason)
+            note(reason)
+            continue
+        row = measure_accuracy(path, read_notes(path.parent).test.open_for(card))
         append(output_root() / "bench" / ACCURACY, [row])
         text = _accuracy_text(row)
         print(json.dumps(row) if as_json else text)

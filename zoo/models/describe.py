@@ -15,7 +15,7 @@ from zoo.models.registry import build, classifier, classifier_names, count_macs,
 from zoo.models.sizes import check_size, smallest_input
 from zoo.models.truncate import layer_names
 
-__all__ = ["describe", "lora_targets"]
+__all__ = ["as_argument", "describe", "lora_targets"]
 
 
 def describe(
@@ -40,7 +40,7 @@ def describe(
     """
     if colour not in ("RGB", "L"):
         raise unknown_name("colour", colour, ("RGB", "L"))
-    arguments = dict(_setting(text) for text in settings)
+    arguments = dict(as_argument(text) for text in settings)
     spec = input_for(architecture, colour=colour, size=size, photographs=True, arguments=arguments)
     model = build(architecture, classes=classes, channels=spec.channels, arguments=arguments)
     check_size(model, architecture, spec)
@@ -73,7 +73,12 @@ def lora_targets(model: nn.Module) -> dict[str, int]:
     )
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def as_argument(text: str) -> tuple[str, Any]:
+    """An argument of an architecture, "key=value" with the value as TOML (or a bare word), as its key and value.
+
+    Raises:
+        UsageError: there is no "=".
+    """
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"--set wants key=value, got {text!r}")

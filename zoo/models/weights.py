@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,16 @@ from torch import nn
 
 from zoo.errors import ArtefactError, UsageError
 from zoo.models.classic import TORCHVISION
-from zoo.models.registry import as_keywords, classifier_names, classifier_width, input_channels, zero_classifier
+from zoo.models.registry import (
+    as_keywords,
+    classifier_names,
+    classifier_width,
+    input_channels,
+    last_layers,
+    zero_classifier,
+)
 
-__all__ = ["EMBEDDED", "Source", "load_weights"]
+__all__ = ["EMBEDDED", "Source", "classifier_outputs", "load_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,28 @@ def load_weights(
     if base in TORCHVISION:
         return _load_torchvision(model, base, fresh_head=fresh_head)
     return _load_timm(model, architecture, dict(arguments or {}))
+
+
+def classifier_outputs(model: nn.Module, path: Path) -> int:
+    """Number of outputs of the classifier in a state-dict file.
+
+    Args:
+        model: a network of the file's architecture, which tells how its classifier is called.
+        path: a .safetensors, .pt or .pth file.
+
+    Raises:
+        ArtefactError: the file cannot be read, or has no such classifier.
+    """
+    tensors = _read(path)
+    layers = set(last_layers(model))
+    keys = [f"{name}.weight" for name, module in model.named_modules() if module in layers]
+    widths = [tensors[key].shape[0] for key in keys if key in tensors and tensors[key].ndim]
+    if not widths:
+        raise ArtefactError(
+            f"{path}: no classifier {keys[-1]!r} of {type(model).__name__} in it, found {list(tensors)[-3:]}; "
+            "expected the state dict of the whole network, in the names of timm (torchvision's for those it has)"
+        )
+    return int(widths[-1])
 
 
 def _efficientnet_lite0(model: nn.Module) -> tuple[dict[str, torch.Tensor], Source]:
@@ -142,13 +172,26 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # safetensors, zipfile and unpickling errors
-        raise ArtefactError(f"{path}: not a state dict that can be read without executing code: {error}") from error
+        raise ArtefactError(
+            f"{path}: not a state dict that can be read without executing code: {_reason(error)}; expected tensors by "
+            "name, as safetensors.torch.save_file(model.state_dict(), FILE) writes them where you trust the network"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ArtefactError(f"{path}: expected a dictionary of tensors")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """Why a file was refused, without the advice of torch to trust it."""
+    text = str(error)
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return f"it holds Python objects ({found[1]})"
+    if "Weights only load failed" in text:
+        return "it is neither a safetensors file nor a state dict of torch.save"
+    return text
 
 
 def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, fresh_head: bool) -> None:

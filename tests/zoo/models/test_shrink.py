@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -72,3 +74,43 @@ def test_heads_keep_their_width():
 def test_heads_of_a_network_without_attention():
     with pytest.raises(ArtefactError, match=r"names 'x' as an attention layer, the network has \[\]"):
         shrink(_net(), {}, {"x": 1})
+
+
+@pytest.mark.parametrize(
+    ("whole", "shape", "groups", "channels", "outputs"),
+    [
+        (nn.Conv2d(16, 24, 1, groups=4), (24, 2, 1, 1), 4, 8, 24),
+        (nn.Conv2d(16, 24, 1, groups=4), (12, 1, 1, 1), 4, 4, 12),
+        # Narrowed to one channel per group, and then cut again, as the depthwise convolution that it is.
+        (nn.Conv2d(16, 24, 1, groups=4), (3, 1, 1, 1), 3, 3, 3),
+        (nn.Conv2d(8, 16, 1, groups=8), (8, 1, 1, 1), 8, 8, 8),
+        (nn.ConvTranspose2d(8, 6, 1), (4, 5, 1, 1), 1, 4, 5),
+    ],
+)
+def test_groups_are_read_off_the_shape(
+    whole: nn.Module, shape: tuple[int, ...], groups: int, channels: int, outputs: int
+) -> None:
+    model = nn.Sequential(copy.deepcopy(whole))
+    shrink(model, {"0.weight": shape, "0.bias": (outputs,)}, {})
+    layer = model[0]
+    assert (layer.groups, layer.in_channels, layer.out_channels) == (groups, channels, outputs)
+    assert layer(torch.zeros(1, channels, 2, 2)).shape == (1, outputs, 2, 2)
+
+
+def test_a_convolution_that_multiplies_channels_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 1, groups=8), nn.Conv2d(16, 4, 1))
+    shrink(model, {"1.weight": (3, 16, 1, 1), "1.bias": (3,)}, {})
+    assert model[0].groups == 8
+    assert model(torch.zeros(1, 8, 2, 2)).shape == (1, 3, 2, 2)
+
+
+def test_heads_share_what_is_left_of_their_width() -> None:
+    model = build("vit_tiny_patch16_224", classes=2, channels=3, arguments=TINY_VIT)
+    name = "blocks.1.attn"
+    shapes = {f"{name}.qkv.weight": (3 * 24, 48), f"{name}.qkv.bias": (3 * 24,), f"{name}.proj.weight": (48, 24)}
+    shrink(model, shapes, {})
+    found = attentions(model)
+    assert (found[name].num_heads, found[name].head_dim, found[name].attn_dim) == (3, 8, 24)
+    assert found["blocks.0.attn"].head_dim == 16
+    shrink(model, shapes, {name: 2})
+    assert (found[name].num_heads, found[name].head_dim, found[name].scale) == (2, 12, 12**-0.5)

@@ -13,7 +13,7 @@ from torch import nn
 
 from zoo.errors import ArtefactError, UsageError
 from zoo.models.registry import build
-from zoo.models.weights import EMBEDDED, load_weights
+from zoo.models.weights import EMBEDDED, classifier_outputs, load_weights
 
 
 def _lenet(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -101,6 +101,28 @@ def test_a_pickled_module_is_refused(tmp_path, suffix):
     path.write_bytes(pickle.dumps(_lenet()))
     with pytest.raises(ArtefactError, match="not a state dict that can be read without executing code"):
         load_weights(_lenet(), "lenet", str(path))
+
+
+def test_what_a_refused_file_holds_is_said_without_torchs_advice(tmp_path):
+    torch.save(_lenet(), tmp_path / "w.pt")
+    with pytest.raises(
+        ArtefactError, match=r"it holds Python objects \(zoo\.models\.lenet\.LeNet\); expected tensors by"
+    ):
+        load_weights(_lenet(), "lenet", str(tmp_path / "w.pt"))
+    (tmp_path / "w.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(ArtefactError, match=r"it is neither a safetensors file nor a state dict of torch\.save"):
+        load_weights(_lenet(), "lenet", str(tmp_path / "w.onnx"))
+
+
+def test_outputs_of_a_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(_lenet(7).state_dict(), path)
+    assert classifier_outputs(_lenet(3), path) == 7
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(
+        ArtefactError, match=r"no classifier 'head\.weight' of LeNet in it, found \['x'\]; expected the"
+    ):
+        classifier_outputs(_lenet(3), path)
 
 
 @pytest.mark.parametrize("name", ["lenet", "vit_tiny_patch16_18x2"])

@@ -1,0 +1,316 @@
+"""Speed, size and answers of artefacts beside what else there is to pick: torch, ONNX Runtime's and NNCF's defaults.
+
+Every variant runs in processes of its own, which take turns within a family: an artefact and what was pruned from it.
+Everything runs on the CPU, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.util
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.accuracy import truth
+from bench.ancestry import find_parent
+from bench.environment import environment
+from bench.paired import Labels, Logits, agreement
+from bench.peer_worker import DEFAULTS, INSTALL, PEERS, Job
+from bench.report import Pictures
+from zoo import checkpoint, graph
+from zoo.card import Card
+from zoo.clock import alternate, summarise
+from zoo.datasets.base import Sample
+from zoo.errors import PocketzooError, UsageError, unknown_name
+from zoo.evaluate import accuracy
+from zoo.files import CHECKPOINT, GRAPH, output_root, sha256_file
+from zoo.latency import LatencyConfig
+from zoo.machine import cores
+from zoo.progress import note, track
+
+__all__ = ["CompareConfig", "Network", "compare", "families"]
+
+REFERENCE = "pocketzoo"
+"""The exported graph in zoo.predictor: what the other answers are held against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What to measure, and how."""
+
+    peers: tuple[str, ...] = ()
+    """Names in bench.peer_worker.PEERS; default: all but torch-compile, as far as they are installed. Ours are always
+    measured."""
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+
+    def __post_init__(self) -> None:
+        known = [name for name, peer in PEERS.items() if not peer.ours]
+        for name in self.peers:
+            if name not in known:
+                raise unknown_name("peer", name, known)
+            if absent := _absent(name):
+                raise UsageError(f"--peers {name}: {absent} is not installed; {INSTALL}")
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the peers to measure, then ours."""
+        asked = [name for name in PEERS if name in (self.peers or DEFAULTS) and not _absent(name)]
+        return asked + [name for name, peer in PEERS.items() if peer.ours]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One artefact of a family: its folder and the card of its exported graph."""
+
+    folder: Path
+    form: str
+    """`parent`, or `pruned`."""
+    card: Card
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+
+def families(artefacts: Sequence[Path]) -> list[list[Network]]:
+    """Artefacts with those that they were pruned from, one list per family, the unpruned one first.
+
+    Raises:
+        ArtefactError: an artefact has no exported graph.
+    """
+    found: dict[Path, list[Network]] = {}
+    for artefact in artefacts:
+        folder = (artefact if artefact.is_dir() or not artefact.suffix else artefact.parent).resolve()
+        card = graph.read_card(folder / GRAPH)
+        parent = find_parent(folder / GRAPH, card, [output_root()])
+        first = folder if parent is None else parent.parent
+        own = Network(folder=folder, form="parent" if parent is None else "pruned", card=card)
+        members = found.setdefault(first, [])
+        if parent is not None and not any(member.folder == first for member in members):
+            members.append(Network(folder=first, form="parent", card=graph.read_card(parent)))
+        if not any(member.folder == folder for member in members):
+            members.append(own)
+    return [sorted(members, key=lambda member: member.form != "parent") for members in found.values()]
+
+
+def compare(
+    family: Sequence[Network],
+    config: CompareConfig,
+    *,
+    calibration: Sequence[Sample] = (),
+    pictures: Pictures | None = None,
+) -> list[dict[str, Any]]:
+    """One complete row per network and variant that it can be run as; what is left out is said on standard error.
+
+    Args:
+        family: as :func:`families` makes it.
+        config: what and how.
+        calibration: images for the peers that quantize.
+        pictures: measure the accuracy, or without labels the agreement with the exported graph, on these.
+
+    Raises:
+        PocketzooError: a measuring process failed.
+    """
+    for name in () if config.peers else (peer for peer in DEFAULTS if _absent(peer)):
+        note(f"{name} is left out: {_absent(name)} is not installed; {INSTALL}")
+    with (
+        _folder_of(calibration) as images,
+        _folder_of(pictures.samples if pictures else ()) as questions,
+        tempfile.TemporaryDirectory(prefix="pocketzoo-peers-") as scratch,
+    ):
+        jobs = _jobs(family, config, Path(scratch), images if calibration else None)
+        prepared = _prepare(jobs)
+        jobs = {key: jobs[key] for key in prepared}
+        samples = _times(jobs, config.latency.rounds)
+        logits = _answers(jobs, questions) if pictures else {}
+    common = {
+        "family": family[0].name,
+        "run": uuid.uuid4().hex,
+        "batch": config.latency.batch,
+        "threads": config.latency.threads or cores(),
+        "rounds": config.latency.rounds,
+        "warmup": config.latency.warmup,
+        "environment": _environment(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return [
+        common
+        | _what(network, peer)
+        | _timing(samples[key])
+        | {name: prepared[key][name] for name in ("bytes", "convert_seconds", "setup_seconds")}
+        | {"difference": _difference(prepared[key], prepared[_key(network, REFERENCE)])}
+        | _accuracy(network, peer, logits, pictures)
+        for network in family
+        for peer in PEERS
+        if (key := _key(network, peer)) in prepared
+    ]
+
+
+def _absent(peer: str) -> str | None:
+    """The first package that a peer lacks."""
+    return next((name for name in PEERS[peer].needs if importlib.util.find_spec(name) is None), None)
+
+
+def _key(network: Network, peer: str) -> str:
+    return f"{network.folder} {peer}"
+
+
+def _jobs(family: Sequence[Network], config: CompareConfig, scratch: Path, images: Path | None) -> dict[str, Job]:
+    """What can be run, by network and peer."""
+    jobs = {}
+    for number, network in enumerate(family):
+        for name in config.chosen:
+            if reason := _obstacle(network, name, images):
+                # That an artefact was not quantized is no news.
+                if not PEERS[name].ours or (network.folder / PEERS[name].reads).is_file():
+                    note(f"{network.name}: {name} is left out: {reason}")
+                continue
+            jobs[_key(network, name)] = Job(
+                action="",
+                peer=name,
+                folder=str(network.folder),
+                scratch=str(scratch / str(number)),
+                pictures=str(images) if images else "",
+                batch=config.latency.batch,
+                threads=config.latency.threads or cores(),
+                seconds=config.latency.seconds,
+                warmup=config.latency.warmup,
+            )
+    return jobs
+
+
+def _obstacle(network: Network, name: str, images: Path | None) -> str | None:
+    """Why a peer cannot run a network."""
+    peer, path = PEERS[name], network.folder / PEERS[name].reads
+    if not path.is_file():
+        return f"there is no {path}"
+    if peer.reads == CHECKPOINT and checkpoint.read_card(path).lineage != network.card.lineage[:-1]:
+        return f"{path} is not what {GRAPH} was exported from; export it again"
+    if peer.reads not in (CHECKPOINT, GRAPH):
+        made_from = graph.read_card(path).lineage[-1].parent
+        if made_from != sha256_file(network.folder / GRAPH):
+            return f"{path} was not made from the {GRAPH} beside it; make it again"
+    if peer.calibrated and images is None:
+        return "there are no images to calibrate it with; add --calibrate FOLDER"
+    return None
+
+
+def _command(job: Job, action: str, **changes: Any) -> list[str]:
+    values = dataclasses.asdict(dataclasses.replace(job, action=action, **changes))
+    return ["-m", "bench.peer_worker", json.dumps(values)]
+
+
+def _prepare(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
+    """What each process answered; a peer that cannot convert or run a network is left out."""
+    found = {}
+    for key, job in track(jobs.items(), total=len(jobs), description="Converting"):
+        Path(job.scratch).mkdir(parents=True, exist_ok=True)
+        try:
+            for _, _, answer in alternate({key: _command(job, "prepare")}, 1):
+                found[key] = answer
+        except PocketzooError as error:
+            if PEERS[job.peer].ours:
+                raise
+            note(f"{key} is left out: {error}")
+    return found
+
+
+def _times(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[list[float]]]:
+    """Milliseconds of each inference, by round; the processes take turns."""
+    samples: dict[str, list[list[float]]] = {key: [] for key in jobs}
+    turns = alternate({key: _command(job, "time") for key, job in jobs.items()}, rounds)
+    for key, _, answer in track(turns, total=len(jobs) * rounds, description="Measuring"):
+        samples[key].append(answer["samples_ms"])
+    return samples
+
+
+def _answers(jobs: Mapping[str, Job], questions: Path) -> dict[str, Logits]:
+    commands = {key: _command(job, "answer", pictures=str(questions)) for key, job in jobs.items()}
+    turns = track(alternate(commands, 1), total=len(commands), description="Answering")
+    return {key: np.load(answer["answers"]) for key, _, answer in turns}
+
+
+@contextmanager
+def _folder_of(samples: Sequence[Sample]) -> Iterator[Path]:
+    """The encoded images as files in their order."""
+    with tempfile.TemporaryDirectory(prefix="pocketzoo-pictures-") as name:
+        for index, sample in enumerate(samples):
+            (Path(name) / f"{index:08d}").write_bytes(sample.read())
+        yield Path(name)
+
+
+def _what(network: Network, name: str) -> dict[str, Any]:
+    path, inform = network.folder / PEERS[name].reads, network.card.inform
+    return {
+        "artefact": network.name,
+        "form": network.form,
+        "file": path.name,
+        "digest": sha256_file(path),
+        "variant": name,
+        "precision": PEERS[name].precision,
+        "macs": inform.macs,
+        "parameters": inform.parameters,
+    }
+
+
+def _timing(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    timing = summarise([duration for turn in rounds for duration in turn])
+    return {
+        "n": timing.n,
+        "p50_ms": round(timing.p50_ms, 4),
+        "p95_ms": round(timing.p95_ms, 4),
+        "p99_ms": round(timing.p99_ms, 4),
+        "round_ms": [round(summarise(turn).p50_ms, 4) for turn in rounds],
+    }
+
+
+def _difference(found: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """The largest difference from the exported graph's logits for the same picture."""
+    return float(f"{np.abs(np.subtract(found['logits'], reference['logits'])).max():.3g}")
+
+
+def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], pictures: Pictures | None) -> dict[str, Any]:
+    """Measured here, or of our own files what their cards say of validation data; nulls where neither is known."""
+    row: dict[str, Any] = dict.fromkeys(("dataset", "split", "pictures", "top1", "low", "high", "agreement"))
+    if pictures is not None:
+        row |= {"dataset": pictures.name, "split": pictures.split or None, "pictures": len(pictures.samples)}
+        answers = logits[_key(network, name)]
+        row["agreement"] = agreement(logits[_key(network, REFERENCE)], answers)
+        labels = _labels(network, pictures)
+        metrics = None
+        if labels is not None:
+            metrics = accuracy(answers, labels, dataset=pictures.name, split=pictures.split)
+    else:
+        card = graph.read_card(network.folder / PEERS[name].reads) if PEERS[name].ours else None
+        metrics = card.metrics("validation") if card else None
+        if metrics:
+            row |= {"dataset": metrics.dataset, "split": metrics.split, "pictures": metrics.n}
+    return row | ({"top1": metrics.top1, "low": metrics.low, "high": metrics.high} if metrics else {})
+
+
+def _labels(network: Network, pictures: Pictures) -> Labels | None:
+    if pictures.dataset is None:
+        return None
+    return truth(pictures.dataset, pictures.split, network.card.use.labels, where=network.name)
+
+
+def _environment() -> dict[str, Any]:
+    found = environment()
+    versions = dict(found["versions"])
+    for name in ("torch", "timm", "openvino", "nncf"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found | {"provider": "CPUExecutionProvider", "versions": versions}

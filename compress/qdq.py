@@ -1,0 +1,302 @@
+"""The layers of a QDQ graph, beside the float graph that it was made from.
+
+Notation: G groups, O output channels of one group, K weights of one output channel, N samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto, NodeProto, numpy_helper
+
+__all__ = ["Graph", "Layer", "attributes", "layers", "observe", "session"]
+
+Floats = npt.NDArray[np.float32]
+
+_INT32 = np.iinfo(np.int32)
+
+
+class Graph:
+    """A model's initializers, producers and consumers by name; writes through to the model."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.producers = {name: node for node in model.graph.node for name in node.output}
+        self.uses = Counter(name for node in model.graph.node for name in node.input if name)
+        self.outputs = {value.name for value in model.graph.output}
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """An initializer's values."""
+        return np.asarray(numpy_helper.to_array(self.tensors[name]))
+
+    def store(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Replace an initializer's values; its shape and type must stay."""
+        before = self.array(name)
+        if (before.shape, before.dtype) != (values.shape, values.dtype):
+            raise ValueError(f"{name}: expected {before.dtype} {before.shape}, got {values.dtype} {values.shape}")
+        self.tensors[name].CopyFrom(numpy_helper.from_array(values, name))
+
+    def dequantizer(self, name: str) -> NodeProto | None:
+        """The DequantizeLinear node that makes this tensor."""
+        node = self.producers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def consumers(self, name: str) -> list[NodeProto]:
+        """The nodes that read this tensor."""
+        return [node for node in self.model.graph.node if name in node.input]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """A convolution or matrix product with INT8 weights, one scale per output channel."""
+
+    node: NodeProto
+    """In the quantized graph."""
+    source: str
+    """The layer's input in the float graph."""
+    output: str
+    """The layer's output in the float graph."""
+    weight: Floats
+    """The float graph's, as it is stored there."""
+    codes: str
+    """Initializer, int8, of the weight's shape."""
+    scale: str
+    """Initializer, float32 [G * O]."""
+    input_scale: float
+    bias: str | None
+    """Initializer [G * O] that is added to the output: int32, to be multiplied with `bias_scale`, or float32."""
+    bias_scale: str | None
+    """Initializer, float32 [G * O]; None where the bias is a float."""
+    float_bias: Floats | None
+    """The float graph's [G * O]."""
+    groups: int
+    shared: bool
+    """Whether other nodes use the same weights."""
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel sees one input channel, and each input channel one output channel."""
+        return self.node.op_type == "Conv" and self.groups > 1 and self.weight.shape[:2] == (self.groups, 1)
+
+    @property
+    def fan_in(self) -> int:
+        """Weights of one output channel."""
+        return int(self.weight.size // self.weight.shape[_axis(self.node)])
+
+    def rows(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Weights as [G, O, K], with K in the order in which ONNX Runtime's kernels walk it.
+
+        Convolutions are computed with channels last: kernel position by kernel position, all input channels of each.
+        """
+        if self.node.op_type == "Conv":
+            last = np.moveaxis(weight, 1, -1)
+            return np.asarray(last.reshape(self.groups, weight.shape[0] // self.groups, -1))
+        return np.asarray(weight if self._transposed else weight.T)[None]
+
+    def unrows(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The inverse of :meth:`rows`."""
+        if self.node.op_type == "Conv":
+            shape = self.weight.shape
+            return np.moveaxis(rows.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+        return np.asarray(rows[0] if self._transposed else rows[0].T)
+
+    def store_bias(self, graph: Graph, bias: npt.NDArray[Any], scale: Floats) -> None:
+        """Write a bias [G * O] for weights of these scales [G * O]."""
+        if self.bias is None:
+            raise ValueError(f"{self.node.name} has no bias")
+        if self.bias_scale is None:
+            graph.store(self.bias, bias.astype(np.float32))
+            return
+        unit = np.float32(self.input_scale) * scale
+        codes = np.rint(bias.astype(np.float64) / unit)
+        graph.store(self.bias_scale, unit)
+        graph.store(self.bias, np.clip(codes, _INT32.min, _INT32.max).astype(np.int32))
+
+    def sample(self, activation: Floats, count: int, random: np.random.Generator) -> Floats:
+        """What the layer multiplies its weights with, at random places: [N, G, K], N about `count`.
+
+        Args:
+            activation: the layer's input, [batch, C, ...] for a convolution, else [..., K].
+            count: places to draw over the whole batch, with repetition.
+            random: draws them.
+        """
+        if self.node.op_type != "Conv":
+            flat = activation.reshape(-1, activation.shape[-1])
+            keep = random.choice(len(flat), count) if len(flat) > count else np.arange(len(flat))
+            return flat[keep][:, None]
+        kernel = self.weight.shape[2:]
+        rank = len(kernel)
+        strides, dilations = (self._attribute(name, [1] * rank) for name in ("strides", "dilations"))
+        pads = self._attribute("pads", [0] * (2 * rank))
+        around = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
+        padded = np.pad(activation, around) if any(pads) else activation
+        reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+        places = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, strides, strict=True)]
+        total = len(activation) * math.prod(places)
+        drawn = random.choice(total, count) if total > count else np.arange(total)
+        image, *place = np.unravel_index(drawn, (len(activation), *places))
+        offsets = np.stack(np.meshgrid(*map(np.arange, kernel), indexing="ij"), axis=-1).reshape(-1, rank)
+        picked = [
+            place[axis][:, None] * strides[axis] + offsets[None, :, axis] * dilations[axis] for axis in range(rank)
+        ]
+        found = padded[image[:, None], :, *picked]  # [N, positions, C]
+        split = found.reshape(len(drawn), len(offsets), self.groups, -1)
+        return np.ascontiguousarray(split.transpose(0, 2, 1, 3)).reshape(len(drawn), self.groups, -1)
+
+    @property
+    def _transposed(self) -> bool:
+        return _axis(self.node) == 0
+
+    def _attribute(self, name: str, default: Any) -> Any:
+        return attributes(self.node).get(name, default)
+
+
+def layers(quantized: Graph, parent: Graph) -> list[Layer]:
+    """The layers that can be changed, in the order of execution; others are left out.
+
+    Left out are those without the same node (by name and type) in the float graph, with constant inputs that differ
+    from what ONNX Runtime's QDQQuantizer writes, or with attributes that no exporter sets today.
+    """
+    named = Counter(node.name for node in parent.model.graph.node)
+    twins = {node.name: node for node in parent.model.graph.node if named[node.name] == 1}
+    found = []
+    for node in quantized.model.graph.node:
+        twin = twins.get(node.name)
+        if twin is not None and twin.op_type == node.op_type and node.op_type in ("Conv", "Gemm", "MatMul"):
+            layer = _layer(node, twin, quantized, parent)
+            if layer is not None:
+                found.append(layer)
+    return found
+
+
+def observe(
+    model: ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, Floats]]
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Run a graph as it is written, and yield the named tensors of every batch."""
+    watched = ModelProto()
+    watched.CopyFrom(model)
+    inputs = {value.name for value in model.graph.input}
+    known = inputs | {value.name for value in model.graph.output}
+    fetch = [name for name in dict.fromkeys(names) if name not in inputs]
+    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in fetch if name not in known)
+    running = session(watched)
+    for feed in feeds:
+        # Asked for nothing, ONNX Runtime answers everything.
+        answers = dict(zip(fetch, running.run(fetch, dict(feed)), strict=True)) if fetch else {}
+        yield answers | {name: feed[name] for name in names if name in inputs}
+
+
+def session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """Runs a graph as it is written: a QDQ graph computes what its codes mean, in floats, on every machine."""
+    options = onnxruntime.SessionOptions()
+    # Optimized, it would be integers, and weights behind activations would be quantized if they are not yet.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _layer(node: NodeProto, twin: NodeProto, quantized: Graph, parent: Graph) -> Layer | None:
+    weights, activations = quantized.dequantizer(node.input[1]), quantized.dequantizer(node.input[0])
+    if weights is None or activations is None or twin.input[1] not in parent.tensors or not _plain(node):
+        return None
+    if any(name not in quantized.tensors for name in (*weights.input, activations.input[1])):
+        return None
+    weight, input_scale = parent.array(twin.input[1]), quantized.array(activations.input[1])
+    if not _per_channel(node, weights, quantized, weight) or input_scale.size != 1:
+        return None
+    bias, bias_scale, float_bias = _bias(node, twin, quantized, parent, weight.shape[_axis(node)])
+    if len(node.input) > 2 and bias is None:
+        return None
+    return Layer(
+        node=node,
+        source=twin.input[0],
+        output=twin.output[0],
+        weight=weight,
+        codes=weights.input[0],
+        scale=weights.input[1],
+        input_scale=float(input_scale.reshape(-1)[0]),
+        bias=bias,
+        bias_scale=bias_scale,
+        float_bias=float_bias,
+        groups=attributes(node).get("group", 1),
+        shared=quantized.uses[weights.input[0]] > 1 or quantized.uses[node.input[1]] > 1,
+    )
+
+
+def _plain(node: NodeProto) -> bool:
+    """Whether the node computes weight times input plus bias, with paddings that are written down."""
+    given = attributes(node)
+    padded = given.get("auto_pad", b"NOTSET") == b"NOTSET"
+    return bool(padded and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1 and not given.get("transA"))
+
+
+def _axis(node: NodeProto) -> int:
+    """The axis of the weight that counts the outputs."""
+    return 0 if node.op_type == "Conv" or attributes(node).get("transB") else 1
+
+
+def _per_channel(node: NodeProto, dequantizer: NodeProto, graph: Graph, weight: Floats) -> bool:
+    """Whether codes are INT8 around zero, with one scale for each output, of a float weight of the same shape."""
+    codes, scale, *zeros = (graph.array(name) for name in dequantizer.input)
+    axis = attributes(dequantizer).get("axis", 1)
+    matrix = weight.ndim == 2 or (node.op_type == "Conv" and weight.ndim > 2)
+    return bool(
+        matrix
+        and weight.dtype == np.float32
+        and codes.dtype == np.int8
+        and codes.shape == weight.shape
+        and axis % weight.ndim == _axis(node)
+        and scale.shape == (weight.shape[_axis(node)],)
+        and not any(zero.any() for zero in zeros)
+    )
+
+
+def _bias(
+    node: NodeProto, twin: NodeProto, quantized: Graph, parent: Graph, width: int
+) -> tuple[str | None, str | None, Floats | None]:
+    """Names of the bias and its scale, and the float graph's values."""
+    if len(node.input) < 3:
+        return _added(node, quantized, parent, width)
+    name = node.input[2]
+    maker = quantized.dequantizer(name)
+    stored = list(maker.input[:2]) if maker is not None else [name]
+    alone = quantized.uses[name] == 1 and quantized.uses[stored[0]] == 1
+    if not alone or twin.input[2] not in parent.tensors or any(entry not in quantized.tensors for entry in stored):
+        return None, None, None
+    arrays, values = [quantized.array(entry) for entry in stored], parent.array(twin.input[2])
+    kind = np.float32 if maker is None else np.int32
+    if arrays[0].dtype != kind or any(array.shape != (width,) for array in (*arrays, values)):
+        return None, None, None
+    return stored[0], stored[1] if maker is not None else None, values
+
+
+def _added(
+    node: NodeProto, quantized: Graph, parent: Graph, width: int
+) -> tuple[str | None, str | None, Floats | None]:
+    """The float bias of an Add that follows a matrix product, as transformers have it."""
+    name = node.output[0]
+    while node.op_type == "MatMul" and name not in quantized.outputs and len(quantized.consumers(name)) == 1:
+        (user,) = quantized.consumers(name)
+        if user.op_type == "Add":
+            (other,) = set(user.input) - {name} or {name}
+            constant = other in quantized.tensors and quantized.uses[other] == 1 and other in parent.tensors
+            if constant and quantized.array(other).shape == (width,):
+                return other, None, parent.array(other)
+        if user.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            break
+        name = user.output[0]
+    return None, None, None
+
+
+def attributes(node: NodeProto) -> Mapping[str, Any]:
+    """A node's attributes by name."""
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
