@@ -84,7 +84,7 @@ def next_task(records: Sequence[Record], plan: Plan, budget: Budget) -> Task | N
         return PARENT
     left = budget.seconds - budget.used - budget.reserve(records)
     task = propose(records, plan)
-    if task is None or budget.estimate(task, records) <= left:
+    if task is None or _seconds(task, records, budget) <= left:
         return task
     if task.epochs:
         fixed = budget.estimate(dataclasses.replace(task, epochs=0), records)
@@ -93,9 +93,17 @@ def next_task(records: Sequence[Record], plan: Plan, budget: Budget) -> Task | N
         if epochs >= 1 and record_of(records, shorter) is None and _worth(records, shorter):
             return shorter
         task = propose(records, dataclasses.replace(plan, epochs=0, most_epochs=0))
-        if task is not None and budget.estimate(task, records) <= left:
+        if task is not None and _seconds(task, records, budget) <= left:
             return task
     return None
+
+
+def _seconds(task: Task, records: Sequence[Record], budget: Budget) -> float:
+    """What a task takes; a ranking is worth nothing without the time to make a candidate of it."""
+    needed = budget.estimate(task, records)
+    if task.kind == "rank":
+        needed += budget.estimate(dataclasses.replace(task, kind="measure"), records)
+    return needed
 
 
 def _worth(records: Sequence[Record], task: Task) -> bool:

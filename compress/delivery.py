@@ -78,8 +78,10 @@ def _files(journal: Journal, chosen: Candidate, place: Path, goal: Goal) -> dict
     names = [CHECKPOINT, GRAPH]
     found = candidates(journal.records)
     int8 = next((entry for entry in found if entry.task == chosen.task and entry.precision == INT8), None)
-    # An INT8 file that misses the goal is no part of the artefact.
-    if int8 is not None and (int8 == chosen or (goal.accurate(int8, parent_of(found)) and goal.fits(int8))):
+    # An INT8 file that misses the goal, or is slower than the FP32 one, is no part of the artefact.
+    if int8 is not None and (
+        int8 == chosen or (goal.accurate(int8, parent_of(found)) and goal.fits(int8) and int8.share < chosen.share)
+    ):
         names.append(INT8_GRAPH)
     if not all((place / name).is_file() for name in names):
         return None

@@ -21,6 +21,12 @@ from zoo.progress import track
 
 __all__ = ["IMPORTANCES", "check_importance", "comparable", "score", "scores"]
 
+_TEMPERATURE = 4.0
+"""Of the softened answers whose loss `taylor` follows; as in distillation (Hinton et al. 2015, arXiv 1503.02531).
+
+Measured on mnist5k, one shot to 25 % of the multiply-accumulates, global, BatchNorm recalibrated: ResNet-10-T (98.3 %)
+keeps 97 %, a ViT (95.9 %) 86 %; without it and without centring 48 and 76 %; with l2 80 and 41 %."""
+
 _PIXELS = 400_000
 """Of the images whose gradients are computed at once (a network keeps every activation for them); each image counts
 for itself, so that this changes no score."""
@@ -85,12 +91,21 @@ def scores(
     return _taylor(structure, parts, images)
 
 
-def comparable(found: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Scores that can be ranked over parts: each part's are divided by their mean.
+def comparable(found: Sequence[torch.Tensor], importance: str, prices: Sequence[float]) -> list[torch.Tensor]:
+    """Scores that can be ranked over parts.
 
-    A layer's scale says nothing about its importance: the next layer or its BatchNorm undoes it. Dividing by the mean
-    is what DepGraph does (Fang et al. 2023, arXiv 2301.12900, section 3.3 and its code's `normalizer="mean"`).
+    `taylor` is in units of the loss everywhere (Molchanov et al. 2019, section 3), so what counts is loss per price,
+    as in a knapsack (Shen et al. 2021, HALP, arXiv 2110.10811). The others are divided by their part's mean: the
+    scale of a layer's weights says nothing about its importance, since the next layer or its BatchNorm undoes it (what
+    DepGraph's code does as `normalizer="mean"`; Fang et al. 2023, arXiv 2301.12900).
+
+    Args:
+        found: scores of the units of each part, [U] each.
+        importance: what they are.
+        prices: what one unit of each part costs, in whatever the goal counts.
     """
+    if importance == "taylor":
+        return [scores / price for scores, price in zip(found, prices, strict=True)]
     return [scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny) for scores in found]
 
 
@@ -195,40 +210,45 @@ def _rows(layer: nn.Module, weight: torch.Tensor, side: str) -> torch.Tensor:
 
 
 def _taylor(structure: Structure, parts: Sequence[Part], images: Images) -> list[torch.Tensor]:
-    """Mean over images of the square of what the loss changes to first order if a unit's features become zero.
+    """Mean over images of the square of what the loss changes, to first order, if a unit's features become constant.
 
-    This is Molchanov's gate (section 3.1), (dL/dz)^2 with z multiplying the feature: sum of x dL/dx over the positions
-    and channels of a unit and over the layers that read it. It deviates in taking each image for itself instead of a
-    minibatch, so that the signs of different images do not cancel.
+    This is Molchanov's gate (section 3.1), (dL/dz)^2 with z multiplying the feature: the sum of x dL/dx over the
+    positions and channels of a unit and over the layers that read it. It deviates in three ways. Each image counts for
+    itself instead of a minibatch, so that the signs of different images do not cancel. The feature is x minus its mean
+    over the images (Evci et al. 2018, "Mean Replacement Pruning"): a constant comes back when BatchNorm is
+    recalibrated, or with a bias. And the logits are divided by _TEMPERATURE, since a network that fits its training
+    images has no slope left on most of them.
     """
     model = structure.model
     device = next(model.parameters()).device
     gates = [_gates(structure, part) for part in parts]
-    totals = [torch.zeros(len(part.units)) for part in parts]
+    taps = {(layer, side): _Tap(layer, side) for found in gates for layer, side, _, _ in found}
     prepare = Normalise(images.spec, device)
     size = max(1, min(64, _PIXELS // (images.spec.size[0] * images.spec.size[1])))
     training = model.training
-    taps = {(layer, side): _Tap(layer, side) for found in gates for layer, side, _, _ in found}
     model.eval()
     try:
         for batch, labels in track(images.in_order(size), total=-(-len(images) // size), description="Gradients"):
             with torch.enable_grad():
                 # What wants a gradient is the input, so that none is computed for the weights.
-                answers = model(prepare(batch.to(device)).requires_grad_())
-                loss = functional.cross_entropy(answers, labels.to(device), reduction="sum")
-                views = [view for tap in taps.values() for view in tap.seen]
-                slopes = iter(torch.autograd.grad(loss, views))
-            changes = {key: tap.take(slopes) for key, tap in taps.items()}
-            for total, part, found in zip(totals, parts, gates, strict=True):
-                moved = torch.zeros(len(batch), len(part.units))
-                for layer, side, idxs, units in found:
-                    moved.index_add_(1, units, changes[layer, side][:, idxs])
-                total += moved.square().sum(0)
+                logits = model(prepare(batch.to(device)).requires_grad_()) / _TEMPERATURE
+                loss = functional.cross_entropy(logits, labels.to(device), reduction="sum")
+                slopes = torch.autograd.grad(loss, [view for tap in taps.values() for view in tap.seen])
+            rest = iter(slopes)
+            for tap in taps.values():
+                tap.take(rest)
     finally:
         for tap in taps.values():
             tap.close()
         model.train(training)
-    return [total / len(images) for total in totals]
+    changes = {key: tap.changes() for key, tap in taps.items()}
+    totals = []
+    for part, found in zip(parts, gates, strict=True):
+        moved = torch.zeros(len(images), len(part.units))
+        for layer, side, idxs, units in found:
+            moved.index_add_(1, units, changes[layer, side][:, idxs])
+        totals.append(moved.square().mean(0))
+    return totals
 
 
 _Gate = tuple[nn.Module, str, list[int], torch.Tensor]
@@ -253,10 +273,13 @@ def _gates(structure: Structure, part: Part) -> list[_Gate]:
 
 
 class _Tap:
-    """Notes a layer's input or output x at every call, to say x dL/dx of each channel."""
+    """Notes a layer's input or output x at every call, to say (x - mean of x) dL/dx of each image and channel."""
 
     def __init__(self, layer: nn.Module, side: str) -> None:
         self.seen: list[torch.Tensor] = []
+        self._moved: list[torch.Tensor] = []
+        self._slopes: list[torch.Tensor] = []
+        self._sum, self._count = torch.zeros(1, dtype=torch.float64), 0
         self._channels_last = isinstance(layer, nn.Linear)
         if side == "in":
             self._handle = layer.register_forward_pre_hook(lambda _, given: (self._alias(given[0]), *given[1:]))
@@ -268,15 +291,25 @@ class _Tap:
         self.seen.append(features.view_as(features))
         return self.seen[-1]
 
-    def take(self, slopes: Iterator[torch.Tensor]) -> torch.Tensor:
-        """Sum of x dL/dx over calls and positions, [B, channels]; `slopes` goes on with dL/dx of each call."""
-        found = []
-        for features in self.seen:
-            moved = (features.detach() * next(slopes)).float().cpu()
-            moved = moved.movedim(-1, 1) if self._channels_last else moved  # [B, channels, ...]
-            found.append(moved.flatten(2).sum(2) if moved.ndim > 2 else moved)
+    def take(self, slopes: Iterator[torch.Tensor]) -> None:
+        """Add up a batch over calls and positions; `slopes` goes on with dL/dx of each call."""
+        pairs = [(features.detach(), next(slopes)) for features in self.seen]
         self.seen.clear()
-        return torch.stack(found).sum(0)
+        self._moved.append(torch.stack([self._summed(features * slope) for features, slope in pairs]).sum(0))
+        self._slopes.append(torch.stack([self._summed(slope) for _, slope in pairs]).sum(0))
+        for features, _ in pairs:
+            total = self._summed(features).sum(0).double()
+            self._sum = self._sum + total
+            self._count += features.numel() // len(total)
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """Values at every position as their sums, [B, channels]."""
+        values = values.movedim(-1, 1) if self._channels_last else values  # [B, channels, ...]
+        return (values.flatten(2).sum(2) if values.ndim > 2 else values).float().cpu()
+
+    def changes(self) -> torch.Tensor:
+        """Sum over calls and positions of (x - mean) dL/dx: [N, channels], N images."""
+        return torch.cat(self._moved) - (self._sum / self._count).float() * torch.cat(self._slopes)
 
     def close(self) -> None:
         """Take the hook off."""

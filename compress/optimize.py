@@ -51,7 +51,7 @@ class OptimizeConfig:
     goal: Goal = dataclasses.field(default_factory=Goal)
     minutes: float = 10.0
     """Of the whole search, over all sessions."""
-    importances: tuple[str, ...] = ("l2", "fpgm", "taylor")
+    importances: tuple[str, ...] = ("taylor", "l2", "fpgm")
     """Names in compress.importance."""
     recover: bool = True
     """Train pruned networks."""
@@ -110,8 +110,8 @@ def optimize(
 
     Args:
         source: checkpoint of the artefact.
-        out: folder of the new one; gets model.safetensors, model.onnx, model.int8.onnx (where INT8 is chosen or keeps
-            the goal, too), candidates.jsonl and pareto.png.
+        out: folder of the new one; gets model.safetensors, model.onnx, model.int8.onnx (where it is
+            chosen, or meets the goal and is faster than FP32), candidates.jsonl and pareto.png.
         config: what is wanted, and how long to look for it.
         dataset: the artefact's.
         workbench: makes and measures candidates.

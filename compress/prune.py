@@ -36,21 +36,21 @@ def plan(model: nn.Module, spec: Input, config: PruneConfig, *, images: Images |
         model: stays as it is.
         spec: the network's input.
         config: the goal.
-        images: training images for the importance `taylor`.
+        images: labelled training images, which the importance `taylor` reads.
 
     Raises:
         UsageError: a goal that cannot be reached with the least widths (the nearest is named), or an importance that
             the network or the lack of images does not allow.
         ArtefactError: the network has couplings that this pruning does not understand.
     """
-    return reduce(model, spec, config, images)[1]
+    return reduce(model, spec, config.settled(labelled=images is not None), images)[1]
 
 
 def prune_model(
     model: nn.Module, spec: Input, config: PruneConfig, *, images: Images | None = None
 ) -> tuple[nn.Module, Plan]:
     """A pruned copy of `model` that was run, and the plan that made it; arguments and errors as :func:`plan`."""
-    return reduce(model, spec, config, images)
+    return reduce(model, spec, config.settled(labelled=images is not None), images)
 
 
 def prunable(model: nn.Module, spec: Input) -> None:
@@ -59,7 +59,7 @@ def prunable(model: nn.Module, spec: Input) -> None:
     Raises:
         ArtefactError: it cannot; names the layer.
     """
-    parts_for(Structure(model, spec), PruneConfig())
+    parts_for(Structure(model, spec), PruneConfig().settled(labelled=False))
 
 
 def prune(
@@ -124,7 +124,7 @@ def scoring_images(dataset: Dataset | None, spec: Input, config: PruneConfig) ->
     Raises:
         UsageError: the importance is `taylor` and there is no data set.
     """
-    if config.importance != "taylor":
+    if config.settled(labelled=dataset is not None).importance != "taylor":
         return None
     if dataset is None:
         raise UsageError(

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from compress.cost import Costs
@@ -132,12 +133,20 @@ class _Ready:
         self.costs = Costs(self.structure, spec, self.parts)
         self.names = [(part.name, part.kind) for part in self.parts]
         self.whole = whole or {name: len(part.units) for name, part in zip(self.names, self.parts, strict=True)}
-        found = comparable(scores(self.structure, self.parts, config.importance, images=images, seed=config.seed))
+        found = scores(self.structure, self.parts, config.importance, images=images, seed=config.seed)
+        found = comparable(found, config.importance, self._prices())
         least = 1 - config.most if config.scope == "global" else 0.0
         self.ladders = [
             ladder(part, values, round_to=config.round_to, share=least, whole=self.whole[name])
             for name, part, values in zip(self.names, self.parts, found, strict=True)
         ]
+
+    def _prices(self) -> list[float]:
+        """Share of what the goal counts that the first unit to go from each part saves."""
+        goal = "params" if self.config.goal[0] == "params" else "macs"
+        whole = np.array([len(part.units) for part in self.parts])
+        saved = 1 - self.costs.of(goal, whole - np.eye(len(whole))) / self.costs.whole[goal]
+        return list(saved.clip(min=np.finfo(np.float64).eps))
 
     def cut(self, goal: str, most: float) -> tuple[nn.Module, dict[_Name, int]]:
         """A copy that costs at most `most`, and how many units of each part it has left."""

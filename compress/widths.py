@@ -14,6 +14,10 @@ from compress.structure import Part
 
 __all__ = ["Ladder", "OutOfReachError", "block_of", "choose", "ladder"]
 
+_UNEVEN = 0.1
+"""By how much more than its share a part may keep with the scope `layer`, before rounding. Without a bound, layers that
+cost little would come back whole: the wide ones behind a flattened feature map, with most of the parameters."""
+
 _HEAD_DIMENSION = 8
 """Floats in an AVX2 register: the widths of a head that matrix kernels fill."""
 
@@ -90,7 +94,7 @@ def choose(ladders: Sequence[Ladder], costs: Costs, goal: str, most: float, *, s
 
     The share of every part (`layer`), or the rank over all parts (`global`), is bisected first. Rounding up makes the
     cost a staircase whose steps several parts take at once, so that what is left to the goal is then spent on single
-    blocks, the most important first.
+    blocks: of the parts with the smallest share left (`layer`), or the most important (`global`).
 
     Args:
         ladders: of the parts.
@@ -115,7 +119,8 @@ def choose(ladders: Sequence[Ladder], costs: Costs, goal: str, most: float, *, s
             low, best = middle, found
         else:
             high = middle
-    return _fill(best, ladders, costs, goal, most, scope)
+    caps = widths((1 + _UNEVEN) * low) if scope == "layer" else widths(1.0)
+    return _fill(best, caps, ladders, costs, goal, most, scope)
 
 
 def _uniform(ladders: Sequence[Ladder]) -> Callable[[float], list[int]]:
@@ -134,28 +139,32 @@ def _ranked(ladders: Sequence[Ladder]) -> Callable[[float], list[int]]:
     return widths
 
 
-def _fill(left: list[int], ladders: Sequence[Ladder], costs: Costs, goal: str, most: float, scope: str) -> list[int]:
-    """Give back single blocks until no more fits.
-
-    With the scope `global` the most important block comes first; with `layer`, one of the part that has the smallest
-    share left, the most important of these.
-    """
+def _fill(
+    left: list[int],
+    caps: Sequence[int],
+    ladders: Sequence[Ladder],
+    costs: Costs,
+    goal: str,
+    most: float,
+    scope: str,
+) -> list[int]:
+    """Give back single blocks, up to `caps`, until no more fits."""
     left = list(left)
+
+    def worth(found: tuple[int, int]) -> tuple[float, float]:
+        index, width = found
+        share = left[index] / len(ladders[index].order) if scope == "layer" else 0.0
+        return -share, _value(ladders[index], left[index], width)
+
     while True:
         wider = [(index, rungs.rounded(left[index] + 1)) for index, rungs in enumerate(ladders)]
-        wider = [(index, width) for index, width in wider if width > left[index]]
+        wider = [(index, width) for index, width in wider if left[index] < width <= caps[index]]
         candidates = np.array([left] * len(wider)).reshape(len(wider), len(left))
         for row, (index, width) in enumerate(wider):
             candidates[row, index] = width
         fitting = [found for found, cost in zip(wider, costs.of(goal, candidates), strict=True) if cost <= most]
         if not fitting:
             return left
-
-        def worth(found: tuple[int, int]) -> tuple[float, float]:
-            index, width = found
-            share = left[index] / len(ladders[index].order) if scope == "layer" else 0.0
-            return -share, _value(ladders[index], left[index], width)
-
         index, width = max(fitting, key=worth)
         left[index] = width
 

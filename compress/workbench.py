@@ -187,7 +187,7 @@ class Workbench:
         return dataclasses.replace(record, training_seconds=training)
 
     def _recover(self, task: Task, target: Path) -> float:
-        """Recover the pruned network of a task, unless a session that was killed later has; seconds over all sessions."""
+        """Recover the pruned network of a task, unless a session that was killed later did; the seconds it took."""
         ranked = self._ranked(task)
         fit = dataclasses.replace(self.settings.fit, epochs=task.epochs, seed=self.settings.seed)
         config = dataclasses.replace(self.settings.recover, fit=fit)

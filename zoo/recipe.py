@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,10 +55,12 @@ class PruneConfig:
     """Largest share of the parameters that stays."""
     latency_ms: float | None = None
     """Longest median time of one image in ONNX Runtime on this machine, all cores, in milliseconds."""
-    importance: str = "l2"
-    """l1, l2, fpgm, taylor, bn or random; see compress.importance."""
-    scope: str = "layer"
-    """`layer`: every group of layers loses the same share; `global`: the least important units of all groups go."""
+    importance: str = "auto"
+    """l1, l2, fpgm, taylor, bn or random (see compress.importance), or auto: taylor where there are labelled images,
+    else l2."""
+    scope: str = "auto"
+    """`layer`: every group of layers loses the same share; `global`: the least important units of all groups go;
+    `auto`: global with taylor, whose scores mean the same in every layer, else layer."""
     most: float = 0.9
     """Largest share of a group's units that goes with the scope `global`."""
     steps: int = 1
@@ -82,8 +85,8 @@ class PruneConfig:
                 raise UsageError(f"prune.{name} is the share that stays, in (0, 1); got {share}")
         if self.latency_ms is not None and self.latency_ms <= 0:
             raise UsageError(f"prune.latency_ms must be positive, got {self.latency_ms}")
-        if self.scope not in ("layer", "global"):
-            raise unknown_name("prune.scope", self.scope, ("layer", "global"))
+        if self.scope not in ("auto", "layer", "global"):
+            raise unknown_name("prune.scope", self.scope, ("auto", "layer", "global"))
         if not 0 < self.most < 1:
             raise UsageError(f"prune.most is the share of a group that may go, in (0, 1); got {self.most}")
         for name in ("steps", "round_to", "images"):
@@ -92,6 +95,12 @@ class PruneConfig:
 
     def _goals(self) -> dict[str, float | None]:
         return {"macs": self.macs, "params": self.params, "latency_ms": self.latency_ms}
+
+    def settled(self, *, labelled: bool) -> PruneConfig:
+        """The same without `auto`, for a network with or without labelled images."""
+        importance = ("taylor" if labelled else "l2") if self.importance == "auto" else self.importance
+        scope = ("global" if importance == "taylor" else "layer") if self.scope == "auto" else self.scope
+        return dataclasses.replace(self, importance=importance, scope=scope)
 
     @property
     def goal(self) -> tuple[str, float]:

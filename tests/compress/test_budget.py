@@ -37,12 +37,26 @@ def test_no_search_takes_longer_than_it_may(seconds: float, edge: float, epochs:
     assert choose(candidates(records), plan.goal) is not None
 
 
-@pytest.mark.parametrize(("seconds", "epochs"), [(100, 4), (90, 2), (84, 0)])
-def test_a_recovery_too_long_for_the_time_left_is_shortened_and_then_left_out(seconds: float, epochs: int) -> None:
+@pytest.mark.parametrize(("seconds", "epochs"), [(100, 4), (90, 2), (87, 1)])
+def test_a_recovery_too_long_for_the_time_left_is_shortened(seconds: float, epochs: int) -> None:
     # The artefact takes 20 s and the rankings 6; the end keeps 37; a first candidate is taken for 20 s and 3 per epoch.
     records = search(World(edge=0.55), PLAN, seconds=seconds)
     first = next(record.task for record in records if record.task.kind == "measure" and record.task.importance)
     assert first == Task(kind="measure", ratio=0.5, importance="fpgm", epochs=epochs)
+
+
+def test_a_recovery_of_less_than_an_epoch_is_left_out() -> None:
+    ranks = [Task(kind="rank", ratio=0.5, importance=name) for name in ("l2", "fpgm", "random")]
+    records = [PARENT_RECORD, *(World().run(task) for task in ranks)]
+    slow = dataclasses.replace(within(1000, 26), train_images=1_000_000)
+    assert next_task(records, PLAN, slow) == Task(kind="measure", ratio=0.5, importance="fpgm")
+
+
+def test_nothing_is_ranked_without_the_time_to_make_it_a_candidate() -> None:
+    # 10 s are guessed for the first ranking, 20 for a candidate, and the end keeps 37.
+    assert next_task([PARENT_RECORD], PLAN, within(20 + 66, 20)) is None
+    task = next_task([PARENT_RECORD], PLAN, within(20 + 68, 20))
+    assert task == Task(kind="rank", ratio=0.5, importance="l2")
 
 
 def test_more_minutes_go_on_where_fewer_ended() -> None:

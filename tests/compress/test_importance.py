@@ -11,9 +11,10 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn import functional
 
+from compress import importance
 from compress.importance import IMPORTANCES, comparable, score, scores
 from compress.structure import Cut, Part, Structure
-from tests.zoo.factories import make_input, make_samples
+from tests.zoo.factories import TINY_VIT, make_input, make_samples
 from zoo.batches import Images, Normalise
 from zoo.errors import UsageError
 from zoo.models.registry import build
@@ -106,25 +107,67 @@ def test_bn_is_the_scale_of_batch_norm() -> None:
 
 
 @pytest.mark.parametrize("layout", [SINGLES, PAIRS])
-def test_taylor_is_the_square_of_weight_times_gradient_of_each_image(layout: Part) -> None:
+def test_taylor_is_the_square_of_centred_feature_times_gradient_of_each_image(layout: Part) -> None:
     made = structure()
     net, images = cast(Net, made.model), Images(make_samples(5, classes=3), SPEC)
     pixels = Normalise(SPEC, torch.device("cpu"))(torch.stack([images[index][0] for index in range(5)]))
+    features = functional.relu(net.norm(net.conv(pixels))).detach()  # [5, 4, 6, 6]
+    # The linear layer has a mean per position, since each is an input of its own there.
+    centred = {"left": features - features.mean((0, 2, 3), keepdim=True), "right": features - features.mean(0)}
     wanted = torch.zeros(len(layout.units))
     for index in range(5):
-        net.zero_grad()
-        functional.cross_entropy(net(pixels[index : index + 1]), images.labels[index : index + 1]).backward()
-        # By Euler's theorem, x dL/dx of a linear layer's input channel is the sum of its weights times their gradients.
-        left = (net.left.weight * net.left.weight.grad).sum((0, 2, 3))
-        right = (net.right.weight * net.right.weight.grad).view(3, 4, 36).sum((0, 2))
+        left, right = (features[index : index + 1].clone().requires_grad_() for _ in range(2))
+        logits = net.head(net.left(left).mean((2, 3))) + net.right(right.flatten(1))
+        functional.cross_entropy(logits / 4, images.labels[index : index + 1]).backward()
+        moved = (centred["left"][index] * left.grad[0] + centred["right"][index] * right.grad[0]).sum((1, 2))
         for unit, channels in enumerate(layout.units):
-            wanted[unit] += (left + right)[list(channels)].sum().square().detach() / 5
+            wanted[unit] += moved[list(channels)].sum().square() / 5
     net.zero_grad()
     (found,) = scores(made, [layout], "taylor", images=images)
-    assert torch.allclose(found, wanted, rtol=1e-4)
+    assert torch.allclose(found, wanted, rtol=1e-3)
     assert not net.conv._forward_pre_hooks
     assert not net.left._forward_pre_hooks
     assert net.conv.weight.grad is None
+
+
+def test_without_centring_taylor_would_be_weight_times_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Euler: the sum of x dL/dx over a linear layer's input is that of its weights times their gradients."""
+    made = structure()
+    net, images = cast(Net, made.model), Images(make_samples(1, classes=3), SPEC)
+    monkeypatch.setattr(importance._Tap, "changes", lambda tap: torch.cat(tap._moved))
+    (found,) = scores(made, [SINGLES], "taylor", images=images)
+    pixels = Normalise(SPEC, torch.device("cpu"))(images[0][0].unsqueeze(0))
+    functional.cross_entropy(net(pixels) / 4, images.labels[:1]).backward()
+    left = (net.left.weight * net.left.weight.grad).sum((0, 2, 3))
+    right = (net.right.weight * net.right.weight.grad).view(3, 4, 36).sum((0, 2))
+    assert torch.allclose(found, (left + right).detach().square(), rtol=1e-4)
+
+
+def test_taylor_does_not_depend_on_the_size_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(make_samples(7, classes=3), SPEC)
+    (whole,) = scores(structure(), [SINGLES], "taylor", images=images)
+    monkeypatch.setattr(importance, "_PIXELS", 3 * 64)
+    (parts,) = scores(structure(), [SINGLES], "taylor", images=images)
+    assert torch.allclose(whole, parts, rtol=1e-4)
+
+
+def test_what_a_head_is_worth_is_seen_at_its_projection() -> None:
+    model = build("vit_tiny_patch16_224", classes=3, channels=3, arguments=TINY_VIT).eval()
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight[:, 16:32] = 0  # the second of three heads
+        model.blocks[1].attn.qkv.weight[2 * 48 + 5 :: 16] = 0  # the values of dimension 5 of every head
+        model.blocks[1].attn.qkv.bias[2 * 48 + 5 :: 16] = 0
+        for part in range(2):
+            model.blocks[1].attn.qkv.weight[part * 48 + 5 : (part + 1) * 48 : 16] = 0
+    made = Structure(model, make_input(32))
+    images = Images(make_samples(4, classes=3), make_input(32))
+    found = {
+        (part.name, part.kind): one
+        for part, one in zip(made.parts, scores(made, made.parts, "taylor", images=images), strict=True)
+    }
+    heads, dims = found["blocks.0.attn.proj", "head"], found["blocks.1.attn.proj", "head dimension"]
+    assert (heads[1] == 0, heads[[0, 2]].min() > 0) == (True, True)
+    assert (dims.argmin(), dims[5] < 1e-3 * dims.median()) == (5, True)
 
 
 def test_taylor_sees_what_a_channel_is_worth() -> None:
@@ -185,9 +228,12 @@ def test_norms_agree_with_torch_pruning_where_both_count_the_same(name: str) -> 
         assert torch.allclose(score(made, found, name), wanted, rtol=1e-4)
 
 
-def test_comparable_scores_have_mean_one_and_the_same_order() -> None:
-    found = comparable([torch.tensor([1.0, 3.0]), torch.tensor([300.0, 100.0, 200.0]), torch.zeros(2)])
+def test_comparable_scores_keep_the_order_within_a_part() -> None:
+    scored = [torch.tensor([1.0, 3.0]), torch.tensor([300.0, 100.0, 200.0]), torch.zeros(2)]
+    found = comparable(scored, "l2", [1, 2, 3])
     assert [one.tolist() for one in found] == [[0.5, 1.5], [1.5, 0.5, 1.0], [0.0, 0.0]]
+    found = comparable(scored, "taylor", [1, 100, 5])
+    assert [one.tolist() for one in found] == [[1.0, 3.0], [3.0, 1.0, 2.0], [0.0, 0.0]]
 
 
 def test_unknown_importances_list_close_ones() -> None:

@@ -253,13 +253,15 @@ def test_an_artefact_that_is_the_best_itself_is_not_written_again(
     assert not list((tmp_path / "out").glob("model.*"))
 
 
-def test_an_int8_file_that_misses_the_goal_is_no_part_of_the_artefact(
-    go: Callable[..., Found], bench: type[Pretended], tmp_path: Path
+@pytest.mark.parametrize("world", [World(int8_loss=0.1), World(int8_loss=0.0, int8_share=1.3)])
+def test_an_int8_file_that_misses_the_goal_or_is_slower_is_no_part_of_the_artefact(
+    go: Callable[..., Found], bench: type[Pretended], tmp_path: Path, world: World
 ) -> None:
-    bench.world = World(int8_loss=0.1)
+    bench.world = world
     found = go()
     assert found.chosen is not None
     assert found.chosen.precision == "float32"
+    assert found.chosen.task.importance
     assert {path.name for path in (tmp_path / "out").glob("model.*")} == {CHECKPOINT, GRAPH}
 
 

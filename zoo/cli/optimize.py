@@ -37,7 +37,7 @@ def optimize(
     minutes: Annotated[float, typer.Option(help="Time of the whole search; a larger one continues it.")] = 10.0,
     importances: Annotated[
         str, typer.Option(help="What to rank channels by: l1, l2, fpgm, taylor, bn, random; separated by commas.")
-    ] = "l2,fpgm,taylor",
+    ] = "taylor,l2,fpgm",
     recover: Annotated[bool, typer.Option("--recover/--no-recover", help="Train pruned networks.")] = True,
     out: Annotated[
         Path | None,
@@ -120,7 +120,8 @@ def _print(found: Found, config: OptimizeConfig) -> None:
             f"{entry.megabytes:.2f}",
         )
     console().print(table)
-    print(f"> chosen, * unbeaten in accuracy, time and size; {found.seconds / 60:.1f} minutes; {found.picture}")
+    marks = ("> chosen, " if found.chosen else "the nearest; ") + "* unbeaten in accuracy, time and size"
+    print(f"{marks}; {found.seconds / 60:.1f} minutes; {found.picture}")
     if found.chosen is not None and found.path is None:
         print("the artefact itself is the best that meets the goal; nothing was written")
     if found.path is not None and found.test is not None:

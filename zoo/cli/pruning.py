@@ -34,10 +34,14 @@ def prune(
         float | None,
         typer.Option(help="Goal instead: longest median time of one image in ONNX Runtime here, in milliseconds."),
     ] = None,
-    importance: Annotated[str, typer.Option(help="What goes first: l1, l2, fpgm, taylor, bn or random.")] = "l2",
+    importance: Annotated[
+        str,
+        typer.Option(help="What goes first by: l1, l2, fpgm, taylor, bn, random; auto: taylor if images have labels."),
+    ] = "auto",
     scope: Annotated[
-        str, typer.Option(help="layer: the same share of every group of layers; global: the least of all groups.")
-    ] = "layer",
+        str,
+        typer.Option(help="layer: the same share of every group; global: the least of all groups (auto with taylor)."),
+    ] = "auto",
     most: Annotated[float, typer.Option(help="Largest share of a group that goes, with --scope global.")] = 0.9,
     steps: Annotated[int, typer.Option(help="Prune in so many steps, scoring anew before each.")] = 1,
     round_to: Annotated[int, typer.Option(help="Widths stay multiples of this many channels.")] = 8,
@@ -79,8 +83,8 @@ def prune(
     card = read_card(source)
     allow(card, "prune")
     if dry_run:
-        # Only gradients need images: a plan can be had where the data is not.
-        dataset = notes_of(source, data).data.open_for(card) if config.importance == "taylor" else None
+        unread = without_data(source.parent, card, named_source(data)) or config.importance not in ("auto", "taylor")
+        dataset = None if unread else notes_of(source, data).data.open_for(card)
         done = plan(load(source)[0], card.use.input, config, images=scoring_images(dataset, card.use.input, config))
     else:
         if out is None:

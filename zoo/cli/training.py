@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ from zoo.cli.app import (
 )
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT, UNMERGED, output_root
+from zoo.progress import note
 
 
 @app.command()
@@ -48,6 +49,9 @@ def train(
     from zoo.validate import write_state_dicts
 
     chosen = chosen_runs(recipe, data, model, weights, settings, only)
+    for run in chosen:
+        if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():
+            _tell_if_not_prunable(run)
     paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
     if not join_world().first:
         return
@@ -59,6 +63,19 @@ def train(
         report(cards, paths, as_json)
     else:
         console().print(compare(cards))
+
+
+def _tell_if_not_prunable(run: Any) -> None:
+    """Say before hours of training what `pocketzoo compress` would refuse after them."""
+    from compress.prune import prunable
+    from zoo.models.registry import build, input_for
+
+    spec = input_for(run.model, colour="RGB", size=run.size, photographs=True, arguments=run.arguments)
+    network = build(run.model, classes=2, channels=spec.channels, arguments=run.arguments)
+    try:
+        prunable(network, spec)
+    except ArtefactError as error:
+        note(f"{run.artefact} can be trained and exported, but not pruned: {error}")
 
 
 @app.command()
