@@ -45,7 +45,7 @@ def test_plan_comes_close_below_the_goal_and_changes_nothing(goal: float) -> Non
     model, spec = resnet(), make_input(32)
     before = copy.deepcopy(model.state_dict())
     done = plan(model, spec, PruneConfig(macs=goal))
-    assert goal - 0.005 < done.ratio <= goal
+    assert goal - 0.01 < done.ratio <= goal
     assert done.macs_before == count_macs(model, spec)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
     assert all(parameter.requires_grad for parameter in model.parameters())
