@@ -14,7 +14,7 @@ from bench.accuracy import truth
 from bench.ancestry import find_parent
 from bench.environment import environment
 from bench.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
-from compress.verdict import read_report, sentence
+from compress.quantization.verdict import read_report, sentence
 from zoo.card import Card, Metrics
 from zoo.clock import Timing, summarise
 from zoo.datasets.base import Dataset, Sample

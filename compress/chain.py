@@ -8,10 +8,10 @@ from typing import Any
 
 from compress.export import export
 from compress.prune import prune
+from compress.quantization.verdict import images_digest, is_up_to_date, read_report
 from compress.quantize import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
-from compress.verdict import images_digest, is_up_to_date, read_report
 from zoo import graph
 from zoo.card import allow
 from zoo.checkpoint import load, read_card
@@ -126,7 +126,7 @@ def quantize_artefact(
         analyse: measure what each node costs even if the budget holds.
 
     Returns:
-        The file, which is not there if it was not worth it, and the report; see compress.verdict.
+        The file, which is not there if it was not worth it, and the report; see compress.quantization.verdict.
     """
     folder = artefact if artefact.is_dir() or not artefact.suffix else artefact.parent
     source = artefact if artefact.suffix == ".onnx" else folder / GRAPH

@@ -1,8 +1,8 @@
 """Search for a smaller artefact: pruning ratio x importance x quantization, within a time, on validation data.
 
-What is tried next is decided in compress.strategy, what there is time for in compress.budget, what is chosen in
-compress.pareto; compress.workbench makes and measures the candidates. Everything found stands in candidates.jsonl, so
-that the same call goes on after an interruption. The test split is read once, after the choice.
+In compress.search, `strategy` decides what is tried next, `budget` what there is time for, `pareto` what is chosen;
+`workbench` makes and measures the candidates. Everything found stands in candidates.jsonl, so that the same call goes
+on after an interruption. The test split is read once, after the choice.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compress.budget import Budget, epochs_for, next_task
-from compress.candidates import Candidate, Journal, Record, Task, candidates, parent_of
-from compress.delivery import FinalTest, bring, compare, is_parent
-from compress.importance import check_importance
-from compress.pareto import Goal, choose, draw, front, nearest, remedy
-from compress.strategy import Plan, last_task
-from compress.workbench import GRAPHS, Settings, Workbench, carry_out
+from compress.pruning.importance import check_importance
+from compress.search.budget import Budget, epochs_for, next_task
+from compress.search.candidates import Candidate, Journal, Record, Task, candidates, parent_of
+from compress.search.delivery import FinalTest, bring, compare, is_parent
+from compress.search.pareto import Goal, choose, draw, front, nearest, remedy
+from compress.search.strategy import Plan, last_task
+from compress.search.workbench import GRAPHS, Settings, Workbench, carry_out
 from zoo.card import Card, allow
 from zoo.checkpoint import read_card
 from zoo.datasets.base import Dataset
@@ -52,7 +52,7 @@ class OptimizeConfig:
     minutes: float = 10.0
     """Of the whole search, over all sessions."""
     importances: tuple[str, ...] = ("taylor", "l2", "fpgm")
-    """Names in compress.importance."""
+    """Names in compress.pruning.importance."""
     recover: bool = True
     """Train pruned networks."""
     seed: int = 0

@@ -1,7 +1,7 @@
 """Structured pruning: remove whole channels, heads and hidden units, so that the network really gets smaller.
 
-compress.structure finds which channels of which layers hang together, compress.importance scores them, compress.widths
-decides how many of each stay, compress.reduce does it to a network in memory; this is the stage from file to file.
+In compress.pruning, `structure` finds which channels of which layers hang together, `importance` scores them, `widths`
+decides how many of each stay, and `reduce` does it to a network in memory; this is the stage from file to file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.reduce import Plan, Step, parts_for, reduce
-from compress.structure import Structure
+from compress.pruning.reduce import Plan, Step, parts_for, reduce
+from compress.pruning.structure import Structure
 from zoo.batches import Images
 from zoo.card import Card, Input, Stage, advance, allow
 from zoo.checkpoint import heads_of, load, rebuild, save

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from compress import int8
-from compress.calibrate import CALIBRATIONS
-from compress.int8 import TARGETS, detect_target
 from compress.publish import publish
-from compress.study import Images, Study, Trial
-from compress.verdict import images_digest, write_report
+from compress.quantization import int8
+from compress.quantization.calibrate import CALIBRATIONS
+from compress.quantization.int8 import TARGETS, detect_target
+from compress.quantization.study import Images, Study, Trial
+from compress.quantization.verdict import images_digest, write_report
 from zoo import graph
 from zoo.card import Card, Stage, advance, allow
 from zoo.datasets.base import Dataset, Sample
@@ -48,7 +48,7 @@ class Quantized:
     """Of the file; None if none was written."""
     written: bool
     report: dict[str, Any]
-    """As in quantize.json; see compress.verdict."""
+    """As in quantize.json; see compress.quantization.verdict."""
 
 
 def quantize(

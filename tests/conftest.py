@@ -19,7 +19,7 @@ def run_cli(*arguments: str | Path) -> Result:
 
 def _twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
     """Stands for the timing of quantized files, which takes a dozen processes and decides nothing in tests."""
-    from compress.study import Speed
+    from compress.quantization.study import Speed
 
     return [Speed(speedup=2.0, parent_ms=2.0, ms=1.0) for _ in children]
 
@@ -30,7 +30,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_OUTPUT", str(folder))
-        patch.setattr("compress.study.measure_speed", _twice_as_fast)
+        patch.setattr("compress.quantization.study.measure_speed", _twice_as_fast)
         for arguments in (
             ("train", "--recipe", "tiny"),
             ("compress", "--recipe", "tiny"),
@@ -46,5 +46,5 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def made(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The chain's folder, as the folder of artefacts of this test."""
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(chain))
-    monkeypatch.setattr("compress.study.measure_speed", _twice_as_fast)
+    monkeypatch.setattr("compress.quantization.study.measure_speed", _twice_as_fast)
     return chain

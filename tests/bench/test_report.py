@@ -16,7 +16,7 @@ from bench.accuracy import truth
 from bench.paired import compare_answers, worst_losses
 from bench.report import Pictures, Report, artefact_files, labelled, measure_report
 from bench.report_text import document, markdown, tables
-from compress.verdict import write_report
+from compress.quantization.verdict import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
 from tests.conftest import run_cli
 from tests.zoo.factories import encode, make_card, make_dataset, picture, write_artefact

@@ -13,8 +13,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from compress.int8 import _quiet
-from compress.qdq import session
+from compress.quantization.int8 import _quiet
+from compress.quantization.qdq import session
 
 Floats = npt.NDArray[np.float32]
 

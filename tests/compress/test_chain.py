@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from compress.chain import compress_run, export_artefact, quantize_artefact
-from compress.study import Speed
-from compress.verdict import REPORT
+from compress.quantization.study import Speed
+from compress.quantization.verdict import REPORT
 from tests.conftest import run_cli
 from tests.zoo.factories import make_samples
 from zoo import checkpoint, graph
@@ -140,7 +140,8 @@ def exported(made: Path, tmp_path: Path) -> Path:
 
 def test_what_is_not_better_is_not_tried_again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "compress.study.measure_speed", lambda _, files: [Speed(speedup=0.9, parent_ms=1, ms=2)] * len(files)
+        "compress.quantization.study.measure_speed",
+        lambda _, files: [Speed(speedup=0.9, parent_ms=1, ms=2)] * len(files),
     )
     config = QuantizeConfig(images=8, max_drop=100.0, method="static")
     path, report = quantize_artefact(exported, config)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from compress import optimize as module
-from compress.candidates import PARENT, Journal, Record, Task
 from compress.optimize import CANDIDATES, PICTURE, Found, OptimizeConfig, fit_of, images_needed, optimize
-from compress.pareto import Goal
-from compress.workbench import Settings, Workbench
+from compress.search.candidates import PARENT, Journal, Record, Task
+from compress.search.pareto import Goal
+from compress.search.workbench import Settings, Workbench
 from tests.compress.simulated import World
 from tests.zoo.factories import LABELS, make_card, make_dataset, make_input, write_artefact
 from zoo import checkpoint, graph

@@ -1,4 +1,4 @@
-"""Tests of compress.prune and compress.reduce."""
+"""Tests of compress.prune and compress.pruning.reduce."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress import reduce as reducing
-from compress.importance import IMPORTANCES
 from compress.prune import plan, prunable, prune, prune_model
+from compress.pruning import reduce as reducing
+from compress.pruning.importance import IMPORTANCES
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input, make_samples
 from zoo import checkpoint
 from zoo.batches import Images

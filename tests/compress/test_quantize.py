@@ -1,4 +1,4 @@
-"""Tests of compress.quantize and compress.study: the stage. Speeds are made up; no outcome depends on a clock."""
+"""Tests of compress.quantize and compress.quantization.study: the stage. Speeds are made up; no outcome depends on a clock."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import study
+from compress.quantization import study
+from compress.quantization.study import Speed, not_timed
+from compress.quantization.verdict import read_report, sentence
 from compress.quantize import quantize
-from compress.study import Speed, not_timed
-from compress.verdict import read_report, sentence
 from tests.compress.graphs import exported
 from tests.zoo.factories import make_card, make_dataset, make_samples, write_artefact
 from zoo import graph

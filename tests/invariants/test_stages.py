@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from compress.calibrate import Batches
 from compress.export import PARITY_BATCHES, export
 from compress.prune import prune
+from compress.quantization.calibrate import Batches
 from compress.quantize import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input

@@ -15,8 +15,8 @@ from zoo.errors import ArtefactError
 from zoo.files import checkpoint_path, output_root
 
 if TYPE_CHECKING:
-    from compress.candidates import Candidate
     from compress.optimize import Found, OptimizeConfig
+    from compress.search.candidates import Candidate
 
 __all__ = ["optimize"]
 
@@ -52,7 +52,7 @@ def optimize(
     """
     from compress.optimize import OptimizeConfig
     from compress.optimize import optimize as stage
-    from compress.pareto import Goal
+    from compress.search.pareto import Goal
     from zoo.card import allow
     from zoo.checkpoint import read_card
     from zoo.workspace import without_data, write_notes
@@ -91,7 +91,7 @@ def optimize(
 
 
 def _print(found: Found, config: OptimizeConfig) -> None:
-    from compress.pareto import drop
+    from compress.search.pareto import drop
 
     parent = found.parent
     _print_rankings(found)
@@ -147,13 +147,13 @@ def _print_rankings(found: Found) -> None:
 
 
 def _label(entry: Candidate) -> str:
-    from compress.pareto import label
+    from compress.search.pareto import label
 
     return label(entry)
 
 
 def _as_json(found: Found) -> dict[str, Any]:
-    from compress.pareto import drop
+    from compress.search.pareto import drop
 
     def row(entry: Candidate) -> dict[str, Any]:
         return dataclasses.asdict(entry) | {

@@ -118,7 +118,7 @@ def quantize(
 
 def _tell(path: Path, found: dict[str, Any], as_json: bool) -> None:
     """One line: the verdict on one artefact."""
-    from compress.verdict import sentence
+    from compress.quantization.verdict import sentence
     from zoo.graph import read_card
 
     if as_json:

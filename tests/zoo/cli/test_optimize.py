@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from compress import strategy, workbench
-from compress.candidates import Task
+from compress.search import strategy, workbench
+from compress.search.candidates import Task
 from tests.conftest import run_cli
 from zoo import checkpoint, graph
 from zoo.card import Stage
