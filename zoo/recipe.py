@@ -56,8 +56,8 @@ class PruneConfig:
     latency_ms: float | None = None
     """Longest median time of one image in ONNX Runtime on this machine, all cores, in milliseconds."""
     importance: str = "auto"
-    """l1, l2, fpgm, taylor, bn or random (see compress.pruning.importance), or auto: taylor where there are labelled images,
-    else l2."""
+    """l1, l2, fpgm, taylor, bn or random (see compress.pruning.importance), or auto: taylor where there are labelled
+    images, else l2."""
     scope: str = "auto"
     """`layer`: every group of layers loses the same share; `global`: the least important units of all groups go;
     `auto`: global with taylor, whose scores mean the same in every layer, else layer."""

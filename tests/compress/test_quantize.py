@@ -1,4 +1,4 @@
-"""Tests of compress.quantize and compress.quantization.study: the stage. Speeds are made up; no outcome depends on a clock."""
+"""Tests of compress.quantize and compress.quantization.study. Speeds are made up; no outcome depends on a clock."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.pruning.masking import _randomize
 from compress.pruning.structure import Structure
-from tests.compress.test_structure import _doomed, _gap, _images
+from tests.compress.pruning.test_structure import _doomed, _gap, _images
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.errors import ArtefactError
 from zoo.models.registry import build
