@@ -1,9 +1,9 @@
 """What of a network can be cut, and the cutting: channels, hidden units, heads and embedding, with all that belongs.
 
 torch-pruning's dependency graph (Fang et al. 2023, DepGraph, arXiv 2301.12900) follows a channel from the layer that
-makes it to every layer that it touches; `couplings` makes parts of that. The graph guesses at what it does not know, so nothing is
-believed before a network without some of every part has given the same answers as one in which they were masked
-(`masking`).
+makes it to every layer that it touches; `couplings` makes parts of that. The graph guesses at what it does not know,
+so nothing is believed before a network without some of every part has given the same answers as one in which they
+were masked (`masking`).
 
 Removing dimensions of heads changes the factor by which PyTorch multiplies the products of queries and keys, one over
 the root of their number. The queries' weights take up the difference, so that what is left computes what it was
