@@ -49,7 +49,10 @@ class ShapesConfig:
 
 
 def make_artefacts(architecture: str, folder: Path, config: ShapesConfig) -> list[Path]:
-    """An artefact and its pruned one, each exported and quantized as the defaults of pocketzoo have it.
+    """An artefact and its pruned one, each exported and quantized.
+
+    Random weights have nothing to rank, so that every group loses the same share (l2, scope `layer`); pruning of
+    trained networks ranks over all groups and comes to other widths at the same multiply-accumulates.
 
     Args:
         architecture: a registered name.
@@ -78,7 +81,7 @@ def make_artefacts(architecture: str, folder: Path, config: ShapesConfig) -> lis
     )
     whole, smaller = folder / architecture, folder / f"{architecture}-pruned"
     save(model, card, whole / CHECKPOINT)
-    pruning = PruneConfig(macs=config.macs, round_to=config.round_to)
+    pruning = PruneConfig(macs=config.macs, round_to=config.round_to, importance="l2", scope="layer")
     prune(whole / CHECKPOINT, smaller / CHECKPOINT, pruning, dataset=None, name=smaller.name)
     # Nothing is known of accuracy, so no budget keeps layers in float, and the file is written even where it is slower.
     quantizing = QuantizeConfig(keep="any", max_drop=100, images=config.images)

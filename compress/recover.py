@@ -67,7 +67,7 @@ def recover(
     resume: bool = True,
     test: bool = True,
 ) -> FitReport:
-    """Fine-tune a pruned checkpoint into another one.
+    """Fine-tune a pruned checkpoint into another one; the best epoch on validation data counts, or none of them.
 
     Args:
         source: the pruned checkpoint.
@@ -102,6 +102,11 @@ def recover(
         title=card.name,
         identity=[dataclasses.asdict(config), sha256_file(teacher)],
     )
+    before = card.metrics("validation")
+    if before and before.top1 > report.validation_top1:
+        # No epoch was better than none: recalibration may leave little to recover.
+        model, _ = load(source)
+        report = dataclasses.replace(report, best_epoch=0, validation_top1=before.top1)
     entry = Stage(
         stage="recover",
         config=dataclasses.asdict(config),

@@ -34,7 +34,7 @@ class FitReport:
     """What training did."""
 
     best_epoch: int
-    """Counted from 1."""
+    """Counted from 1; 0 where a recovery kept the network it began with."""
     validation_top1: float
     epochs: int
     seconds: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from compress import recover as module
 from compress.recover import distillation, recover
 from tests.zoo.factories import make_card, make_dataset, make_input
 from zoo import checkpoint
+from zoo.card import Metrics
 from zoo.checkpoint import read_card, save
 from zoo.errors import UsageError
 from zoo.fit import EpochResult, fit
@@ -103,3 +105,19 @@ def test_an_interrupted_recovery_ends_with_the_same_bits(tmp_path: Path, monkeyp
 def test_settings_out_of_range(config: RecoverConfig) -> None:
     with pytest.raises(UsageError, match=r"must be in \[0, 1\]"):
         distillation(nn.Linear(1, 1), config)
+
+
+@pytest.mark.parametrize("before", [0.0, 1.0])
+def test_a_recovery_that_makes_it_worse_keeps_the_start(tmp_path: Path, before: float) -> None:
+    dataset, source, target = make_dataset(), tmp_path / "source.safetensors", tmp_path / "made" / "model.safetensors"
+    metrics = Metrics(dataset="tiny", split="validation", n=12, top1=before, low=0.0, high=1.0)
+    card = make_card(spec=make_input(28, "L"), stages=("train", "prune"))
+    card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(metrics,)))
+    torch.manual_seed(0)
+    save(build("lenet", classes=3, channels=1), card, source)
+    # Pictures of noise cannot be learnt: no epoch answers all of them.
+    config = RecoverConfig(fit=FitConfig(epochs=1, batch_size=4))
+    report = recover(source, source, target, config, dataset=dataset, test=False)
+    weights = [checkpoint.load(path)[0].state_dict() for path in (source, target)]
+    same = all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert (report.best_epoch, same) == ((0, True) if before else (1, False))
