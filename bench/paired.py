@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, norm
+
+from zoo.paired import paired_difference
 
 __all__ = ["ClassLoss", "Labels", "Logits", "Paired", "agreement", "compare_answers", "worst_losses"]
 
@@ -51,9 +52,7 @@ class ClassLoss:
 def compare_answers(before: Logits, after: Logits, labels: Labels) -> Paired:
     """What the second classifier wins and loses against the first.
 
-    Images that both recognise, or neither, say nothing about the difference. The interval is Agresti & Min 2005,
-    "Simple improved confidence intervals for comparing matched proportions" (Statistics in Medicine 24:729), which adds
-    half an image to each cell of the fourfold table; p is McNemar's exact test.
+    The interval is that of zoo.paired; p is McNemar's exact test.
 
     Args:
         before: logits [N, K] of the first classifier.
@@ -62,8 +61,7 @@ def compare_answers(before: Logits, after: Logits, labels: Labels) -> Paired:
     """
     first, second = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
     n, gained, lost = len(labels), int((second & ~first).sum()), int((first & ~second).sum())
-    middle = (gained - lost) / (n + 2)
-    spread = math.sqrt((gained + lost + 1) - (gained - lost) ** 2 / (n + 2)) / (n + 2)
+    middle, spread = paired_difference(n, gained=gained, lost=lost)
     reach = float(norm.ppf(0.975)) * spread
     return Paired(
         n=n,

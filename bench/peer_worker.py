@@ -30,7 +30,7 @@ from zoo.predictor import Predictor
 
 __all__ = ["DEFAULTS", "INSTALL", "PEERS", "Job", "Peer", "answer", "prepare", "timed"]
 
-INSTALL = "pip install 'pocketzoo[peers]'"
+INSTALL = "pip install '.[peers]'"
 
 Inputs = npt.NDArray[np.float32]
 Classifier = Callable[[Inputs], Inputs]

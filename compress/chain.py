@@ -44,7 +44,7 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
         run: its entry in the recipe.
         output: the folder of artefacts.
         resume: continue an interrupted recovery.
-        force: do it even if the result is up to date.
+        force: do every stage anew, whatever is there.
 
     Returns:
         The checkpoint in `output/<name>-pruned`.
@@ -69,15 +69,17 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
     dataset = notes.data.open_for(read_card(source))
     write_notes(folder, notes)
     pruned, recalibrated = folder / "pruned.safetensors", folder / "recalibrated.safetensors"
-    done = prune(source, pruned, run.prune, dataset=dataset, name=folder.name)
-    note(f"{folder.name}: {done.ratio:.0%} of the multiply-accumulates stay")
-    if normed:
+    # Both stay until the recovery is done, so that one that was interrupted goes on from the very same network.
+    if force or not is_current(card_if_readable(read_card, pruned), steps[:1], digest):
+        done = prune(source, pruned, run.prune, dataset=dataset, name=folder.name)
+        note(f"{folder.name}: {done.ratio:.0%} of the multiply-accumulates stay")
+    if normed and (force or not is_current(card_if_readable(read_card, recalibrated), steps[1:2], sha256_file(pruned))):
         change = recalibrate(pruned, recalibrated, run.recalibrate, dataset=dataset)
         note(f"{folder.name}: BatchNorm recalibrated, validation {change.top1_before:.2%} -> {change.top1_after:.2%}")
     recover(
         *(recalibrated if normed else pruned, source, target, run.recover),
         dataset=dataset,
-        resume=resume,
+        resume=resume and not force,
         test=run.test,
     )
     for intermediate in (pruned, recalibrated):
@@ -88,7 +90,7 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
 def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bool = False) -> Path:
     """Export a checkpoint (a folder or file) to `model.onnx` beside it, and measure it on validation data.
 
-    An imported artefact that no data belongs to is exported and proved, but not measured.
+    An imported artefact that no data belongs to is exported and proved, but not measured, until `data` is given.
 
     Args:
         artefact: the folder or the file.
@@ -97,7 +99,9 @@ def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bo
     """
     source = checkpoint_path(artefact)
     folder, target = source.parent, source.with_name(GRAPH)
-    if force or not is_current(card_if_readable(graph.read_card, target), [("export", {})], sha256_file(source)):
+    known = card_if_readable(graph.read_card, target)
+    unmeasured = data is not None and known is not None and known.metrics("validation") is None
+    if force or unmeasured or not is_current(known, [("export", {})], sha256_file(source)):
         parent = read_card(source)
         allow(parent, "export")
         dataset = None if without_data(folder, parent, data) else notes_for(folder, data).data.open_for(parent)
@@ -128,6 +132,10 @@ def quantize_artefact(
     Returns:
         The file, which is not there if it was not worth it, and the report; see compress.quantization.verdict.
     """
+    if not artefact.is_dir() and artefact.suffix not in ("", ".onnx", ".safetensors"):
+        raise ArtefactError(
+            f"expected an artefact's folder or .onnx file, got {artefact}; `pocketzoo list` shows what there is"
+        )
     folder = artefact if artefact.is_dir() or not artefact.suffix else artefact.parent
     source = artefact if artefact.suffix == ".onnx" else folder / GRAPH
     if not source.is_file():
@@ -138,18 +146,28 @@ def quantize_artefact(
     endings = Path(HALF_GRAPH if half else INT8_GRAPH).suffixes
     target = source.with_name(source.stem + "".join(endings))
     images = open_images(calibrate) if calibrate else None
+    dataset = notes_for(folder, data).data.open_for(parent) if data else None
+    told: dict[str, Any] = {}
+    if images is not None:
+        digest = dataset.digest if dataset else None
+        told = {"unlabelled": True, "dataset": digest, "calibration_digest": images_digest(images)}
+    elif dataset is not None:
+        told = {"unlabelled": False, "dataset": dataset.digest}
+    elif card_if_readable(read_notes, folder) is not None:
+        told = {"unlabelled": False}
     done = read_report(target)
-    current = is_up_to_date(
-        target, config, parent=sha256_file(source), calibrated_on=images_digest(images) if images else None
-    )
-    if done and current and not force and not (analyse and not done["sensitivity"]):
+    current = is_up_to_date(target, config, parent=sha256_file(source), data=told)
+    # Without a static candidate no node's cost is measured.
+    lacking = analyse and not half and config.method != "dynamic" and done is not None and not done["sensitivity"]
+    if done and current and not force and not lacking:
         return target, done
     if images is None and without_data(folder, parent, data):
         raise DataError(
             f"{parent.name} has no data to calibrate on: name a folder of pictures with --calibrate (labels are not "
             "needed), or a data set with its labels with --data"
         )
-    dataset = notes_for(folder, data).data.open_for(parent) if images is None or data else None
+    if images is None and dataset is None:
+        dataset = notes_for(folder, None).data.open_for(parent)
     name = f"{parent.name}-{'fp16' if half else 'int8'}"
     found = quantize(source, target, config, dataset=dataset, images=images, name=name, analyse=analyse)
     return target, found.report

@@ -86,6 +86,8 @@ class Found:
     """Of the search, over all sessions."""
     journal: Path
     picture: Path
+    earlier: tuple[str, ...] = ()
+    """Where nothing was written: names of the files in the folder that an earlier search has chosen."""
 
     @property
     def parent(self) -> Candidate:
@@ -293,6 +295,7 @@ def _finish(journal: Journal, bench: Workbench, config: OptimizeConfig, dataset:
     draw(found, config.goal, chosen, out / PICTURE, title=bench.source.parent.name)
     if chosen is not None:
         shutil.rmtree(out / _SEARCH, ignore_errors=True)
+    stale = () if path else tuple(name for name in (CHECKPOINT, *GRAPHS.values()) if (out / name).is_file())
     return Found(
         candidates=tuple(found),
         rankings=tuple(record for record in journal.records if record.task.kind == "rank"),
@@ -304,4 +307,5 @@ def _finish(journal: Journal, bench: Workbench, config: OptimizeConfig, dataset:
         seconds=journal.seconds,
         journal=journal.path,
         picture=out / PICTURE,
+        earlier=stale,
     )

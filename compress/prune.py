@@ -29,31 +29,39 @@ from zoo.train import measured
 __all__ = ["Plan", "Step", "plan", "prunable", "prune", "prune_model", "scoring_images"]
 
 
-def plan(model: nn.Module, spec: Input, config: PruneConfig, *, images: Images | None = None) -> Plan:
+def plan(model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, images: Images | None = None) -> Plan:
     """The plan that keeps the most within the goal.
 
     Args:
         model: stays as it is.
-        spec: the network's input.
-        config: the goal.
+        spec: the network's input; or, for any module, an example [B, ...] of it, of which the shape is read.
+        config: the goal; with an example neither `latency_ms` nor the importance `taylor`.
         images: labelled training images, which the importance `taylor` reads.
 
     Raises:
         UsageError: a goal that cannot be reached with the least widths (the nearest is named), or an importance that
-            the network or the lack of images does not allow.
-        ArtefactError: the network has couplings that this pruning does not understand.
+            the network, an example for an input or the lack of images does not allow.
+        ArtefactError: the network has couplings that this pruning does not understand, costs more than its couplings
+            say, or has weights or gradients that are no numbers.
     """
     return reduce(model, spec, config.settled(labelled=images is not None), images)[1]
 
 
 def prune_model(
-    model: nn.Module, spec: Input, config: PruneConfig, *, images: Images | None = None
+    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, images: Images | None = None
 ) -> tuple[nn.Module, Plan]:
-    """A pruned copy of `model` that was run, and the plan that made it; arguments and errors as :func:`plan`."""
+    """A pruned copy of `model` that was run, and the plan that made it; arguments and errors as :func:`plan`.
+
+    Any module that maps one tensor to others can be pruned; no artefact is needed::
+
+        model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 30 * 30, 10))
+        smaller, done = prune_model(model, torch.zeros(1, 3, 32, 32), PruneConfig(macs=0.5))
+        print(f"{done.ratio:.0%} of the multiply-accumulates stay")
+    """
     return reduce(model, spec, config.settled(labelled=images is not None), images)
 
 
-def prunable(model: nn.Module, spec: Input) -> None:
+def prunable(model: nn.Module, spec: Input | torch.Tensor) -> None:
     """Check that a network can be pruned; cheap enough (a few runs of it) to be done before hours of training.
 
     Raises:

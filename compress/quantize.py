@@ -18,22 +18,18 @@ import numpy as np
 
 from compress.publish import publish
 from compress.quantization import int8
-from compress.quantization.calibrate import CALIBRATIONS
-from compress.quantization.int8 import TARGETS, detect_target
+from compress.quantization.int8 import detect_target
 from compress.quantization.study import Images, Study, Trial
 from compress.quantization.verdict import images_digest, write_report
 from zoo import graph
 from zoo.card import Card, Stage, advance, allow
 from zoo.datasets.base import Dataset, Sample
-from zoo.errors import DataError, UsageError, unknown_name
+from zoo.errors import DataError, PocketzooError, UsageError
 from zoo.evaluate import check_labels
 from zoo.files import code_commit, sha256_file
 from zoo.recipe import QuantizeConfig
 
-__all__ = ["GOALS", "Quantized", "quantize"]
-
-GOALS = (*TARGETS, "cuda", "auto")
-"""Values of QuantizeConfig.target."""
+__all__ = ["Quantized", "quantize"]
 
 _SPLIT_FROM = 64
 """From so many unlabelled images on, some are kept from calibration to compare on."""
@@ -64,8 +60,9 @@ def quantize(
 ) -> Quantized:
     """Quantize an exported graph, compare it with its parent, and write it if it deserves it.
 
-    A report is written to quantize.json beside `target` in any case. Where config.keep is `better` and the file is not,
-    `target` is removed: it would be that of another parent.
+    The report goes to quantize.json beside `target`. Where config.keep is `better` and the file is not, none is
+    written, and one of another parent at `target` is removed. One of the same parent, made with other settings, stays
+    with its own report, and the refusal is only returned.
 
     Args:
         source: ONNX file of the export stage.
@@ -80,7 +77,7 @@ def quantize(
 
     Raises:
         ArtefactError: wrong stage, or a graph without anything to quantize.
-        UsageError: unknown target or calibration, or a method that does not go with the target.
+        UsageError: a method that does not go with the target.
         DataError: no calibration images, or labels other than the artefact's.
         CheckError: the graph's answers are not finite.
     """
@@ -93,6 +90,7 @@ def quantize(
     data = _choose(dataset, images, config)
     study = Study(source, proto, card, config, goal, data)
     trial, costs = study.best(analyse=analyse, timed=timed)
+    parent = sha256_file(source)
     verdict, reason = _judge(trial, config, nodes=len(int8.weighted(study.prepared)))
     found = study.describe(trial) | {"verdict": verdict}
     written = verdict == "better" or config.keep == "any"
@@ -101,38 +99,48 @@ def quantize(
         entry = Stage(
             stage="quantize",
             config=dataclasses.asdict(config),
-            parent=sha256_file(source),
+            parent=parent,
             seed=config.seed,
             commit=code_commit(),
         )
         child = advance(card, entry, name=name)
         child = dataclasses.replace(child, inform=dataclasses.replace(child.inform, precision=study.precision))
         done = publish(trial.model, child, target, dataset=dataset, begin=begin, check=lambda predictor: found)
-    else:
+    earlier = not written and _is_of(target, parent)
+    if not written and not earlier:
         target.unlink(missing_ok=True)
     report = {
         "verdict": verdict,
         "reason": reason,
         "written": written,
+        "earlier_stays": earlier,
         "precision": {"int8": "INT8", "float16": "FP16"}[study.precision],
-        "parent": sha256_file(source),
+        "parent": parent,
         "digest": sha256_file(target) if written else None,
         "config": dataclasses.asdict(config),
+        "dataset": dataset.digest if dataset else None,
+        "unlabelled": images is not None,
         "calibration_digest": data.digest,
         "measured": found,
         "sensitivity": [dataclasses.asdict(cost) | {"kept": cost.node in trial.floats} for cost in costs],
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    write_report(target, report)
+    if not earlier:
+        write_report(target, report)
     return Quantized(card=done, written=written, report=report)
+
+
+def _is_of(target: Path, parent: str) -> bool:
+    """Whether there is a file at `target` that was quantized from the file with this digest."""
+    try:
+        lineage = graph.read_card(target).lineage
+    except PocketzooError:
+        return False
+    return bool(lineage) and lineage[-1].stage == "quantize" and lineage[-1].parent == parent
 
 
 def _goal(config: QuantizeConfig) -> str:
     """The target, `auto` resolved, after checking that the settings go together."""
-    if config.target not in GOALS:
-        raise unknown_name("quantization target", config.target, GOALS)
-    if config.calibration not in CALIBRATIONS:
-        raise unknown_name("calibration method", config.calibration, CALIBRATIONS)
     if config.target == "cuda" and config.method not in ("auto", "fp16"):
         raise UsageError(
             f"--target cuda goes with --method fp16, got {config.method}: ONNX Runtime's CUDA kernels do not speed "
@@ -156,8 +164,7 @@ def _choose(dataset: Dataset | None, images: Sequence[Sample] | None, config: Qu
     chosen = pool[: config.images]
     if not chosen:
         raise DataError(
-            f"quantization needs at least one calibration image, got {len(pool)} and --images {config.images}; "
-            "name a folder of pictures with --calibrate"
+            "quantization needs at least one calibration image, got none; name a folder of pictures with --calibrate"
         )
     origin = f"training images of {dataset.name}" if dataset and images is None else "unlabelled images"
     if dataset is not None:
@@ -186,5 +193,5 @@ def _judge(trial: Trial, config: QuantizeConfig, *, nodes: int) -> tuple[str, st
             "try --calibration mse, more --images or a larger --max-drop"
         )
     if speed is not None and speed.speedup <= 1:
-        return "slower", "it is not faster than FP32 on this machine"
+        return "slower", "it is not faster than FP32 on this machine (this result is kept, --force measures again)"
     return "better", "it keeps the budget" + (" and is faster" if speed is not None else "")

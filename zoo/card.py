@@ -306,6 +306,8 @@ def allow(card: Card, stage: str) -> None:
         raise ArtefactError(
             f"{card.name}: its LoRA adapters are not merged yet; run `pocketzoo merge` before `{stage}`"
         )
+    if "quantize" in done and stage == "quantize":
+        raise ArtefactError(f"{card.name}: already quantized; quantize the file it was made from, model.onnx beside it")
     if "quantize" in done:
         raise ArtefactError(f"{card.name}: already quantized; `{stage}` wants an artefact from before `quantize`")
     if "export" in done and stage != "quantize":

@@ -20,7 +20,7 @@ from zoo.models.labels import imagenet_labels, imagenet_subset, read_labels
 from zoo.models.registry import build, count_macs, input_for, names
 from zoo.models.sizes import check_size
 from zoo.models.weights import classifier_outputs, load_weights
-from zoo.workspace import card_if_readable, is_current
+from zoo.workspace import card_if_readable, is_current, occupied
 
 __all__ = ["ImportPlan", "import_network", "plan_import"]
 
@@ -242,9 +242,5 @@ def _already(target: Path, config: Mapping[str, Any]) -> Card | None:
         return card
     others = [name for name in (CHECKPOINT, UNMERGED, GRAPH, INT8_GRAPH) if target.with_name(name).exists()]
     if others:
-        made = f"{card.name}, made by {' and '.join(entry.stage for entry in card.lineage)}" if card else others[0]
-        raise UsageError(
-            f"--out {target.parent} has another artefact already ({made}), which stays as it is; name another folder, "
-            "or remove that one yourself"
-        )
+        raise occupied(target.parent, card, others[0])
     return None

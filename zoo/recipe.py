@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 _FOLDER = Path(__file__).parent / "recipes"
+# Names of what compress knows; importing it from there would load torch and ONNX Runtime.
+_CALIBRATIONS = ("minmax", "entropy", "percentile", "mse")
+_TARGETS = ("portable", "vnni", "arm", "tensorrt", "cuda", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,12 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.method not in ("auto", "static", "dynamic", "fp16"):
             raise unknown_name("quantize.method", self.method, ("auto", "static", "dynamic", "fp16"))
+        if self.calibration not in _CALIBRATIONS:
+            raise unknown_name("quantize.calibration", self.calibration, _CALIBRATIONS)
+        if self.target not in _TARGETS:
+            raise unknown_name("quantize.target", self.target, _TARGETS)
+        if self.images < 1:
+            raise UsageError(f"quantize.images (--images) must be at least 1, got {self.images}; 256 is the default")
         if self.keep not in ("better", "any"):
             raise unknown_name("quantize.keep", self.keep, ("better", "any"))
         if not 0 <= self.max_drop <= 100:

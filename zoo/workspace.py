@@ -14,7 +14,7 @@ from zoo.datasets.base import Dataset
 from zoo.datasets.registry import open_dataset
 from zoo.datasets.splits import Thin
 from zoo.decode import DecodeError, decode
-from zoo.errors import ArtefactError, DataError, PocketzooError
+from zoo.errors import ArtefactError, DataError, PocketzooError, UsageError
 from zoo.files import write_bytes
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "card_if_readable",
     "is_current",
     "notes_for",
+    "occupied",
     "read_notes",
     "without_data",
     "write_notes",
@@ -143,6 +144,21 @@ def is_current(card: Card | None, steps: Sequence[tuple[str, Mapping[str, Any]]]
     done = json.loads(json.dumps([(entry.stage, dict(entry.config)) for entry in tail]))
     wanted = json.loads(json.dumps([(stage, dict(config)) for stage, config in steps]))
     return bool(done == wanted and tail[0].parent == parent)
+
+
+def occupied(folder: Path, card: Card | None, file: str) -> UsageError:
+    """The refusal to write over another artefact.
+
+    Args:
+        folder: where it is.
+        card: of what is there, where it can be read.
+        file: the name of what is there.
+    """
+    made = f"{card.name}, made by {' and '.join(entry.stage for entry in card.lineage)}" if card else file
+    return UsageError(
+        f"--out {folder} has another artefact already ({made}), which stays as it is; name another folder, "
+        "or remove that one yourself"
+    )
 
 
 def card_if_readable(read: Callable[[Path], T], path: Path) -> T | None:

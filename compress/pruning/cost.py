@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.pruning.structure import Part, Structure
+from compress.pruning.structure import Part, Structure, shape_of
 from zoo.card import Input
 from zoo.models.shrink import attentions
 
@@ -27,19 +27,19 @@ _Floats = npt.NDArray[np.float64]
 class Costs:
     """Multiply-accumulates of one example, and parameters, for numbers of units that stay."""
 
-    def __init__(self, structure: Structure, spec: Input, parts: Sequence[Part]) -> None:
+    def __init__(self, structure: Structure, spec: Input | torch.Tensor, parts: Sequence[Part]) -> None:
         """Count a network once.
 
         Args:
             structure: of a network in evaluation mode of which nothing was removed yet.
-            spec: the network's input.
+            spec: the network's input, or an example [B, ...] of it.
             parts: those of its parts that are wanted.
         """
         model = structure.model
         self._whole = np.array([len(part.units) for part in parts], dtype=np.float64)
         terms = _Terms(len(parts))
         shares = _shares(structure, parts)
-        counted = _count(model, spec)
+        counted = _count(model, shape_of(spec))
         heads = attentions(model)
         for name, module in model.named_modules():
             own = counted[name] - sum(
@@ -112,15 +112,16 @@ def _shares(structure: Structure, parts: Sequence[Part]) -> defaultdict[tuple[st
     return found
 
 
-def _count(model: nn.Module, spec: Input) -> defaultdict[str, int]:
+def _count(model: nn.Module, shape: Sequence[int]) -> defaultdict[str, int]:
     """Multiply-accumulates of one example by module name; a module's includes its children's."""
+    like = next(model.parameters())
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in wanting:
             # As in zoo.models.registry.count_macs: the counter fails on views of parameters that want gradients.
             parameter.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
+            model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)

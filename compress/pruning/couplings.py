@@ -41,11 +41,6 @@ class Part:
     """`channel`, `hidden unit`, `head`, `head dimension` or `embedding`."""
     units: tuple[tuple[int, ...], ...]
     """Unit -> the root's channels that go together."""
-    group: Any
-    """torch-pruning's group with all channels of the root: what importances read.
-
-    Its indices are those of the whole layers: score every part before anything is removed.
-    """
     multiple: int = 1
     """The number of units left must be a multiple of this."""
 
@@ -156,7 +151,7 @@ def parts_of(
         cuts = _cuts(graph, model, group, names, owners)
         units = _units(model, cuts, len(group[0].idxs))
         if cuts and len(units) > 1:
-            yield Part(name=name, kind=kind, units=units, group=group), cuts
+            yield Part(name=name, kind=kind, units=units), cuts
 
 
 def _heads(
@@ -176,10 +171,10 @@ def _heads(
     grid = torch.arange(heads * width).view(heads, width)
     if heads > 1:
         units = tuple(tuple(row) for row in grid.tolist())
-        yield Part(name=f"{name}.proj", kind="head", units=units, group=group), cuts
+        yield Part(name=f"{name}.proj", kind="head", units=units), cuts
     if width > 1 and not _head_norms(attention):
         units = tuple(tuple(row) for row in grid.T.tolist())
-        yield Part(name=f"{name}.proj", kind="head dimension", units=units, group=group), cuts
+        yield Part(name=f"{name}.proj", kind="head dimension", units=units), cuts
 
 
 def _head_norms(attention: nn.Module) -> list[nn.Module]:

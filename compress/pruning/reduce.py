@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from compress.pruning.cost import Costs
 from compress.pruning.importance import check_importance, comparable, scores
-from compress.pruning.structure import Part, Structure
+from compress.pruning.structure import Part, Structure, shape_of
 from compress.pruning.timing import network_ms
 from compress.pruning.widths import OutOfReachError, choose, ladder
 from zoo.batches import Images
@@ -72,33 +74,49 @@ class Plan:
         return self.macs_after / self.macs_before
 
 
-def reduce(model: nn.Module, spec: Input, config: PruneConfig, images: Images | None) -> tuple[nn.Module, Plan]:
+def reduce(
+    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, images: Images | None
+) -> tuple[nn.Module, Plan]:
     """A pruned copy of `model` that was run, and the plan that made it.
 
     Args:
         model: stays as it is.
-        spec: the network's input.
+        spec: the network's input, or an example [B, ...] of it.
         config: the goal.
         images: training images for the importance `taylor`.
 
     Raises:
         UsageError: a goal that cannot be reached with the least widths (the nearest is named), or an importance that
-            the network or the lack of images does not allow.
-        ArtefactError: the network has couplings that this pruning does not understand.
+            the network, an example for an input or the lack of images does not allow.
+        ArtefactError: the network has couplings that this pruning does not understand, costs more than its couplings
+            say, or has weights or gradients that are no numbers.
     """
     check_importance(config.importance)
     goal, value = config.goal
+    if isinstance(spec, torch.Tensor):
+        if config.importance == "taylor":
+            raise UsageError(
+                "the importance taylor reads images, which an example tensor says nothing about; "
+                "give the network's zoo.card.Input instead, or use the importance l2"
+            )
+        if goal == "latency_ms":
+            raise UsageError(
+                "prune.latency_ms exports the network with its preprocessing, which an example tensor says nothing "
+                "about; give the network's zoo.card.Input instead, or the goal macs or params"
+            )
     ready = _Ready(copy.deepcopy(model).eval(), spec, config, images)
-    if goal == "latency_ms":
-        return _within_latency(ready, value)
+    if not isinstance(spec, torch.Tensor) and goal == "latency_ms":
+        return _within_latency(ready, spec, value)
     try:
-        return _within(ready, goal, value)
+        pruned, done = _within(ready, goal, value)
     except OutOfReachError as error:
         unit = {"macs": "multiply-accumulates", "params": "parameters"}[goal]
         raise UsageError(
             f"the narrowest layers still leave {error.share:.0%} of the {unit}, {value:.0%} is out of reach; "
             f"raise prune.{goal} or lower prune.round_to ({config.round_to})"
         ) from error
+    _check_promise(model, done, goal, value)
+    return pruned, done
 
 
 def parts_for(structure: Structure, config: PruneConfig) -> list[Part]:
@@ -122,7 +140,7 @@ class _Ready:
     def __init__(
         self,
         model: nn.Module,
-        spec: Input,
+        spec: Input | torch.Tensor,
         config: PruneConfig,
         images: Images | None,
         whole: dict[_Name, int] | None = None,
@@ -134,6 +152,7 @@ class _Ready:
         self.names = [(part.name, part.kind) for part in self.parts]
         self.whole = whole or {name: len(part.units) for name, part in zip(self.names, self.parts, strict=True)}
         found = scores(self.structure, self.parts, config.importance, images=images, seed=config.seed)
+        _check_finite(model, config.importance, self.parts, found)
         found = comparable(found, config.importance, self._prices())
         least = 1 - config.most if config.scope == "global" else 0.0
         self.ladders = [
@@ -175,13 +194,16 @@ def _within(ready: _Ready, goal: str, share: float) -> tuple[nn.Module, Plan]:
     for number in range(1, config.steps + 1):
         if number > 1:
             step = _Ready(pruned, ready.spec, config, ready.images, ready.whole)
-        pruned, left = step.cut(goal, costs.whole[goal] * share ** (number / config.steps))
+        try:
+            pruned, left = step.cut(goal, costs.whole[goal] * share ** (number / config.steps))
+        except OutOfReachError as error:
+            raise OutOfReachError(error.share * step.costs.whole[goal] / costs.whole[goal]) from error
     # A part of one unit cannot lose any, so that a later step does not know it.
     left = {name: left.get(name, 1) for name in ready.names}
     alone = ready.alone(left)
     model = ready.structure.model
     try:
-        macs = count_macs(pruned, ready.spec)
+        macs = count_macs(pruned, shape_of(ready.spec))
     except (RuntimeError, IndexError) as error:
         raise ArtefactError(
             f"{type(model).__name__} cannot be pruned to these widths: it does not run any more ({error}); "
@@ -205,38 +227,69 @@ def _within(ready: _Ready, goal: str, share: float) -> tuple[nn.Module, Plan]:
     return pruned, done
 
 
-def _within_latency(ready: _Ready, wanted: float) -> tuple[nn.Module, Plan]:
+def _check_finite(model: nn.Module, importance: str, parts: Sequence[Part], found: Sequence[torch.Tensor]) -> None:
+    for part, values in zip(parts, found, strict=True):
+        if not values.isfinite().all():
+            raise ArtefactError(
+                f"{type(model).__name__}: the importance {importance} of {part.name} is no number, "
+                + (
+                    "so its gradients over the images are not finite; use --importance l2"
+                    if importance == "taylor"
+                    else "so its weights are not finite; train it again, with a smaller learning rate"
+                )
+            )
+
+
+def _check_promise(model: nn.Module, done: Plan, goal: str, share: float) -> None:
+    before, after, unit = {
+        "macs": (done.macs_before, done.macs_after, "multiply-accumulates"),
+        "params": (done.parameters_before, done.parameters_after, "parameters"),
+    }[goal]
+    if after > before * share:
+        raise ArtefactError(
+            f"{type(model).__name__} costs more than its layers' couplings say: {after / before:.2%} of the {unit} "
+            f"stay, at most {share:.2%} were promised; ask for less (--{goal}), or export it unpruned "
+            "(pocketzoo export)"
+        )
+
+
+def _within_latency(ready: _Ready, spec: Input, wanted: float) -> tuple[nn.Module, Plan]:
     """Search the share of multiply-accumulates that takes `wanted` milliseconds, exporting and timing each try."""
-    whole = network_ms(ready.structure.model, ready.spec)
+    whole = network_ms(ready.structure.model, spec)
     note(f"{whole:.2f} ms unpruned")
     if whole <= wanted:
-        raise UsageError(f"the network takes {whole:.2f} ms already, prune.latency_ms asks for {wanted:g}")
+        raise UsageError(
+            f"the network takes {whole:.2f} ms already, prune.latency_ms asks for {wanted:g}; ask for less than "
+            f"{whole:.2f} ms, or give the goal as a share instead (prune.macs or prune.params)"
+        )
     aim = (1 - LATENCY_TOLERANCE / 2) * wanted
     low, high, share = 0.0, 1.0, aim / whole
     before = 1.0, whole
     best: tuple[nn.Module, Plan] | None = None
-    nearest = f"{whole:.2f} ms unpruned"
+    nearest = f"the nearest is {whole:.2f} ms unpruned"
     for _ in range(_TRIES):
+        narrowest = False
         try:
             pruned, done = _within(ready, "macs", share)
         except OutOfReachError as error:
+            narrowest = True
             # The narrowest network may be fast enough all the same.
             pruned, done = _within(ready, "macs", error.share * (1 + 1e-6))
             low = done.ratio
-        now = done.ratio, network_ms(pruned, ready.spec)
+        now = done.ratio, network_ms(pruned, spec)
         said = f"{now[1]:.2f} ms at {now[0]:.1%} of the multiply-accumulates"
         note(said)
         if now[1] <= wanted:
             best, low = (pruned, dataclasses.replace(done, latency_ms=round(now[1], 3))), now[0]
         else:
-            high, nearest = now[0], said
+            high, nearest = now[0], f"{'the narrowest network takes' if narrowest else 'the nearest is'} {said}"
         if (1 - LATENCY_TOLERANCE) * wanted <= now[1] <= wanted or high - low < 0.01:
             break
         guess = _secant(before, now, aim)
         share, before = guess if low < guess < high else (low + high) / 2, now
     if best is None:
         raise UsageError(
-            f"{wanted:g} ms are out of reach on this machine, the nearest is {nearest}; raise prune.latency_ms or "
+            f"{wanted:g} ms are out of reach on this machine, {nearest}; raise prune.latency_ms or "
             f"lower prune.round_to ({ready.config.round_to})"
         )
     return best

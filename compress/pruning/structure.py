@@ -24,7 +24,23 @@ from zoo.card import Input
 from zoo.errors import ArtefactError, UsageError
 from zoo.models.shrink import keep_channels, keep_slices, qkv_width, set_heads, update
 
-__all__ = ["Cut", "Part", "Structure"]
+__all__ = ["Cut", "Part", "Structure", "shape_of"]
+
+
+def shape_of(spec: Input | torch.Tensor) -> tuple[int, ...]:
+    """Shape of one input of a network, without the batch.
+
+    Args:
+        spec: a card's input, or an example [B, ...] of what the network takes.
+
+    Raises:
+        UsageError: an example without a batch.
+    """
+    if not isinstance(spec, torch.Tensor):
+        return tuple(spec.shape)
+    if spec.ndim < 2:
+        raise UsageError(f"expected an example of the network's input with its batch, [B, ...], got {list(spec.shape)}")
+    return tuple(spec.shape[1:])
 
 
 class Structure:
@@ -32,7 +48,7 @@ class Structure:
 
     Args:
         model: stays as it is until something is removed.
-        spec: its input.
+        spec: its input, or for any module that maps a tensor [B, ...] to one or more an example, whose shape is read.
         embedding: whether the width of a transformer's embedding is one of the parts.
 
     Raises:
@@ -43,17 +59,8 @@ class Structure:
     parts: list[Part]
     """In the order of the network's layers."""
 
-    def __init__(self, model: nn.Module, spec: Input, *, embedding: bool = False) -> None:
-        self._begin(model, spec.shape, embedding)
-
-    @classmethod
-    def of(cls, model: nn.Module, example: torch.Tensor, *, embedding: bool = False) -> Structure:
-        """The same for any module that maps a tensor [B, ...] to one or more; of `example` the shape is read."""
-        made = cls.__new__(cls)
-        made._begin(model, example.shape[1:], embedding)
-        return made
-
-    def _begin(self, model: nn.Module, shape: Sequence[int], embedding: bool) -> None:
+    def __init__(self, model: nn.Module, spec: Input | torch.Tensor, *, embedding: bool = False) -> None:
+        shape = shape_of(spec)
         self.model = model
         self._alive: dict[tuple[str, str], list[int]] = {}
         self._head_dims = {name: int(module.head_dim) for name, module in model.named_modules() if is_attention(module)}

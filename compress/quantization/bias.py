@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto
 
-from compress.quantization.qdq import Graph, Layer, layers, observe, session
+from compress.quantization.qdq import Graph, Layer, exact_session, layers, observe
 
 __all__ = ["correct"]
 
@@ -21,7 +21,7 @@ _IMAGES = 64
 """More change nothing (measured), and the activations of all of them are kept between layers."""
 
 
-def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[dict[str, Floats]]) -> ModelProto:
+def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[str, Floats]]) -> ModelProto:
     """Shift each bias so that the layer's outputs have the float graph's mean, channel by channel.
 
     Bias correction of Nagel et al. 2019 (arXiv 1906.04721, section 4.2), on calibration images as in its appendix D:
@@ -31,7 +31,8 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[dict[str,
     Args:
         quantized: QDQ graph; not changed. Layers without a bias stay as they are.
         parent: the float graph it was made from.
-        feeds: inputs of both graphs, a batch each, images first; the first 64 images or so are used.
+        feeds: inputs of both graphs, a batch each, images first; no more are read than the first 64 images
+            or so.
 
     Returns:
         The corrected graph.
@@ -61,12 +62,12 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[dict[str,
     return out
 
 
-def _first(feeds: Sequence[dict[str, Floats]], images: int) -> Iterator[dict[str, Floats]]:
+def _first(feeds: Sequence[Mapping[str, Floats]], images: int) -> Iterator[Mapping[str, Floats]]:
     for feed in feeds:
-        if images <= 0:
-            return
         yield feed
         images -= len(next(iter(feed.values())))
+        if images <= 0:
+            return
 
 
 def _advance(graph: Graph, start: int, name: str, states: list[State]) -> int:
@@ -87,7 +88,7 @@ def _advance(graph: Graph, start: int, name: str, states: list[State]) -> int:
     read = {entry for node in nodes[start:stop] for entry in node.input}
     needed = {entry for node in nodes[stop:] for entry in node.input} | {name}
     inputs, outputs = sorted(read & set(states[0])), sorted(made & needed)
-    running = session(_part(graph, nodes[start:stop], {entry: states[0][entry] for entry in inputs}, outputs))
+    running = exact_session(_part(graph, nodes[start:stop], {entry: states[0][entry] for entry in inputs}, outputs))
     for state in states:
         answers = running.run(outputs, {entry: state[entry] for entry in inputs})
         state.update(zip(outputs, answers, strict=True))

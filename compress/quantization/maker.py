@@ -52,19 +52,26 @@ class Maker:
         name = next(iter(self._feeds[0]))
         inputs = {name: np.concatenate([feed[name] for feed in self._feeds])}
         plain = int8.static(self.prepared, self._ranges, self._target)
-        return refine(plain, self.prepared, saturates=self._target.reduce_range, inputs=inputs)
+        return refine(
+            plain,
+            self.prepared,
+            saturates=self._target.reduce_range,
+            inputs=inputs,
+            shift_biases=self._config.bias_correction,
+        )
 
     def static(self, floats: Collection[str] = (), *, finish: bool = True) -> ModelProto:
         """Weights and activations with fixed ranges.
 
         Args:
             floats: names of nodes of `prepared` that stay in float.
-            finish: correct the biases, too, if the configuration says so; not needed to compare candidates.
+            finish: correct the biases with those of earlier layers corrected, if the configuration says so; not needed
+                to compare candidates.
         """
         model = int8.static(self.prepared, self._ranges, self._target, floats=floats)
         self._borrow(model, floats)
         if finish and self._config.bias_correction:
-            return correct(model, self.prepared, [dict(feed) for feed in self._feeds])
+            return correct(model, self.prepared, self._feeds)
         return model
 
     def dynamic(self) -> ModelProto:

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, NodeProto, numpy_helper
 
-__all__ = ["Graph", "Layer", "attributes", "layers", "observe", "session"]
+__all__ = ["Graph", "Layer", "attributes", "exact_session", "layers", "observe"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -188,14 +188,14 @@ def observe(
     known = inputs | {value.name for value in model.graph.output}
     fetch = [name for name in dict.fromkeys(names) if name not in inputs]
     watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in fetch if name not in known)
-    running = session(watched)
+    running = exact_session(watched)
     for feed in feeds:
         # Asked for nothing, ONNX Runtime answers everything.
         answers = dict(zip(fetch, running.run(fetch, dict(feed)), strict=True)) if fetch else {}
         yield answers | {name: feed[name] for name in names if name in inputs}
 
 
-def session(model: ModelProto) -> onnxruntime.InferenceSession:
+def exact_session(model: ModelProto) -> onnxruntime.InferenceSession:
     """Runs a graph as it is written: a QDQ graph computes what its codes mean, in floats, on every machine."""
     options = onnxruntime.SessionOptions()
     # Optimized, it would be integers, and weights behind activations would be quantized if they are not yet.

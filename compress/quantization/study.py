@@ -165,9 +165,9 @@ class Study:
             "compared_on": data.compared_on,
             "compared_images": comparison.n,
             "agreement": round(comparison.agreement, 4),
-            "drop": round(comparison.drop, 3),
+            "drop": round(comparison.drop, 3) + 0.0,
             "drop_of": "expected" if comparison.top1 is None else "top-1",
-            "expected_drop": round(comparison.expected_drop, 3),
+            "expected_drop": round(comparison.expected_drop, 3) + 0.0,
             "kl": round(comparison.kl, 6),
             "parity": float(f"{comparison.parity:.2g}"),
             "bytes": trial.model.ByteSize(),
@@ -224,7 +224,7 @@ class Study:
             tried[count] = self._try("static", self._maker.static(order[:count]), order[:count])
             found = tried[count]
             note(
-                f"{self._card.name}: {count} of {len(order)} nodes in float: {found.comparison.drop:.2f} points lost, "
+                f"{self._card.name}: {count} of {len(order)} nodes in float: {found.comparison.drop:z.2f} points lost, "
                 f"{found.comparison.agreement:.1%} of answers as before"
             )
             return found.keeps(self._config.max_drop)

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo.datasets.base import Sample
-from zoo.files import sha256_file, write_bytes
+from zoo.files import HALF_GRAPH, sha256_file, write_bytes
 from zoo.recipe import QuantizeConfig
 
 __all__ = ["REPORT", "images_digest", "is_up_to_date", "read_report", "sentence", "write_report"]
 
 REPORT = "quantize.json"
 """Beside the ONNX files: file name -> report."""
+
+_MISSING = object()
+"""Unlike any entry of a report, None included."""
 
 
 def read_report(target: Path) -> dict[str, Any] | None:
@@ -36,40 +39,51 @@ def images_digest(samples: Iterable[Sample]) -> str:
     return hashlib.sha256("".join(sorted(sample.digest for sample in samples)).encode()).hexdigest()
 
 
-def is_up_to_date(target: Path, config: QuantizeConfig, *, parent: str, calibrated_on: str | None = None) -> bool:
+def is_up_to_date(target: Path, config: QuantizeConfig, *, parent: str, data: Mapping[str, Any] | None = None) -> bool:
     """Whether the same quantization of the same file was done before, and its file, if it wrote one, is still there.
 
     Args:
         target: the quantized file.
         config: settings.
         parent: SHA-256 of the file to be quantized.
-        calibrated_on: digest of the calibration images; None: whatever they were.
+        data: what the report must say about the images: `unlabelled`, `dataset` and `calibration_digest`, or some of
+            them; None: whatever they were.
     """
     report = read_report(target)
     if report is None or report.get("parent") != parent or report.get("config") != _plain(config):
         return False
-    if calibrated_on is not None and report.get("calibration_digest") != calibrated_on:
+    if any(report.get(key, _MISSING) != value for key, value in (data or {}).items()):
         return False
     if not report.get("written"):
         return not target.exists()
     return target.is_file() and sha256_file(target) == report.get("digest")
 
 
-def sentence(report: Mapping[str, Any]) -> str:
-    """One line: what the file gains and loses, whether it was written, and if not, why and what to do about it."""
+def sentence(report: Mapping[str, Any], path: Path = Path(HALF_GRAPH)) -> str:
+    """One line: what the file gains and loses, whether it was written, and if not, why and what to do about it.
+
+    Args:
+        report: see compress.quantize.
+        path: how to name the file.
+    """
     measured = report["measured"]
     speed = measured["speedup"]
     parts = [
         f"{speed:.2f}x the speed of FP32" if speed is not None else "not timed here",
         f"{measured['agreement']:.1%} of answers as before",
-        f"{0.0 - measured['drop']:+.1f} points" + ("" if measured["drop_of"] == "top-1" else " expected"),
+        f"{-measured['drop']:+z.1f} points" + ("" if measured["drop_of"] == "top-1" else " expected"),
     ]
     numbers = f"{report['precision']} {', '.join(parts)}"
     if not report["written"]:
-        return f"not written: {numbers}; {report['reason']}; --keep any writes it anyway"
-    if report["verdict"] == "better":
-        return f"{numbers}: written"
-    return f"{numbers}: written, but not better: {report['reason']}"
+        stays = "; the earlier file stays" if report.get("earlier_stays") else ""
+        return f"not written: {numbers}; {report['reason']}{stays}; --keep any writes it anyway"
+    written = f"{numbers}: written"
+    if report["verdict"] != "better":
+        written += f", but not better: {report['reason']}"
+    if report["precision"] == "FP16":
+        # A folder means model.onnx or model.int8.onnx.
+        written += f"; use it by its name, like `pocketzoo predict {path}`"
+    return written
 
 
 def _read(path: Path) -> dict[str, Any]:

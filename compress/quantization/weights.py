@@ -83,12 +83,14 @@ def refine(
     *,
     saturates: bool,
     inputs: Mapping[str, Floats] | None = None,
+    shift_biases: bool = True,
     seed: int = 0,
 ) -> ModelProto:
     """Quantize the weights of convolutions and matrix products anew, from the float graph's.
 
     With inputs, codes are chosen for the least error of the layer's outputs over them, and biases take over what is
-    left on average. Without, each is rounded to the nearest.
+    left on average. Without, each is rounded to the nearest. The inputs of all images are in memory at once: 4 bytes a
+    value, 0.15 GB for 256 images of 3 x 224 x 224.
 
     Args:
         quantized: as ONNX Runtime's QDQQuantizer makes it, INT8 weights with a scale per channel; not changed. Layers
@@ -99,6 +101,7 @@ def refine(
             and the depthwise part of x86_64/ConvSymKernelAvx2.S in ONNX Runtime 1.31), so their weights are not
             bounded.
         inputs: calibration data, all images of each graph input, images first.
+        shift_biases: whether biases may take over anything; else the codes alone keep the error small.
         seed: draws the places at which the layers' inputs are looked at.
 
     Returns:
@@ -112,7 +115,8 @@ def refine(
     alone = [layer for layer in found if not layer.shared and layer.fan_in <= _LARGEST_FAN_IN]
     moments = _measure(parent, alone, inputs, np.random.default_rng(seed)) if inputs and alone else {}
     for layer in found:
-        _requantize(graph, layer, moments.get(layer.node.name), pairs=saturates and not layer.depthwise)
+        pairs = saturates and not layer.depthwise
+        _requantize(graph, layer, moments.get(layer.node.name), pairs=pairs, shift_bias=shift_biases)
     return out
 
 
@@ -135,15 +139,17 @@ def _batches(inputs: Mapping[str, Floats], total: int) -> Iterator[dict[str, Flo
         yield {name: values[start : start + _BATCH] for name, values in inputs.items()}
 
 
-def _requantize(graph: Graph, layer: Layer, moments: _Moments | None, *, pairs: bool) -> None:
+def _requantize(graph: Graph, layer: Layer, moments: _Moments | None, *, pairs: bool, shift_bias: bool) -> None:
     weight = layer.rows(layer.weight)
     scale = np.maximum(widest_scales(weight, pairs=pairs), _least_scales(layer))
+    shift = np.zeros(scale.size, np.float32)
     if moments is None:
         codes = nearest(weight, scale, pairs=pairs)
-        shift = np.zeros(scale.size, np.float32)
     else:
-        codes = compensate(weight, scale, moments.shrunk(central=layer.bias is not None), pairs=pairs)
-        shift = moments.outputs(weight - codes * scale[..., None]).reshape(-1)
+        shifted = shift_bias and layer.bias is not None
+        codes = compensate(weight, scale, moments.shrunk(central=shifted), pairs=pairs)
+        if shifted:
+            shift = moments.outputs(weight - codes * scale[..., None]).reshape(-1)
     graph.store(layer.codes, np.ascontiguousarray(layer.unrows(codes)).astype(np.int8))
     graph.store(layer.scale, scale.reshape(-1))
     if layer.bias is not None and layer.float_bias is not None:

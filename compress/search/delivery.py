@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from zoo.decode import decode
 from zoo.errors import ArtefactError
 from zoo.evaluate import accuracy, logits_of
 from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.paired import paired_difference
 from zoo.predictor import Predictor
 from zoo.progress import note
 from zoo.run_state import LOG
@@ -136,13 +136,11 @@ def _compare(parent: Path, child: Path, samples: Sequence[Sample], name: str) ->
         metrics.append(accuracy(logits, truth, dataset=name, split="test"))
     lost, won = (int(((one == truth) & (other != truth)).sum()) for one, other in (answers, answers[::-1]))
     n = len(samples)
-    # Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions": half an image is
-    # added to each of the four cells, so that an interval of no difference is not empty.
-    spread = (lost + won + 1) / (n + 2) - ((lost - won) / (n + 2)) ** 2
+    _, spread = paired_difference(n, gained=won, lost=lost)
     return FinalTest(
         parent=metrics[0],
         chosen=metrics[1],
         agreement=float((answers[0] == answers[1]).mean()),
         drop=100 * (lost - won) / n,
-        margin=round(100 * 1.96 * math.sqrt(spread / (n + 2)), 3),
+        margin=round(100 * 1.96 * spread, 3),
     )

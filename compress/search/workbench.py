@@ -22,7 +22,7 @@ from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, File, Jou
 from compress.search.pareto import front
 from zoo import graph
 from zoo.batches import Images
-from zoo.checkpoint import load, read_card
+from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
 from zoo.distributed import pick_device
 from zoo.errors import ArtefactError, CheckError, TrainingError, UsageError
@@ -98,8 +98,16 @@ class Workbench:
         """The artefact's own FP32 graph; exported again where a finished search has deleted it."""
         path = self.place(PARENT) / GRAPH
         if not path.is_file():
+            export(self._named(), path, dataset=self.dataset)
+        return path
+
+    def _named(self) -> Path:
+        """A copy of the artefact under the new one's name, which it gets where it is only quantized."""
+        path = self.place(PARENT) / CHECKPOINT
+        if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            export(self.source, path, dataset=self.dataset)
+            model, card = load(self.source)
+            save(model, dataclasses.replace(card, name=self.name), path)
         return path
 
     def run(self, task: Task) -> Record:
@@ -133,9 +141,7 @@ class Workbench:
                 shutil.rmtree(place)
 
     def _parent(self) -> Record:
-        place = self.place(PARENT)
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.source, place / CHECKPOINT)
+        self._named()
         model, card = load(self.source)
         images = Images(self.dataset.splits["validation"][:_SAMPLE], card.use.input)
         torch_logits(model, images, device=pick_device())

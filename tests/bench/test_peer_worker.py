@@ -121,7 +121,7 @@ def test_no_usage_data_is_sent() -> None:
 
 def test_a_package_that_is_absent(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ArtefactError, match=r"openvino is not installed.*pip install 'pocketzoo\[peers\]'"):
+    with pytest.raises(ArtefactError, match=r"openvino is not installed.*pip install '\.\[peers\]'"):
         prepare(dataclasses.replace(job, peer="openvino"))
 
 

@@ -6,21 +6,24 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compress import chain as chain_module
 from compress.chain import compress_run, export_artefact, quantize_artefact
 from compress.quantization.study import Speed
-from compress.quantization.verdict import REPORT
+from compress.quantization.verdict import REPORT, write_report
+from compress.quantize import Quantized
 from tests.conftest import run_cli
 from tests.zoo.factories import make_samples
 from zoo import checkpoint, graph
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
 from zoo.fit_config import FitConfig
-from zoo.recipe import PruneConfig, QuantizeConfig, RecoverConfig, Run
+from zoo.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig, Run
 from zoo.train import train
-from zoo.workspace import DataSource
+from zoo.workspace import DataSource, read_notes
 
 MODELS = ("tiny-resnet", "tiny-vit-full", "tiny-vit-lora")
 
@@ -108,6 +111,56 @@ def test_the_test_split_is_read_only_where_the_run_says_so(tmp_path: Path) -> No
     assert [entry.stage for entry in card.lineage] == ["train", "prune", "recover"]
 
 
+def test_an_interrupted_recovery_goes_on_from_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = FitConfig(epochs=1, batch_size=20)
+    run = Run(
+        name="net",
+        model="cnn5",
+        arguments={"filters": 16, "growth": "equal", "dense": 16, "img_size": 32},
+        data="digits",
+        size=32,
+        images_per_split=20,
+        test=False,
+        train=fit,
+        prune=PruneConfig(macs=0.8, importance="l2"),
+        recover=RecoverConfig(fit=fit),
+    )
+    train(run, tmp_path)
+    done: list[str] = []
+
+    def noted(name: str) -> None:
+        stage = getattr(chain_module, name)
+
+        def do(*arguments: Any, **options: Any) -> Any:
+            done.append(name)
+            return stage(*arguments, **options)
+
+        monkeypatch.setattr(chain_module, name, do)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    noted("prune")
+    noted("recalibrate")
+    with monkeypatch.context() as patch:
+        patch.setattr(chain_module, "recover", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compress_run(run, tmp_path)
+        assert done == ["prune", "recalibrate"]
+        # Other settings of the second stage alone make only that one again.
+        with pytest.raises(KeyboardInterrupt):
+            compress_run(dataclasses.replace(run, recalibrate=RecalibrateConfig(images=10)), tmp_path)
+        assert done == ["prune", "recalibrate", "recalibrate"]
+        with pytest.raises(KeyboardInterrupt):
+            compress_run(run, tmp_path, force=True)
+        assert done[3:] == ["prune", "recalibrate"]
+    done.clear()
+    path = compress_run(run, tmp_path)
+    assert done == []
+    assert [entry.stage for entry in checkpoint.read_card(path).lineage] == ["train", "prune", "recalibrate", "recover"]
+    assert not list(path.parent.glob("*ed.safetensors"))
+
+
 def test_data_named_again_keep_what_the_training_left_out(tmp_path: Path) -> None:
     fit = FitConfig(epochs=1, batch_size=20)
     run = Run(name="cnn", model="lenet", data="digits", images_per_split=20, labels=0.5, train=fit)
@@ -152,10 +205,7 @@ def test_what_is_not_better_is_not_tried_again(exported: Path, monkeypatch: pyte
 
 def test_unlabelled_pictures_need_no_data_set(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (exported / "run.json").unlink()
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for sample in make_samples(20):
-        (pictures / f"{sample.name}.png").write_bytes(sample.read())
+    pictures = _pictures(tmp_path / "pictures")
     config = QuantizeConfig(max_drop=100.0, method="static")
     path, report = quantize_artefact(exported, config, calibrate=pictures)
     assert graph.read_card(path).lineage[-1].summary["calibrated_on"] == "unlabelled images"
@@ -165,6 +215,78 @@ def test_unlabelled_pictures_need_no_data_set(exported: Path, monkeypatch: pytes
     assert again["calibration_digest"] != report["calibration_digest"]
     with pytest.raises(ArtefactError, match="add --data"):
         quantize_artefact(exported, QuantizeConfig())
+
+
+def _pictures(folder: Path) -> Path:
+    folder.mkdir()
+    for sample in make_samples(20):
+        (folder / f"{sample.name}.png").write_bytes(sample.read())
+    return folder
+
+
+def test_what_has_data_is_not_left_with_other_pictures(exported: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(images=8, max_drop=100.0, method="static")
+    _, strange = quantize_artefact(exported, config, calibrate=_pictures(tmp_path / "pictures"))
+    _, own = quantize_artefact(exported, config)
+    assert (strange["unlabelled"], own["unlabelled"]) == (True, False)
+    assert own["dataset"] is not None
+    assert quantize_artefact(exported, config)[1] == own
+    # The same data, named: the digest is the same.
+    notes = read_notes(exported)
+    assert quantize_artefact(exported, config, data=DataSource(name=notes.data.name))[1] == own
+    changed = own | {"dataset": "of other data"}
+    write_report(exported / INT8_GRAPH, changed)
+    assert quantize_artefact(exported, config)[1] == changed
+    assert quantize_artefact(exported, config, data=notes.data)[1]["dataset"] == own["dataset"]
+
+
+def test_what_has_no_data_stays_calibrated_on_pictures(exported: Path, tmp_path: Path) -> None:
+    (exported / "run.json").unlink()
+    config = QuantizeConfig(images=8, max_drop=100.0, method="static")
+    _, report = quantize_artefact(exported, config, calibrate=_pictures(tmp_path / "pictures"))
+    assert quantize_artefact(exported, config)[1] == report
+
+
+@pytest.mark.parametrize(("method", "again"), [("dynamic", False), ("fp16", False), ("static", True)])
+def test_costs_are_asked_for_only_where_there_are_any(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, method: str, again: bool
+) -> None:
+    config = QuantizeConfig(images=8, max_drop=100.0, method=method)
+    _, report = quantize_artefact(exported, config)
+    assert report["sensitivity"] == []
+    asked: list[bool] = []
+
+    def quantized(*_: object, analyse: bool, **__: object) -> Quantized:
+        asked.append(analyse)
+        return Quantized(card=None, written=True, report=report)
+
+    monkeypatch.setattr("compress.chain.quantize", quantized)
+    quantize_artefact(exported, config, analyse=True)
+    assert asked == [True] * again
+
+
+def test_files_that_are_no_graphs_are_refused(exported: Path) -> None:
+    other = exported / "weights.pt"
+    other.write_bytes(b"")
+    for path in (other, exported / "missing.pt"):
+        with pytest.raises(ArtefactError, match=rf"expected an artefact's folder or \.onnx file, got .*{path.name}"):
+            quantize_artefact(path, QuantizeConfig())
+
+
+def test_named_data_measure_what_was_exported_without(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cnn"
+    folder.mkdir()
+    for name in (CHECKPOINT, GRAPH, "run.json"):
+        shutil.copy(made / "tiny-resnet" / name, folder / name)
+    named = read_notes(folder).data
+    model, card = graph.load(folder / GRAPH)
+    bare = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=()))
+    graph.write(model, bare, folder / GRAPH)
+    assert graph.read_card(export_artefact(folder)).inform.metrics == ()
+    assert graph.read_card(export_artefact(folder, data=named)).metrics("validation") == card.metrics("validation")
+    before = (folder / GRAPH).stat().st_mtime_ns
+    export_artefact(folder, data=named)
+    assert (folder / GRAPH).stat().st_mtime_ns == before
 
 
 def test_a_table_of_costs_on_request(exported: Path) -> None:

@@ -241,6 +241,16 @@ def test_a_goal_that_nothing_meets_writes_nothing_and_says_what_would(go: Callab
     assert not list((tmp_path / "out").glob("model.*"))
     assert "the nearest would with --" in found.advice(Goal(max_drop=0.5, latency_ms=0.4))
     assert found.picture.is_file()
+    assert found.earlier == ()
+
+
+def test_files_of_an_earlier_search_stay_and_are_told(go: Callable[..., Found], tmp_path: Path) -> None:
+    assert go().earlier == ()
+    before = {path: sha256_file(path) for path in (tmp_path / "out").glob("model.*")}
+    found = go(Goal(max_drop=0.5, latency_ms=0.4))
+    assert (found.chosen, found.path) == (None, None)
+    assert set(found.earlier) == FILES
+    assert {path: sha256_file(path) for path in (tmp_path / "out").glob("model.*")} == before
 
 
 def test_an_artefact_that_is_the_best_itself_is_not_written_again(

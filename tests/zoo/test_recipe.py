@@ -9,7 +9,7 @@ import pytest
 
 from zoo.errors import UsageError
 from zoo.models.registry import names
-from zoo.recipe import LoraConfig, Run, load_recipe, recipe_names
+from zoo.recipe import LoraConfig, QuantizeConfig, Run, load_recipe, recipe_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "zoo" / "recipes"
 
@@ -52,6 +52,20 @@ def test_flags_and_settings_lie_above(tmp_path):
         assert (run.data, run.model, run.weights) == ("mnist5k", "cnn", "pretrained")
         assert (run.train.epochs, run.train.optimizer, run.train.augment.flip, run.train.lr) == (7, "sgd", True, 1e-4)
         assert run.lora and run.lora.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 0}, r"quantize\.images \(--images\) must be at least 1, got 0"),
+        ({"target": "vni"}, r"quantize\.target.*did you mean vnni"),
+        ({"calibration": "entropi"}, r"quantize\.calibration.*did you mean entropy"),
+        ({"method": "statik"}, r"quantize\.method.*did you mean static"),
+    ],
+)
+def test_settings_of_quantization_are_checked_early(changes, message):
+    with pytest.raises(UsageError, match=message):
+        QuantizeConfig(**changes)
 
 
 def test_an_artefact_is_named_after_its_data_and_model():

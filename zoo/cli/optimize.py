@@ -124,6 +124,8 @@ def _print(found: Found, config: OptimizeConfig) -> None:
     print(f"{marks}; {found.seconds / 60:.1f} minutes; {found.picture}")
     if found.chosen is not None and found.path is None:
         print("the artefact itself is the best that meets the goal; nothing was written")
+    if found.earlier:
+        print(f"the files of an earlier search stay in {found.journal.parent}: {', '.join(found.earlier)}")
     if found.path is not None and found.test is not None:
         test = found.test
         print(
@@ -184,4 +186,5 @@ def _as_json(found: Found) -> dict[str, Any]:
         "seconds": found.seconds,
         "journal": str(found.journal),
         "picture": str(found.picture),
+        "earlier": list(found.earlier),
     }

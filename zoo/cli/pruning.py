@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.app import Artefact, AsJson, Data, Resume, app, console, named_source, notes_of
+from zoo.cli.app import Artefact, AsJson, Data, Force, Resume, app, console, named_source, notes_of
 from zoo.errors import UsageError
-from zoo.files import CHECKPOINT, checkpoint_path
+from zoo.files import CHECKPOINT, checkpoint_path, sha256_file
+from zoo.progress import note
 
 if TYPE_CHECKING:
     from compress.prune import Plan
+    from zoo.card import Card
 
 __all__: list[str] = []
 
@@ -91,6 +93,7 @@ def prune(
             raise UsageError("--out FOLDER is missing: name the new artefact's folder, or add --plan to only look")
         if (out / CHECKPOINT).resolve() == source.resolve():
             raise UsageError(f"--out {out} is the artefact itself; name another folder")
+        _check_free(out, source)
         notes = None if without_data(source.parent, card, named_source(data)) else notes_of(source, data)
         dataset = notes.data.open_for(card) if notes else None
         done = stage(source, out / CHECKPOINT, config, dataset=dataset, name=out.name)
@@ -100,6 +103,20 @@ def prune(
         print(json.dumps(dataclasses.asdict(done) | {"ratio": done.ratio}))
     else:
         _show(done)
+
+
+def _check_free(out: Path, source: Path) -> None:
+    """Only what was pruned from the very same checkpoint is written over."""
+    from zoo.checkpoint import read_card
+    from zoo.workspace import card_if_readable, occupied
+
+    target = out / CHECKPOINT
+    if not target.exists():
+        return
+    card = card_if_readable(read_card, target)
+    last = card.lineage[-1] if card and card.lineage else None
+    if last is None or last.stage != "prune" or last.parent != sha256_file(source):
+        raise occupied(out, card, CHECKPOINT)
 
 
 def _show(done: Plan) -> None:
@@ -136,20 +153,24 @@ def recalibrate(
     images: Annotated[int, typer.Option(help="At most so many training images.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Images per batch; every batch counts the same.")] = 64,
     data: Data = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the BatchNorm statistics of a checkpoint anew, in its own folder."""
+    from compress.recalibrate import Recalibration
     from compress.recalibrate import recalibrate as stage
     from zoo.checkpoint import read_card
+    from zoo.decode import decode
     from zoo.recipe import RecalibrateConfig
 
     source = checkpoint_path(artefact)
-    done = stage(
-        source,
-        source,
-        RecalibrateConfig(images=images, batch_size=batch_size),
-        dataset=notes_of(source, data).data.open_for(read_card(source)),
-    )
+    card, config = read_card(source), RecalibrateConfig(images=images, batch_size=batch_size)
+    dataset = notes_of(source, data).data.open_for(card)
+    if not force and _is_last(card, "recalibrate", dataclasses.asdict(config), dataset.name):
+        _say_current(source)
+        done = decode(Recalibration, dict(card.lineage[-1].summary), str(source))
+    else:
+        done = stage(source, source, config, dataset=dataset)
     if as_json:
         print(json.dumps(dataclasses.asdict(done)))
         return
@@ -166,21 +187,62 @@ def recover(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     distill: Annotated[float, typer.Option(help="Weight of the teacher's answers against the labels, 0 to 1.")] = 0.7,
     temperature: Annotated[float, typer.Option(help="Both answers are softened by it.")] = 2.0,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test/--no-test",
+            help="Measure the result on the test split, which is read once, at the end: not while settings are tried.",
+        ),
+    ] = False,
     data: Data = None,
     resume: Resume = True,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a pruned checkpoint with its unpruned parent as teacher, in its own folder."""
     from compress.recover import recover as stage
     from zoo.checkpoint import read_card
+    from zoo.decode import decode
+    from zoo.fit import FitReport
     from zoo.fit_config import FitConfig
     from zoo.recipe import RecoverConfig
+    from zoo.train import add_test
 
-    source = checkpoint_path(artefact)
+    source, taught = checkpoint_path(artefact), checkpoint_path(teacher)
+    if taught.resolve() == source.resolve():
+        raise UsageError(
+            f"--teacher {teacher} is the artefact itself, which can teach itself nothing; name the one "
+            "it was pruned from"
+        )
     config = RecoverConfig(fit=FitConfig(epochs=epochs, lr=lr), distill=distill, temperature=temperature)
-    dataset = notes_of(source, data).data.open_for(read_card(source))
-    done = stage(source, checkpoint_path(teacher), source, config, dataset=dataset, resume=resume)
+    card = read_card(source)
+    dataset = notes_of(source, data).data.open_for(card)
+    same = _is_last(card, "recover", dataclasses.asdict(config), dataset.name)
+    if not force and same and card.lineage[-1].summary["teacher"] == sha256_file(taught):
+        _say_current(source)
+        summary = {key: value for key, value in card.lineage[-1].summary.items() if key != "teacher"}
+        done = decode(FitReport, summary, str(source))
+        if test:
+            add_test(source, lambda: dataset)
+    else:
+        done = stage(source, taught, source, config, dataset=dataset, resume=resume, test=test)
     if as_json:
         print(json.dumps(dataclasses.asdict(done)))
         return
     print(f"best validation top-1 {done.validation_top1:.2%} in epoch {done.best_epoch} of {done.epochs}")
+
+
+def _is_last(card: Card, stage: str, config: dict[str, Any], dataset: str) -> bool:
+    """Whether the last thing that was done to an artefact is this, with the same settings and data.
+
+    Both stages write in place, so that the file they read is gone and cannot be compared.
+    """
+    from zoo.workspace import is_current
+
+    metrics = card.metrics("validation")
+    same = metrics is not None and metrics.dataset == dataset
+    return same and bool(card.lineage) and is_current(card, [(stage, config)], card.lineage[-1].parent)
+
+
+def _say_current(source: Path) -> None:
+    note(f"{source.parent.name} is up to date; --force does it anew")

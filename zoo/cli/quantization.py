@@ -92,7 +92,11 @@ def quantize(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize model.onnx to model.int8.onnx (or model.fp16.onnx) beside it, if that makes it better."""
+    """Quantize model.onnx to model.int8.onnx (or model.fp16.onnx) beside it, if that makes it better.
+
+    A folder means its model.onnx or model.int8.onnx to other commands; name FP16 files themselves:
+    pocketzoo predict output/x/model.fp16.onnx.
+    """
     from compress.chain import quantize_artefact
     from zoo.recipe import QuantizeConfig
 
@@ -125,7 +129,7 @@ def _tell(path: Path, found: dict[str, Any], as_json: bool) -> None:
         card = dataclasses.asdict(read_card(path)) if found["written"] else None
         print(json.dumps({"path": str(path), "card": card, "report": found}))
     else:
-        print(f"{short(path.parent)}: {sentence(found)}")
+        print(f"{short(path.parent)}: {sentence(found, short(path))}")
 
 
 def _costs(found: dict[str, Any]) -> Table | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,9 +236,15 @@ _OWN_INPUTS: Mapping[str, _OwnInput] = {
 }
 
 
-def count_macs(model: nn.Module, spec: Input) -> int:
-    """Multiply-accumulates of one example, counted by torch (convolutions, matrix products, attention)."""
-    device = next(model.parameters()).device
+def count_macs(model: nn.Module, spec: Input | Sequence[int]) -> int:
+    """Multiply-accumulates of one example, counted by torch (convolutions, matrix products, attention).
+
+    Args:
+        model: stays as it is.
+        spec: its input, or the shape of one without the batch.
+    """
+    shape = spec.shape if isinstance(spec, Input) else spec
+    like = next(model.parameters())
     modes = [(module, module.training) for module in model.modules()]
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -247,7 +253,7 @@ def count_macs(model: nn.Module, spec: Input) -> int:
             # torch 2.15's counter fails on a view of a parameter that wants gradients (CaiT's class token).
             parameter.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *spec.shape, device=device))
+            model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)

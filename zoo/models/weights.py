@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +191,9 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
         return f"it holds Python objects ({found[1]})"
-    if "Weights only load failed" in text:
+    # What pickle and zipfile stumble over (a key, a byte) means nothing to who reads it.
+    stumbled = isinstance(error, LookupError | EOFError | pickle.UnpicklingError | zipfile.BadZipFile)
+    if stumbled or not text or "Weights only load failed" in text:
         return "it is neither a safetensors file nor a state dict of torch.save"
     return text
 

@@ -60,7 +60,7 @@ class Custom(nn.Module):
 def test_any_module_with_an_example(model: Callable[[], nn.Module], parts: dict[str, int]) -> None:
     made = model().eval()
     _randomize(made)
-    structure = Structure.of(made, torch.zeros(1, 3, 8, 8))
+    structure = Structure(made, torch.zeros(1, 3, 8, 8))
     assert {part.name: len(part.units) for part in structure.parts} == parts
     gap, effect = _gap(structure, _doomed(structure.parts, 1), _images(made, (3, 8, 8)))
     assert gap < 1e-10 < effect
@@ -146,7 +146,7 @@ def test_what_the_graph_gets_wrong_is_refused_by_name(
     model: Callable[[], nn.Module], shape: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ArtefactError, match=message):
-        Structure.of(model(), torch.zeros(2, *shape))
+        Structure(model(), torch.zeros(2, *shape))
 
 
 @pytest.mark.parametrize(
@@ -183,4 +183,4 @@ def test_groups_that_would_not_stay_equally_wide() -> None:
             return self.head(self.both(torch.cat([self.one(images), self.two(images)], 1)).mean((2, 3)))
 
     with pytest.raises(ArtefactError, match=r"only some channels of the 2 groups of both hang together with one"):
-        Structure.of(Halves(), torch.zeros(1, 3, 4, 4))
+        Structure(Halves(), torch.zeros(1, 3, 4, 4))

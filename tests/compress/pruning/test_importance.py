@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress.pruning import importance
+from compress.pruning.couplings import traced
 from compress.pruning.importance import IMPORTANCES, comparable, score, scores
 from compress.pruning.structure import Cut, Part, Structure
 from tests.zoo.factories import TINY_VIT, make_input, make_samples
@@ -51,7 +52,7 @@ def cut(path: str, name: str, total: int, repeat: int = 1) -> Cut:
 
 
 def part(units: tuple[tuple[int, ...], ...], kind: str = "channel") -> Part:
-    return Part(name="conv", kind=kind, units=units, group=None)
+    return Part(name="conv", kind=kind, units=units)
 
 
 SINGLES = part(((0,), (1,), (2,), (3,)))
@@ -198,7 +199,7 @@ def test_random_is_seeded_and_differs_between_parts() -> None:
     first = score(made, SINGLES, "random", seed=1)
     assert torch.equal(first, score(made, SINGLES, "random", seed=1))
     assert not torch.equal(first, score(made, SINGLES, "random", seed=2))
-    other = Part(name="other", kind="channel", units=SINGLES.units, group=None)
+    other = Part(name="other", kind="channel", units=SINGLES.units)
     assert not torch.equal(first, score(made, other, "random", seed=1))
 
 
@@ -223,9 +224,12 @@ def test_norms_agree_with_torch_pruning_where_both_count_the_same(name: str) -> 
     made = Structure(model, make_input(32))
     theirs = tp.importance.GroupMagnitudeImportance(p=int(name[1]), normalizer=None)
     assert len(made.parts) > 5
-    for found in made.parts:
-        wanted = theirs(found.group)
-        assert torch.allclose(score(made, found, name), wanted, rtol=1e-4)
+    with traced(model, (3, 32, 32)) as (graph, _):
+        for found in made.parts:
+            layer = model.get_submodule(found.name)
+            function = graph.get_pruner_of_module(layer).prune_out_channels
+            wanted = theirs(graph.get_pruning_group(layer, function, list(range(len(found.units)))))
+            assert torch.allclose(score(made, found, name), wanted, rtol=1e-4)
 
 
 def test_comparable_scores_keep_the_order_within_a_part() -> None:

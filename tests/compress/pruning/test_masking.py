@@ -20,7 +20,7 @@ def _net() -> nn.Sequential:
 
 def test_masked_channels_are_nothing_and_norms_leave_them_out() -> None:
     model = _net().eval()
-    structure = Structure.of(model, torch.zeros(1, 4))
+    structure = Structure(model, torch.zeros(1, 4))
     inputs = torch.rand(2, 4)
     first = model[0](inputs)
     wanted = nn.functional.layer_norm(first[:, [0, 2, 3, 5]], [4])
@@ -36,7 +36,7 @@ def test_masked_channels_are_nothing_and_norms_leave_them_out() -> None:
 
 @pytest.mark.parametrize("channels", [(1, 0, 3, 2, 5, 4), (1, 2, 3, 4, 5, 0), (5, 4, 3, 2, 1, 0)])
 def test_channels_followed_to_the_wrong_place_are_found(channels: tuple[int, ...]) -> None:
-    structure = Structure.of(_net(), torch.zeros(1, 4))
+    structure = Structure(_net(), torch.zeros(1, 4))
     part = structure.parts[0]
     cuts = structure.cuts(part)
     (reader,) = (cut for cut in cuts if (cut.path, cut.name) == ("3", "in"))
@@ -46,7 +46,7 @@ def test_channels_followed_to_the_wrong_place_are_found(channels: tuple[int, ...
 
 
 def test_a_forgotten_layer_is_found() -> None:
-    structure = Structure.of(_net(), torch.zeros(1, 4))
+    structure = Structure(_net(), torch.zeros(1, 4))
     cuts = structure.cuts(structure.parts[1])
     del cuts[1]
     with pytest.raises(ArtefactError, match=r"the hidden units of 3 is not the same as masking them \(RuntimeError"):
@@ -63,4 +63,4 @@ def test_units_that_no_answer_depends_on_prove_nothing() -> None:
             return self.second(self.first(inputs)) * 0
 
     with pytest.raises(ArtefactError, match="its answers do not depend on them"):
-        Structure.of(Deaf(), torch.zeros(1, 4))
+        Structure(Deaf(), torch.zeros(1, 4))

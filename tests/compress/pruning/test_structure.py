@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from compress.pruning.masking import _randomize, mask
@@ -154,7 +153,7 @@ def test_parts_of_every_family(case: Case) -> None:
     assert {kind: kinds.count(kind) for kind in kinds} == case.family.parts
     for part in case.structure.parts:
         channels = [channel for unit in part.units for channel in unit]
-        assert sorted(channels) == list(range(len(part.group[0].idxs)))
+        assert sorted(channels) == list(range(len(channels)))
         assert len({len(unit) for unit in part.units}) == 1
         assert part.name in dict(case.structure.model.named_modules())
 
@@ -315,16 +314,10 @@ def test_building_changes_nothing() -> None:
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
 
-def test_groups_are_what_torch_prunings_importances_read() -> None:
-    structure = Structure(_build(FAMILIES["ViT"]), make_input(32), embedding=True)
-    for part in structure.parts:
-        assert len(tp.importance.GroupMagnitudeImportance(p=2)(part.group)) == sum(len(unit) for unit in part.units)
-
-
 def test_norms_keep_their_order_when_little_is_left() -> None:
     # torch-pruning 1.6.1 takes a LayerNorm's indices from a set, whose order is that of a hash table.
     model = nn.Sequential(nn.Linear(4, 48), nn.LayerNorm(48), nn.Linear(48, 3)).eval()
-    structure = Structure.of(model, torch.zeros(1, 4))
+    structure = Structure(model, torch.zeros(1, 4))
     (part,) = structure.parts
     assert (part.name, part.kind, len(part.units)) == ("0", "hidden unit", 48)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from zoo.models.registry import build, count_macs
 
 def part(units: int, *, channels: int = 1, kind: str = "channel", multiple: int = 1) -> Part:
     grid = torch.arange(units * channels).view(units, channels).tolist()
-    return Part(name="layer", kind=kind, units=tuple(tuple(row) for row in grid), group=None, multiple=multiple)
+    return Part(name="layer", kind=kind, units=tuple(tuple(row) for row in grid), multiple=multiple)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from onnx import ModelProto, helper
@@ -55,6 +57,21 @@ def test_deep_graphs_come_closer_to_the_parent_on_other_images(images: Floats) -
     parent, fresh = blocks(4), correlated(32, 16, seed=1)
     plain = int8(parent, images)
     assert error(correct(plain, parent, feeds(images)), parent, fresh) < error(plain, parent, fresh)
+
+
+def test_no_more_images_are_read_than_are_used(images: Floats) -> None:
+    class Counted(list[dict[str, Floats]]):
+        reads = 0
+
+        def __iter__(self) -> Iterator[dict[str, Floats]]:
+            for feed in super().__iter__():
+                self.reads += 1
+                yield feed
+
+    parent = blocks()
+    counted = Counted(feeds(np.concatenate([images, images])))
+    correct(int8(parent, images), parent, counted)
+    assert (len(counted), counted.reads) == (8, 4)
 
 
 def test_only_biases_change_and_nothing_without_images(images: Floats) -> None:

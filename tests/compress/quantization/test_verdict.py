@@ -25,6 +25,8 @@ def _report(**changes: Any) -> dict[str, Any]:
         "parent": "p",
         "digest": None,
         "config": dataclasses.asdict(QuantizeConfig()),
+        "dataset": "s",
+        "unlabelled": False,
         "calibration_digest": "c",
         "measured": measured,
     } | changes
@@ -55,8 +57,11 @@ def test_up_to_date_means_same_parent_config_images_and_bytes(tmp_path: Path) ->
     target.write_bytes(b"graph")
     write_report(target, _report(digest=sha256_file(target)))
     assert is_up_to_date(target, config, parent="p")
-    assert is_up_to_date(target, config, parent="p", calibrated_on="c")
-    assert not is_up_to_date(target, config, parent="p", calibrated_on="d")
+    told = {"unlabelled": False, "dataset": "s", "calibration_digest": "c"}
+    assert is_up_to_date(target, config, parent="p", data=told)
+    for changes in ({"unlabelled": True}, {"dataset": None}, {"dataset": "t"}, {"calibration_digest": "d"}):
+        assert not is_up_to_date(target, config, parent="p", data=told | changes)
+    assert not is_up_to_date(target, config, parent="p", data={"unheard of": None})
     assert not is_up_to_date(target, config, parent="q")
     assert not is_up_to_date(target, QuantizeConfig(images=3), parent="p")
     target.write_bytes(b"other")
@@ -81,9 +86,21 @@ def test_sentences() -> None:
         "not written: INT8 0.93x the speed of FP32, 99.1% of answers as before, -0.1 points; it is slow; "
         "--keep any writes it anyway"
     )
+    assert "; it is slow; the earlier file stays; --keep" in sentence(slow | {"earlier_stays": True})
     assert sentence(slow | {"written": True}).endswith("-0.1 points: written, but not better: it is slow")
     expected = sentence(_report(measured={"speedup": None, "drop_of": "expected", "drop": -0.2}))
     assert expected == "INT8 not timed here, 99.1% of answers as before, +0.2 points expected: written"
+
+
+@pytest.mark.parametrize("drop", [0.0, -0.0, 0.02, -0.02])
+def test_nothing_lost_has_no_sign_of_loss(drop: float) -> None:
+    assert "+0.0 points" in sentence(_report(measured={"drop": drop}))
+
+
+def test_half_precision_is_used_by_its_name() -> None:
+    found = sentence(_report(precision="FP16"), Path("output/x/model.fp16.onnx"))
+    assert found.endswith(": written; use it by its name, like `pocketzoo predict output/x/model.fp16.onnx`")
+    assert "predict" not in sentence(_report(precision="FP16", written=False, verdict="worse"))
 
 
 def test_the_digest_of_images_does_not_depend_on_their_order() -> None:

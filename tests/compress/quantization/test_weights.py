@@ -55,6 +55,17 @@ def test_pairs_are_bounded_only_where_they_saturate(parent: ModelProto, plain: M
     assert largest == 127
 
 
+def test_biases_stay_on_request(parent: ModelProto, plain: ModelProto, images: Floats) -> None:
+    for shifted in (False, True):
+        refined = refine(plain, parent, saturates=True, inputs={"x": images}, shift_biases=shifted)
+        graph = Graph(refined)
+        for layer in layers(graph, Graph(parent)):
+            assert layer.bias is not None and layer.bias_scale is not None and layer.float_bias is not None
+            step = graph.array(layer.bias_scale)
+            moved = np.abs(graph.array(layer.bias) * step - layer.float_bias) > 0.51 * step
+            assert moved.any() == shifted
+
+
 def test_only_codes_scales_and_biases_change(parent: ModelProto, plain: ModelProto, images: Floats) -> None:
     kept, origin = plain.SerializeToString(deterministic=True), parent.SerializeToString(deterministic=True)
     refined = refine(plain, parent, saturates=True, inputs={"x": images})

@@ -78,6 +78,9 @@ def test_a_candidate_goes_through_the_very_stages(
     ]
     assert card.name == "small-int8"
     assert card.lineage[1].parent == sha256_file(source)
+    itself = [graph.read_card(bench.place(PARENT) / name) for name in (GRAPH, INT8_GRAPH)]
+    assert [found.name for found in itself] == ["small", "small-int8"]
+    assert itself[0].lineage[-1].parent == sha256_file(bench.place(PARENT) / CHECKPOINT)
     assert card.lineage[-2].parent == sha256_file(place / CHECKPOINT)
     assert card.lineage[-1].parent == sha256_file(place / GRAPH)
     assert card.lineage[-1].config["keep"] == "any"
@@ -127,7 +130,9 @@ def test_the_parents_graph_is_exported_again_where_it_is_gone(
 
     monkeypatch.setattr(module, "export", export)
     assert bench.reference() == bench.reference() == bench.place(PARENT) / GRAPH
-    assert asked == [bench.source]
+    assert asked == [bench.place(PARENT) / CHECKPOINT]
+    named, card = (checkpoint.read_card(path) for path in (asked[0], bench.source))
+    assert named == dataclasses.replace(card, name="small")
 
 
 def test_a_network_that_cannot_be_made_is_a_result(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

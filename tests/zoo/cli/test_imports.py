@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,8 +127,9 @@ def test_it_is_pruned_without_data(artefact, tmp_path):
     assert (card.inform.metrics, [path.name for path in target.iterdir()]) == ((), [CHECKPOINT])
 
 
-def test_what_needs_data_asks_for_it(artefact):
+def test_what_needs_data_asks_for_it(artefact, tmp_path):
+    teacher = shutil.copy(artefact / CHECKPOINT, tmp_path / "teacher.safetensors")
     with pytest.raises(DataError, match="has no data to calibrate on: name a folder of pictures with --calibrate"):
         run_cli("quantize", artefact)
     with pytest.raises(ArtefactError, match="add --data"):
-        run_cli("recover", artefact, "--teacher", artefact)
+        run_cli("recover", artefact, "--teacher", teacher)

@@ -108,6 +108,23 @@ def test_a_goal_that_nothing_meets_ends_with_the_nearest(output: Path) -> None:
     answer = json.loads(failed.stdout)
     assert answer["chosen"] is None
     assert answer["nearest"][0] == "parent int8"
+    assert answer["earlier"] == []
+
+
+def test_what_is_only_quantized_has_the_new_name_and_stays_where_nothing_is_found_later(output: Path) -> None:
+    folder = output / "net-optimized"
+    command = ("optimize", output / "net", "--max-drop", "100", "--minutes", "0.0001")
+    assert json.loads(run_cli(*command, "--json").stdout)["chosen"]["name"] == "parent int8"
+    cards = [
+        checkpoint.read_card(folder / CHECKPOINT),
+        *(graph.read_card(folder / name) for name in (GRAPH, INT8_GRAPH)),
+    ]
+    assert [card.name for card in cards] == ["net-optimized", "net-optimized", "net-optimized-int8"]
+    assert cards[1].lineage[-1].parent == sha256_file(folder / CHECKPOINT)
+    failed = CliRunner().invoke(app, [str(word) for word in (*command, "--mb", "0.001")])
+    assert isinstance(failed.exception, ArtefactError)
+    kept = f"the files of an earlier search stay in {folder}: {CHECKPOINT}, {GRAPH}, {INT8_GRAPH}"
+    assert kept in failed.stdout
 
 
 def test_mistakes(output: Path) -> None:

@@ -74,3 +74,69 @@ def test_wrong_usage(artefact: Path) -> None:
         run_cli("prune", artefact, "--plan", "--macs", "0.5", "--params", "0.5")
     with pytest.raises(ArtefactError, match="has no BatchNorm to recalibrate"):
         run_cli("recalibrate", artefact)
+
+
+def test_only_what_was_pruned_from_the_same_checkpoint_is_written_over(artefact: Path) -> None:
+    out = artefact.parent / "small"
+    path = out / "model.safetensors"
+    for macs in ("0.8", "0.6"):
+        run_cli("prune", artefact, "--out", out, "--macs", macs, "--importance", "l2")
+    assert checkpoint.read_card(path).lineage[-1].config["macs"] == 0.6
+    other = artefact.parent / "other"
+    run_cli("prune", out, "--out", other, "--macs", "0.9", "--importance", "l2")
+    run_cli("recover", out, "--teacher", artefact, "--epochs", "1")
+    for folder, made in ((out, "small, made by train and prune and recover"), (other, "other, made by")):
+        before = (folder / "model.safetensors").read_bytes()
+        with pytest.raises(UsageError, match=rf"has another artefact already \({made}.*remove that one yourself"):
+            run_cli("prune", artefact, "--out", folder, "--macs", "0.5")
+        assert (folder / "model.safetensors").read_bytes() == before
+    path.write_bytes(b"precious")
+    with pytest.raises(UsageError, match=r"another artefact already \(model\.safetensors\)"):
+        run_cli("prune", artefact, "--out", out)
+    assert path.read_bytes() == b"precious"
+
+
+def test_recovery_is_not_done_twice_and_reads_the_test_split_where_it_is_asked_to(artefact: Path) -> None:
+    out = artefact.parent / "small"
+    path = out / "model.safetensors"
+    run_cli("prune", artefact, "--out", out, "--macs", "0.8", "--importance", "l2")
+    command = ("recover", out, "--teacher", artefact, "--epochs", "1", "--json")
+    first = json.loads(run_cli(*command).stdout)
+    assert [metrics.split for metrics in checkpoint.read_card(path).inform.metrics] == ["validation"]
+    before = path.read_bytes()
+    again = run_cli(*command)
+    assert json.loads(again.stdout) == first
+    assert "small is up to date; --force does it anew" in again.stderr
+    assert path.read_bytes() == before
+    run_cli(*command, "--test")
+    card = checkpoint.read_card(path)
+    assert [metrics.split for metrics in card.inform.metrics] == ["validation", "test"]
+    assert [entry.stage for entry in card.lineage] == ["train", "prune", "recover"]
+    run_cli(*command, "--force")
+    run_cli(*command, "--lr", "0.002")
+    entries = checkpoint.read_card(path).lineage
+    assert [entry.stage for entry in entries] == ["train", "prune", *["recover"] * 3]
+    assert [entry.config["fit"]["lr"] for entry in entries[2:]] == [1e-3, 1e-3, 0.002]
+    with pytest.raises(UsageError, match=r"is the artefact itself.*name the one it was pruned from"):
+        run_cli("recover", out, "--teacher", path)
+
+
+def test_recalibration_is_not_done_twice(artefact: Path) -> None:
+    out, spec = artefact.parent / "normed", make_input(32, "L")
+    path = out / "model.safetensors"
+    arguments = {"filters": 16, "growth": "equal", "dense": 16, "img_size": 32}
+    model = build("cnn5", classes=3, channels=1, arguments=arguments)
+    checkpoint.save(
+        model, make_card(architecture="cnn5", arguments=arguments, spec=spec, stages=("train", "prune")), path
+    )
+    (out / "run.json").write_bytes((artefact / "run.json").read_bytes())
+    command = ("recalibrate", out, "--images", "8", "--json")
+    first = json.loads(run_cli(*command).stdout)
+    before = path.read_bytes()
+    again = run_cli(*command)
+    assert (json.loads(again.stdout), path.read_bytes()) == (first, before)
+    assert "normed is up to date" in again.stderr
+    run_cli(*command, "--batch-size", "4")
+    run_cli(*command, "--batch-size", "4", "--force")
+    stages = [entry.stage for entry in checkpoint.read_card(path).lineage]
+    assert stages == ["train", "prune", *["recalibrate"] * 3]

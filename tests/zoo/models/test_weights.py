@@ -114,6 +114,13 @@ def test_what_a_refused_file_holds_is_said_without_torchs_advice(tmp_path):
         load_weights(_lenet(), "lenet", str(tmp_path / "w.onnx"))
 
 
+@pytest.mark.parametrize("content", [b"", b"i am text", bytes(range(100, 200))])
+def test_what_the_unpickler_stumbled_over_is_not_shown(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ArtefactError, match="executing code: it is neither a safetensors file nor a state dict of"):
+        load_weights(_lenet(), "lenet", str(tmp_path / "w.pt"))
+
+
 def test_outputs_of_a_file(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(_lenet(7).state_dict(), path)
