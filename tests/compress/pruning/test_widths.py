@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compress.pruning.cost import Costs
 from compress.pruning.structure import Part, Structure
-from compress.pruning.widths import Ladder, OutOfReachError, block_of, choose, ladder
+from compress.pruning.widths import _UNEVEN, Ladder, OutOfReachError, block_of, choose, ladder
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.models.registry import build, count_macs
 
@@ -159,13 +159,15 @@ def test_widths_keep_the_goal_and_leave_no_room_for_another_block(
         return
     left = choose(found, cast(Costs, costs), "macs", most, scope=scope)
     assert costs.of("macs", [left])[0] <= most
-    widest = max(kept / size for kept, size in zip(left, sizes, strict=True))
+    steps = {min(1.0, 4 * block / size) for size in sizes for block in range(size // 4 + 2)}
+    even = {step: [rungs.rounded(step * size) for rungs, size in zip(found, sizes, strict=True)] for step in steps}
+    common = max(step for step, widths in even.items() if costs.of("macs", [widths])[0] <= most)
     for (index, rungs), size in zip(enumerate(found), sizes, strict=True):
         assert left[index] == size or left[index] % 4 == 0
         wider = list(left)
         wider[index] = rungs.rounded(left[index] + 1)
-        # With the scope `layer`, a part may also be as wide as the others allow.
-        bounded = scope == "layer" and wider[index] / size > widest - 1e-9
+        # With the scope `layer`, no part keeps much more than the share that all can keep.
+        bounded = scope == "layer" and wider[index] > rungs.rounded((1 + _UNEVEN) * common * size)
         assert wider == left or bounded or costs.of("macs", [wider])[0] > most
 
 
