@@ -141,4 +141,4 @@ def short(path: Path) -> Path:
 def console() -> Console:
     """Where tables are printed."""
     # Without a terminal rich assumes 80 columns and would cut the table off.
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return Console(width=None if sys.stdout.isatty() else 240)
