@@ -1,83 +1,74 @@
-"""From images and a model's name to the answer, free of transport."""
+"""From an image's bytes to its answer, free of transport: what runs in a slot, and how it is told."""
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serve.repository import Repository, Served
-from serve.schema import Accuracy, ImagePrediction, LabelProbability, ModelInfo, ModelsResponse, PredictResponse
+from serve.intake import Picture
+from serve.settings import Settings
 from zoo.card import Input
 from zoo.errors import ImageError
-from zoo.image import preprocess
+from zoo.image import decode_for, fit, normalise
 from zoo.predictor import Prediction
 
-__all__ = ["Picture", "describe", "predict"]
+__all__ = ["Row", "infer", "prediction_document", "prepare", "total_stages"]
 
-Picture = tuple[str, Callable[[], bytes]]
-"""An image's name, for errors, and how to get its bytes: they are read when their turn comes."""
-
-_CHUNK = 8
-"""Images of one inference; more would not be faster on a CPU, but take more memory, which ONNX Runtime keeps."""
+Array = npt.NDArray[np.float32]
 
 
-def predict(
-    repository: Repository, pictures: Sequence[Picture], *, model: str | None, top: int, max_pixels: int
-) -> PredictResponse:
-    """Answer every picture with the `top` most probable labels of `model` (None: the default).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One image on its way, with the seconds it took so far."""
+
+    values: Array
+    """The network's input [C, H, W], later its logits [K]."""
+    decode: float
+    preprocess: float
+    infer: float = 0.0
+
+
+def prepare(picture: Picture, place: str, spec: Input, settings: Settings) -> Row:
+    """Decode, resize, crop and normalise one image.
 
     Raises:
-        UsageError: there is no such model.
-        ArtefactError: the model cannot be loaded, or failed its golden self-check.
-        ImageError: a picture cannot be decoded or has more than `max_pixels` pixels; names the picture.
+        ImageError: it cannot be decoded or is too large; its message begins with `place`.
     """
-    served = repository.get(model)
-    predictor = served.predictor()
-    spec = predictor.card.use.input
-    predictions: list[ImagePrediction] = []
-    numbered = enumerate(pictures, start=1)
-    while chunk := list(itertools.islice(numbered, _CHUNK)):
-        inputs = np.stack([_prepare(picture, index, len(pictures), spec, max_pixels) for index, picture in chunk])
-        predictions += map(_answer, predictor.answers(predictor.probabilities(inputs), top=top))
-    return PredictResponse(model=served.name, digest=predictor.digest, predictions=predictions)
-
-
-def _prepare(picture: Picture, index: int, total: int, spec: Input, max_pixels: int) -> npt.NDArray[np.float32]:
-    name, read = picture
+    start = time.perf_counter()
+    _, data = picture
     try:
-        return preprocess(read(), spec, max_pixels=max_pixels)
+        image = decode_for(data, spec, max_pixels=settings.max_pixels, formats=settings.formats)
+        decoded = time.perf_counter()
+        values = normalise(fit(image, spec, max_pixels=settings.max_pixels), spec)
     except ImageError as error:
-        place = f"image {index} of {total}, " if total > 1 else "image "
-        raise ImageError(f"{place}{name!r:.80}: {error}") from error
+        raise type(error)(f"{place}: {error}" if place else str(error)) from error
+    return Row(values=values, decode=decoded - start, preprocess=time.perf_counter() - decoded)
 
 
-def _answer(prediction: Prediction) -> ImagePrediction:
-    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-    return ImagePrediction(
-        label=prediction.labels[0],
-        probabilities=[LabelProbability(label=label, probability=probability) for label, probability in pairs],
-    )
+def infer(row: Row, logits: Callable[[Array], Array]) -> Row:
+    """`row` with the logits of its input."""
+    start = time.perf_counter()
+    (values,) = logits(row.values[None])
+    return Row(values=values, decode=row.decode, preprocess=row.preprocess, infer=time.perf_counter() - start)
 
 
-def describe(repository: Repository) -> ModelsResponse:
-    """Every model of the repository. Reads, once, the files that are not loaded, for their digests."""
-    models = [_describe(served) for served in repository.models.values()]
-    return ModelsResponse(default=repository.default, models=models)
+def total_stages(rows: Sequence[Row]) -> dict[str, float]:
+    """Milliseconds of decode, preprocess and infer, summed over the images."""
+    return {stage: sum(getattr(row, stage) for row in rows) * 1e3 for stage in ("decode", "preprocess", "infer")}
 
 
-def _describe(served: Served) -> ModelInfo:
-    found = served.validation
-    return ModelInfo(
-        name=served.name,
-        file=f"{served.path.parent.name}/{served.path.name}",
-        digest=served.digest(),
-        bytes=served.bytes,
-        precision=served.card.inform.precision if served.card else None,
-        classes=len(served.card.use.labels) if served.card else None,
-        accuracy=Accuracy(dataset=found.dataset, split=found.split, n=found.n, top1=found.top1) if found else None,
-        loaded=served.loaded,
-        error=served.reason,
-    )
+def prediction_document(prediction: Prediction, *, abstain: float) -> dict[str, Any]:
+    """One image's answer as `serve.schema.ImagePrediction` describes it."""
+    return {
+        "label": prediction.labels[0],
+        "abstained": prediction.probabilities[0] < abstain,
+        "probabilities": [
+            {"label": label, "probability": probability}
+            for label, probability in zip(prediction.labels, prediction.probabilities, strict=True)
+        ],
+    }

@@ -1,10 +1,19 @@
-"""What the server answers, as pydantic models: they are the JSON, its documentation at `/`, and nothing else."""
+"""What the server answers, as pydantic models: they are the JSON and its documentation at `/docs`."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-__all__ = ["Accuracy", "ImagePrediction", "LabelProbability", "ModelInfo", "ModelsResponse", "PredictResponse"]
+__all__ = [
+    "Accuracy",
+    "ErrorResponse",
+    "ImagePrediction",
+    "LabelProbability",
+    "Milliseconds",
+    "ModelInfo",
+    "ModelsResponse",
+    "PredictResponse",
+]
 
 
 class LabelProbability(BaseModel):
@@ -18,15 +27,36 @@ class ImagePrediction(BaseModel):
     """The answer to one image."""
 
     label: str = Field(description="the most probable label")
+    abstained: bool = Field(description="whether its probability is below POCKETZOO_ABSTAIN: do not rely on it")
     probabilities: list[LabelProbability] = Field(description="the most probable labels, best first")
 
 
+class Milliseconds(BaseModel):
+    """Where the time went; decode, preprocess and infer are sums over the request's images."""
+
+    read: float = Field(description="receiving the body")
+    queue: float = Field(description="waiting for a free slot")
+    decode: float = Field(description="image file to pixels")
+    preprocess: float = Field(description="resizing, cropping, normalising")
+    infer: float = Field(description="the network; with batching, including the wait for the batch")
+    total: float = Field(description="from the request's headers to this document, on the clock")
+
+
 class PredictResponse(BaseModel):
-    """The answer of POST /predict."""
+    """The answer of POST /predict and POST /v1/..."""
 
     model: str = Field(description="name of the artefact that answered, as in GET /models")
+    version: str = Field(description="first 12 hexadecimal digits of its digest")
     digest: str = Field(description="SHA-256 of the artefact's file")
+    request_id: str = Field(description="the X-Request-Id of the request, or one drawn for it")
     predictions: list[ImagePrediction] = Field(description="one per image, in the order of the request")
+    milliseconds: Milliseconds
+
+
+class ErrorResponse(BaseModel):
+    """Why there is no answer."""
+
+    error: str = Field(description="a sentence: what was expected, what came, what to do")
 
 
 class Accuracy(BaseModel):
@@ -42,14 +72,16 @@ class ModelInfo(BaseModel):
     """One served artefact."""
 
     name: str = Field(description="what a request's `model` says")
-    file: str = Field(description="path below the output folder")
+    file: str = Field(description="path below the folder of the models")
+    version: str | None = Field(description="first 12 hexadecimal digits of the digest")
     digest: str | None = Field(description="SHA-256 of the file; null if it cannot be read")
     bytes: int = Field(description="size of the file")
     precision: str | None = None
     classes: int | None = Field(None, description="number of labels")
     accuracy: Accuracy | None = Field(None, description="on the validation split, if it was measured")
     loaded: bool = Field(description="whether it is in memory; it is loaded by the first request that names it")
-    error: str | None = Field(None, description="why it cannot be served")
+    error: str | None = Field(None, description="why the file cannot be served")
+    versions: list[str] = Field(description="what can be rolled back to, newest first")
 
 
 class ModelsResponse(BaseModel):

@@ -1,4 +1,4 @@
-"""The server that `bentoml serve` starts: transport only.
+"""The server that `bentoml serve` starts: BentoML's service around this project's way in.
 
 The parent process checks the default model before any worker starts, so that a server that could never answer ends
 with a sentence and exit code 1 instead of restarting its worker for ever. The worker loads it again and is ready then.
@@ -6,32 +6,26 @@ with a sentence and exit code 1 instead of restarting its worker for ever. The w
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import bentoml
+from bentoml._internal.utils import circus
 from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from pydantic import Field
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Message
 
-from serve.answer import describe, predict
-from serve.intake import Upload, read_form
-from serve.repository import Repository, scan
-from serve.schema import ModelsResponse, PredictResponse
-from serve.settings import Settings, read_settings
-from zoo.errors import ImageError, PocketzooError, UsageError
+from serve.exchange import Call
+from serve.front import Front
+from serve.models.repository import Repository
+from serve.observe.trace import request_id
+from serve.runtime import Runtime
+from serve.schema import PredictResponse
+from serve.settings import read_settings
+from zoo.errors import PocketzooError
 
-__all__ = ["Classifier", "PredictForm"]
-
-# BentoML prints what its own loggers say, and of others only warnings.
-_log = logging.getLogger("bentoml.pocketzoo")
+__all__ = ["Classifier"]
 
 # No telemetry, unless the user asks for it (BENTOML_DO_NOT_TRACK=False). BentoML's command line has looked at the
 # variable before this module is imported, and remembers what it saw, but sends nothing before.
@@ -39,72 +33,65 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 do_not_track.cache_clear()
 
 
-class PredictForm(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML has no types
-    """The form of POST /predict, as clients and the page at `/` see it."""
+class _Service(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML has no types
+    """A BentoML service whose HTTP requests pass :class:`serve.front.Front` first."""
 
-    images: list[Path] = Field(description="one or several image files")
-    model: str | None = Field(None, description="a name of GET /models; default: the default model")
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> PredictForm:
-        """Leave the body unread: :meth:`Classifier.predict` reads it, with :func:`serve.intake.read_form`."""
-        form: PredictForm = cls.model_construct(images=[], model=None)
-        return form
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """The application that BentoML's worker gives to uvicorn."""
+        return Front(super().to_asgi(is_main), lambda: bentoml.get_current_service().runtime)
 
 
-async def _models(request: Request) -> Response:
-    """GET /models."""
-    answer: ModelsResponse = await anyio.to_thread.run_sync(describe, bentoml.get_current_service().repository)
-    return JSONResponse(answer.model_dump())
+class _Arbiter(circus.Arbiter):  # type: ignore[misc]
+    """BentoML's supervisor of the workers, which it lets look for dead ones every ten seconds (BentoML 1.4.39)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "check_delay": 0.5})
 
 
-def _open(settings: Settings) -> Repository:
-    return Repository(scan(settings.output, threads=settings.threads), default=settings.default_model)
-
-
-@bentoml.asgi_app(Starlette(routes=[Route("/models", _models)]), name="models")
-@bentoml.service(workers=1)
+# The log and the metrics of requests are the front's; what BentoML would add costs more than some networks.
+@bentoml.service(
+    workers=read_settings().workers,
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": False},
+    service_class=_Service,
+)
 class Classifier:
-    """Image classification with every artefact of the output folder. GET /models lists them."""
+    """Image classification with every artefact of the models' folder. GET /models lists them."""
 
     def __init__(self) -> None:
-        self.settings = read_settings()
-        self.repository = _open(self.settings)
-        self._limiter = anyio.CapacityLimiter(self.settings.parallel)
-        for served in self.repository.models.values():
-            if served.error:
-                _log.warning("not served: %s: %s", served.name, served.reason)
-        _log.info("%d models, default: %s", len(self.repository.models), self.repository.default)
+        self.runtime = Runtime(read_settings())
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check_default_model() -> None:
-        """Let `bentoml serve` fail before it starts a worker that would fail."""
+        """Let `bentoml serve` fail before it starts a worker that would fail, and notice soon when one has died."""
         try:
-            _open(read_settings())
+            repository = Repository(read_settings())
+            repository.start()
+            repository.stop()
         except PocketzooError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
+        circus.Arbiter = _Arbiter
 
-    @bentoml.api(input_spec=PredictForm, output_spec=PredictResponse)  # type: ignore[untyped-decorator]
-    async def predict(self, ctx: bentoml.Context, **unread: Any) -> PredictResponse | Response:
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def close(self) -> None:
+        """Finish what runs."""
+        self.runtime.close()
+
+    @bentoml.api  # type: ignore[untyped-decorator]
+    async def predict(
+        self,
+        images: list[Path] = Field(description="one or several image files"),  # noqa: B008
+        model: str | None = Field(None, description="a name of GET /models; default: the default model"),
+    ) -> PredictResponse:
         """Classify one or several images.
 
-        Send a multipart form: `curl -F images=@cat.jpg -F images=@dog.jpg -F model=NAME http://localhost:3000/predict`.
-        A request that cannot be answered gets `{"error": "a sentence"}`: 400 if it is at fault, 503 if the model is.
+        Over HTTP, POST /predict is answered by `serve.front`, in the same words; BentoML's
+        clients read this signature, and tests call it.
         """
-        # `unread` is what PredictForm.from_http_request left: nothing.
-        try:
-            async with read_form(ctx.request, self.settings) as upload:
-                return await anyio.to_thread.run_sync(self._predict, upload, limiter=self._limiter)
-        except PocketzooError as error:
-            ctx.response.status_code = 400 if isinstance(error, UsageError | ImageError) else 503
-            return JSONResponse({"error": str(error)})
+        call = Call(scope={}, receive=_no_body, method="POST", path="/predict", headers={}, request_id=request_id({}))
+        pictures = [(path.name, path.read_bytes()) for path in images]
+        return PredictResponse.model_validate(await self.runtime.answer(call, model, None, pictures))
 
-    def _predict(self, upload: Upload) -> PredictResponse:
-        pictures = [(image.filename or "", image.file.read) for image in upload.images]
-        return predict(
-            self.repository,
-            pictures,
-            model=upload.model,
-            top=self.settings.top,
-            max_pixels=self.settings.max_pixels,
-        )
+
+async def _no_body() -> Message:
+    return {"type": "http.disconnect"}

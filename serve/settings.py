@@ -2,66 +2,158 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.errors import UsageError
+from zoo.errors import UsageError, unknown_name
 from zoo.files import output_root
+from zoo.image import FORMATS
 from zoo.machine import cores
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["PREFIX", "Settings", "read_settings"]
 
-_PREFIX = "POCKETZOO_"
+PREFIX = "POCKETZOO_"
+
+_CHOICES = {"batch": ("auto", "off", "on"), "log": ("json", "text", "off")}
 
 
-def _default_parallel() -> int:
-    return max(2, min(8, cores()))
+def _slots() -> int:
+    return max(2, min(16, cores()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The server's settings; POCKETZOO_<NAME OF THE FIELD> sets one."""
 
-    output: Path = field(default_factory=output_root)
-    """The folder whose artefacts are served; default: `output/` of this project."""
+    models: Path = field(default_factory=output_root)
+    """The folder whose artefacts are served; default: POCKETZOO_OUTPUT, else `output/` of this project."""
     default_model: str | None = None
     """The model that answers when a request names none; default: the one with the best validation accuracy."""
+    workers: int = 1
+    """Processes. One uses all cores; more help where Python itself becomes the limit (beyond eight cores or so)."""
     threads: int | None = None
-    """Threads of one inference; default: the cores the server may use."""
-    parallel: int = field(default_factory=_default_parallel)
-    """Requests computed at the same time, the others wait; default: the cores, at least 2 and at most 8."""
+    """Threads of one inference that runs alone; default: the cores the server may use."""
+    slots: int = field(default_factory=_slots)
+    """Requests computed at the same time in one worker, the others wait; default: the cores, 2 to 16."""
     top: int = 5
     """Labels per answer, the most probable first."""
+    abstain: float = 0.0
+    """Answers whose highest probability is lower are marked `abstained`; 0: none."""
+
     max_images: int = 32
     """Images in one request."""
     max_image_bytes: int = 20 << 20
     """Size of one image file."""
     max_request_bytes: int = 64 << 20
     """Size of one request's body."""
+    max_buffered_bytes: int = 128 << 20
+    """Bodies in memory at the same time, of all requests of a worker."""
     max_pixels: int = 25_000_000
-    """Width x height of one image; decoding takes up to six bytes per pixel in each of `parallel` requests."""
+    """Width x height of one image; decoding takes up to six bytes per pixel in each of `slots` requests."""
+    formats: tuple[str, ...] = FORMATS
+    """Image formats accepted, separated by commas."""
+    queue: int = 64
+    """Requests that may always wait; more may as long as they are served within `queue_seconds`."""
+    queue_seconds: float = 1.0
+    """How long a request may expect to wait when it is admitted; also how long a full queue takes to drain."""
+    timeout_seconds: float = 30.0
+    """From a request's first byte to its answer; a body that takes longer gets 408, an answer that does 504."""
+
+    batch: str = "auto"
+    """`on` and `off`; `auto`: on where a batch was measured to be faster than single images, on a GPU or many cores."""
+    batch_size: int = 16
+    """Images of one inference, at most."""
+    batch_window_ms: float = 2.0
+    """How long the first image of a batch waits for more."""
+
+    poll_seconds: float = 1.0
+    """How often the folder is looked at for new files; 0: only on POST /admin/reload."""
+    keep_versions: int = 3
+    """Versions of a model that are kept to roll back to, in `state`."""
+    max_loaded: int = 8
+    """Models in memory; the one not used for longest makes room for another."""
+    state: Path | None = None
+    """Where pins, splits and old versions are kept; default: `.serve` in the folder of the models."""
+
+    keys_file: Path | None = None
+    """API keys, as `pocketzoo key` writes them; default: none: anyone may predict, nobody may administrate."""
+    log: str = "json"
+    """One line per request: `json`, `text` or `off`."""
+    page: int = 1
+    """Whether there is a web page at `/`: 1 or 0."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise unknown_name(f"value of {PREFIX}{name.upper()}", getattr(self, name), choices)
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown_name(f"format in {PREFIX}FORMATS", name, FORMATS)
+        if not 0 <= self.abstain <= 1:
+            raise UsageError(f"{PREFIX}ABSTAIN: expected a probability, 0 to 1, got {self.abstain}")
+        if self.page > 1:
+            raise UsageError(f"{PREFIX}PAGE: expected 0 or 1, got {self.page}")
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the server may write; need not exist."""
+        return self.state or self.models / ".serve"
+
+
+_ZERO_IS_FINE = frozenset({"page", "keep_versions"})
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `environment`; an empty variable counts as not set.
 
     Raises:
-        UsageError: a value is not a whole number of at least 1.
+        UsageError: a value that does not fit, or a variable that is no setting although it looks like one.
     """
-    values = {name: environment.get(f"{_PREFIX}{name.upper()}", "").strip() for name in Settings.__dataclass_fields__}
-    values = {name: value for name, value in values.items() if value}
-    texts = {name: values.pop(name) for name in ("default_model", "output") if name in values}
-    numbers = {name: _positive(f"{_PREFIX}{name.upper()}", value) for name, value in values.items()}
-    return Settings(
-        output=Path(texts["output"]) if "output" in texts else output_root(),
-        default_model=texts.get("default_model"),
-        **numbers,
-    )
+    hints = typing.get_type_hints(Settings)
+    found: dict[str, typing.Any] = {}
+    for name, kind in hints.items():
+        variable = f"{PREFIX}{name.upper()}"
+        if text := environment.get(variable, "").strip():
+            found[name] = _READERS[_bare(kind)](variable, text)
+    return Settings(**found)
 
 
-def _positive(name: str, value: str) -> int:
-    if value.isascii() and value.isdigit() and len(value) < 16 and int(value) > 0:
-        return int(value)
-    raise UsageError(f"{name}: expected a whole number of at least 1, got {value!r}; change it or unset it")
+def _bare(kind: typing.Any) -> typing.Any:
+    if isinstance(kind, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return typing.get_origin(kind) or kind
+
+
+def _whole(variable: str, text: str) -> int:
+    least = 0 if variable.removeprefix(PREFIX).lower() in _ZERO_IS_FINE else 1
+    if text.isascii() and text.isdigit() and len(text) < 16 and int(text) >= least:
+        return int(text)
+    raise UsageError(f"{variable}: expected a whole number of at least {least}, got {text!r}; change it or unset it")
+
+
+def _number(variable: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{variable}: expected a number of at least 0, got {text!r}; change it or unset it")
+    return value
+
+
+def _words(variable: str, text: str) -> tuple[str, ...]:
+    return tuple(word.strip().upper() for word in text.split(",") if word.strip())
+
+
+_READERS: dict[typing.Any, Callable[[str, str], typing.Any]] = {
+    int: _whole,
+    float: _number,
+    str: lambda variable, text: text,
+    Path: lambda variable, text: Path(text),
+    tuple: _words,
+}

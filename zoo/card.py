@@ -21,6 +21,7 @@ __all__ = [
     "SCHEMA",
     "Build",
     "Card",
+    "Draft",
     "Golden",
     "Head",
     "Inform",
@@ -113,6 +114,36 @@ class Resize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What decoding large JPEG files small (at 1/2, 1/4 or 1/8 of their size) changes: measured before it is on.
+
+    Measured on pictures so large that all of them are decoded small.
+    """
+
+    dataset: str
+    split: str
+    digest: str
+    """SHA-256 of the data set; see zoo.datasets.base.Dataset.digest."""
+    n: int
+    """Number of pictures."""
+    agreement: float
+    """Share of them whose answer stays the same."""
+    top1_before: float
+    """Share of them recognised when they are decoded whole; a fraction, not per cent."""
+    top1_after: float
+    """Share of them recognised when they are decoded small."""
+    max_drop: float
+    """Budget for the difference that was allowed, a fraction."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise CardError(f"use.input.jpeg_draft.n: expected at least one picture, got {self.n}")
+        for name in ("agreement", "top1_before", "top1_after", "max_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CardError(f"use.input.jpeg_draft.{name}: expected a fraction, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Input:
     """The network's input and the one way from an image to it: decode, resize, crop, scale, normalise."""
 
@@ -132,6 +163,8 @@ class Input:
     std: tuple[float, ...]
     exif: bool = True
     """Whether the EXIF orientation is applied."""
+    jpeg_draft: Draft | None = None
+    """Large JPEG files are decoded small, which is faster; what that was measured to change. None: they are not."""
 
     def __post_init__(self) -> None:
         channels = {"RGB": 3, "L": 1}.get(self.colour)
@@ -323,7 +356,8 @@ def allow(card: Card, stage: str) -> None:
 def advance(card: Card, entry: Stage, *, name: str | None = None) -> Card:
     """The card of the artefact that the stage `entry` makes from the artefact of `card`.
 
-    Measured facts that belong to the parent's bytes (metrics, golden answer, reference) do not carry over.
+    Measured facts that belong to the parent's bytes (metrics, golden answer, reference, what decoding JPEG files small
+    changes) do not carry over.
 
     Raises:
         ArtefactError: the stage may not follow the lineage, or does not name its parent's digest.
@@ -334,7 +368,9 @@ def advance(card: Card, entry: Stage, *, name: str | None = None) -> Card:
     return dataclasses.replace(
         card,
         name=name or card.name,
-        use=dataclasses.replace(card.use, golden=None, reference=None),
+        use=dataclasses.replace(
+            card.use, golden=None, reference=None, input=dataclasses.replace(card.use.input, jpeg_draft=None)
+        ),
         inform=dataclasses.replace(card.inform, metrics=()),
         lineage=(*card.lineage, entry),
     )

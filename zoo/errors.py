@@ -4,6 +4,8 @@ PocketzooError            every message says what was expected, what was found a
 ├── UsageError            a name, option or recipe key that does not exist (exit code 2)
 ├── DataError             a data set that cannot be used: missing, unreadable, leaking between splits
 ├── ImageError            bytes that are not an acceptable image
+│   ├── ImageFormatError  an image in a format that is not accepted, or no image at all
+│   └── ImageSizeError    more pixels, or a more extreme ratio of its sides, than is accepted
 ├── CardError             a missing, malformed or contradictory card
 ├── ArtefactError         a checkpoint or graph that is missing, inconsistent or at the wrong stage
 ├── TrainingError         training that cannot go on (a loss that is not finite)
@@ -21,6 +23,8 @@ __all__ = [
     "CheckError",
     "DataError",
     "ImageError",
+    "ImageFormatError",
+    "ImageSizeError",
     "PocketzooError",
     "TrainingError",
     "UsageError",
@@ -42,6 +46,14 @@ class DataError(PocketzooError):
 
 class ImageError(PocketzooError):
     """Bytes that are not an acceptable image."""
+
+
+class ImageFormatError(ImageError):
+    """An image in a format that is not accepted, or no image at all."""
+
+
+class ImageSizeError(ImageError):
+    """More pixels than are accepted, or too elongated."""
 
 
 class CardError(PocketzooError):

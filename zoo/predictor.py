@@ -99,6 +99,11 @@ class Predictor:
         if check:
             self._check_golden()
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a device other than the processor computes."""
+        return bool(self._session.get_providers()[0] != "CPUExecutionProvider")
+
     def logits(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Raw outputs float32 [B, K] of preprocessed images float32 [B, C, H, W]."""
         (output,) = self._session.run([self.card.use.output.name], {self.card.use.input.name: images})

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -5,21 +6,42 @@ import pytest
 from serve.settings import Settings, read_settings
 from zoo.errors import UsageError
 
+SETTABLE = {
+    "batch": "off",
+    "batch_size": "7",
+    "batch_window_ms": "1.5",
+    "default_model": "vit",
+    "formats": "png, Jpeg",
+    "log": "text",
+    "models": "there",
+    "state": "elsewhere",
+    "keys_file": "keys.toml",
+    "abstain": "0.5",
+    "page": "0",
+}
+
 
 def test_defaults_without_any_variable():
     settings = read_settings({})
     assert settings == Settings()
     assert (settings.top, settings.max_images, settings.max_image_bytes) == (5, 32, 20 * 1024 * 1024)
-    assert 2 <= settings.parallel <= 8
+    assert 2 <= settings.slots <= 16
+    assert settings.state_folder == settings.models / ".serve"
 
 
-def test_every_field_has_a_variable():
-    numbers = {"threads", "parallel", "top", "max_images", "max_image_bytes", "max_request_bytes", "max_pixels"}
-    assert numbers | {"output", "default_model"} == set(Settings.__dataclass_fields__)
-    environment = {f"POCKETZOO_{name.upper()}": "7" for name in Settings.__dataclass_fields__}
-    settings = read_settings(environment)
-    assert {getattr(settings, name) for name in numbers} == {7}
-    assert (settings.output, settings.default_model) == (Path("7"), "7")
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
+def test_every_field_has_a_variable(name):
+    settings = read_settings({f"POCKETZOO_{name.upper()}": SETTABLE.get(name, "9")})
+    value, default = getattr(settings, name), getattr(Settings(), name)
+    assert value != default
+    assert type(value) is type(default) or default is None
+
+
+def test_values_are_read_as_what_they_are():
+    settings = read_settings({f"POCKETZOO_{name.upper()}": value for name, value in SETTABLE.items()})
+    assert settings.formats == ("PNG", "JPEG")
+    assert (settings.batch_window_ms, settings.abstain, settings.page) == (1.5, 0.5, 0)
+    assert (settings.models, settings.state_folder) == (Path("there"), Path("elsewhere"))
 
 
 def test_an_empty_variable_counts_as_not_set():
@@ -30,3 +52,21 @@ def test_an_empty_variable_counts_as_not_set():
 def test_a_bad_number_is_refused_by_name(value):
     with pytest.raises(UsageError, match="POCKETZOO_TOP: expected a whole number of at least 1, got"):
         read_settings({"POCKETZOO_TOP": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("TIMEOUT_SECONDS", "soon", "expected a number of at least 0, got 'soon'"),
+        ("TIMEOUT_SECONDS", "nan", "expected a number of at least 0, got 'nan'"),
+        ("QUEUE_SECONDS", "-1", "expected a number of at least 0"),
+        ("BATCH", "yes", "unknown value of POCKETZOO_BATCH 'yes'"),
+        ("LOG", "xml", "unknown value of POCKETZOO_LOG 'xml'"),
+        ("FORMATS", "png,eps", "unknown format in POCKETZOO_FORMATS 'EPS'"),
+        ("ABSTAIN", "2", "expected a probability"),
+        ("PAGE", "2", "expected 0 or 1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_a_sentence(name, value, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        read_settings({f"POCKETZOO_{name}": value})

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from zoo.card import Build, Card, Inform, Input, Output, Resize, Stage, Use
+from zoo.card import Build, Card, Draft, Inform, Input, Output, Resize, Stage, Use
 from zoo.datasets.base import Dataset, Sample
 from zoo.image import encode_png
 
@@ -32,6 +32,12 @@ def make_input(size: int = 32, colour: str = "RGB", **changes: Any) -> Input:
 
 def photo_input(size: int, edge: int, kernel: str = "bilinear") -> Input:
     return make_input(size, resize=Resize(rule="shorter", edge=edge, filter=kernel), crop="centre")
+
+
+def make_draft(**changes: Any) -> Draft:
+    fields = {"dataset": "tiny", "split": "validation", "digest": "0" * 64, "n": 100, "agreement": 0.99}
+    fields |= {"top1_before": 0.9, "top1_after": 0.9, "max_drop": 0.005}
+    return Draft(**fields | changes)
 
 
 def make_card(

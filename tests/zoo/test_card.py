@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.zoo.factories import make_card, make_input, photo_input
+from tests.zoo.factories import make_card, make_draft, make_input, photo_input
 from zoo.card import (
     MAX_BYTES,
     Build,
     Card,
+    Draft,
     Golden,
     Inform,
     Input,
@@ -53,6 +54,8 @@ def inputs(draw: st.DrawFn) -> Input:
     stretch = Resize(rule="stretch", filter=kernel), "none"
     shorter = Resize(rule="shorter", edge=max(size) + draw(st.integers(0, 99)), filter=kernel), "centre"
     resize, crop = draw(st.sampled_from([stretch, shorter]))
+    shares = dict.fromkeys(("agreement", "top1_before", "top1_after", "max_drop"), SHARES)
+    draft = st.builds(Draft, dataset=TEXTS, split=TEXTS, digest=TEXTS, n=st.integers(1, 2**40), **shares)
     return Input(
         colour=colour,
         size=size,
@@ -61,6 +64,7 @@ def inputs(draw: st.DrawFn) -> Input:
         mean=tuple(draw(st.lists(NUMBERS, min_size=channels, max_size=channels))),
         std=tuple(draw(st.lists(st.floats(0.01, 9), min_size=channels, max_size=channels))),
         exif=draw(st.booleans()),
+        jpeg_draft=draw(st.none() | draft),
     )
 
 
@@ -140,6 +144,12 @@ def test_a_changed_value_is_read_or_refused_with_a_card_error(data):
         assert from_json(to_json(card), where="here") == card
 
 
+def test_cards_from_before_jpeg_files_were_decoded_small():
+    document = json.loads(to_json(make_card()))
+    assert document["use"]["input"].pop("jpeg_draft") is None
+    assert from_json(json.dumps(document), where="here") == make_card()
+
+
 def test_keys_are_sorted_and_letters_stay_letters():
     text = to_json(make_card(["Käfer", "猫"]))
     assert json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False) == text
@@ -217,6 +227,9 @@ def test_only_json_is_written(value):
         (lambda: dataclasses.replace(make_input(), colour="HSV"), r"colour: expected 'RGB' or 'L', got 'HSV'"),
         (lambda: make_input(mean=(0.5,)), r"RGB wants 3 values of mean and std"),
         (lambda: make_input(std=(1.0, 0.0, 1.0)), r"std: expected positive values"),
+        (lambda: make_draft(n=0), r"jpeg_draft\.n: expected at least one picture, got 0"),
+        (lambda: make_draft(agreement=1.5), r"jpeg_draft\.agreement: expected a fraction, got 1\.5"),
+        (lambda: make_draft(top1_after=-0.1), r"jpeg_draft\.top1_after: expected a fraction"),
         (lambda: make_input(0), r"size: expected \(height, width\) in pixels, got \(0, 0\)"),
         (lambda: make_input(crop="left"), r"crop: expected 'centre' or 'none', got 'left'"),
         (lambda: make_input(crop="centre"), r"'shorter' goes with the crop 'centre'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import struct
 import warnings
@@ -12,21 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
-from tests.zoo.factories import encode, make_input, photo_input, picture
-from zoo.errors import ImageError
+from tests.zoo.factories import encode, make_draft, make_input, photo_input, picture
+from zoo.errors import ImageError, ImageFormatError, ImageSizeError
 from zoo.image import (
     FORMATS,
     GOLDEN_RULE,
     batch,
     decode,
+    decode_for,
     encode_png,
+    fit,
     golden_image,
+    least_edge,
     normalise,
     pixels,
     preprocess,
     scale_and_shift,
 )
+from zoo.picture import WHOLE_SIZE
 
 SEEDS = [
     encode(picture(1, 9, 7), "PNG"),
@@ -116,7 +122,7 @@ def test_decompression_bombs(edge):
 
 def test_elongated_images_do_not_blow_up():
     data = encode(np.zeros((1, 4000), np.uint8))
-    with pytest.raises(ImageError, match="too elongated: 4000 x 1 pixels"):
+    with pytest.raises(ImageSizeError, match="too elongated: 4000 x 1 pixels"):
         pixels(data, photo_input(28, 32), max_pixels=100_000)
     assert pixels(encode(np.zeros((1, 16), np.uint8)), photo_input(28, 32), max_pixels=16).shape == (28, 28, 3)
 
@@ -203,6 +209,48 @@ def test_pixels_are_torchvisions_bit_for_bit(shape, kernel):
         assert np.array_equal(pixels(encode(array), photo_input(size, edge, kernel)), np.asarray(theirs))
 
 
+KERNELS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@settings(max_examples=400)
+@given(
+    st.integers(0, 999),
+    st.integers(1, 160),
+    st.integers(1, 160),
+    st.integers(1, 64).flatmap(lambda edge: st.tuples(st.integers(1, edge), st.integers(1, edge), st.just(edge))),
+    st.sampled_from(sorted(KERNELS)),
+    st.sampled_from([3, None]),
+)
+def test_what_the_crop_throws_away_is_not_computed_and_changes_nothing(seed, height, width, sizes, kernel, channels):
+    *size, edge = sizes
+    array = picture(seed, height, width, channels)
+    spec = dataclasses.replace(photo_input(edge, edge, kernel), size=tuple(size))
+    image = Image.fromarray(array)
+    target = int(edge * max(image.size) / min(image.size))
+    whole = image.resize((edge, target) if width <= height else (target, edge), KERNELS[kernel])
+    left, top = round((whole.width - size[1]) / 2), round((whole.height - size[0]) / 2)
+    wanted = np.asarray(whole.crop((left, top, left + size[1], top + size[0])))
+    ours = fit(image, spec)
+    assert ours.shape == (*size, channels or 1)
+    assert np.array_equal(ours.reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(427, 640), (640, 427), (700, 300), (300, 700), (500, 500), (90, 120)])
+def test_photographs_are_resized_as_a_whole_would_be(kernel, shape):
+    image = Image.fromarray(picture(9, *shape))
+    target = int(256 * max(shape) / min(shape))
+    whole = image.resize((256, target) if shape[1] <= shape[0] else (target, 256), KERNELS[kernel])
+    left, top = round((whole.width - 224) / 2), round((whole.height - 224) / 2)
+    wanted = np.asarray(whole.crop((left, top, left + 224, top + 224)))
+    assert np.array_equal(fit(image, photo_input(224, 256, kernel)), wanted)
+
+
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 def test_network_input_is_timms(kernel):
     from timm.data import create_transform
@@ -232,6 +280,90 @@ def test_normalisation():
     np.testing.assert_allclose(ours, np.moveaxis(expected, -1, 0), atol=1e-6)
     assert np.array_equal(normalise(array[None], spec)[0], ours)
     assert [part.shape for part in scale_and_shift(spec)] == [(3,), (3,)]
+
+
+@given(st.integers(0, 999), st.lists(st.integers(1, 9), min_size=2, max_size=4), st.sampled_from(["RGB", "L"]))
+def test_normalisation_is_one_float32_multiplication_and_addition(seed, shape, colour):
+    channels = 3 if colour == "RGB" else 1
+    random = np.random.default_rng(seed)
+    array = random.integers(0, 256, (*shape, channels), dtype=np.uint8)
+    spec = make_input(
+        2, colour, mean=tuple(random.random(channels).tolist()), std=tuple((random.random(channels) + 0.1).tolist())
+    )
+    factor, offset = scale_and_shift(spec)
+    wanted = np.moveaxis(array.astype(np.float32) * factor + offset, -1, -3)
+    ours = normalise(array, spec)
+    assert ours.dtype == np.float32 and ours.flags.c_contiguous
+    assert ours.tobytes() == wanted.tobytes()
+    room = np.full((2, *wanted.shape), np.nan, np.float32)
+    assert normalise(array, spec, out=room[1]).base is room
+    assert room[1].tobytes() == wanted.tobytes() and np.isnan(room[0]).all()
+
+
+def test_the_three_steps_are_preprocess():
+    for spec in (make_input(8), photo_input(8, 10), make_input(8, "L")):
+        for data in SEEDS:
+            assert np.array_equal(normalise(fit(decode_for(data, spec), spec), spec), preprocess(data, spec))
+
+
+def test_limits_reach_the_decoder():
+    spec = make_input(8)
+    with pytest.raises(ImageFormatError, match="JPEG images are not accepted"):
+        decode_for(SEEDS[1], spec, formats=("PNG",))
+    with pytest.raises(ImageSizeError, match="7 x 9 pixels, at most 62 are accepted"):
+        decode_for(SEEDS[1], spec, max_pixels=62)
+
+
+def _smooth(height: int, width: int) -> np.ndarray:
+    down, right = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(down / a) * np.cos(right / b) for a, b in ((23, 31), (17, 40), (50, 12))]
+    return np.stack(waves, axis=2).astype(np.uint8)
+
+
+def test_a_card_without_a_measurement_decodes_whole():
+    spec = photo_input(24, 32)
+    assert spec.jpeg_draft is None and least_edge(spec) == 64
+    assert decode_for(encode(_smooth(512, 768), "JPEG"), spec).size == (768, 512)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"), [(photo_input(24, 32), (96, 64)), (photo_input(24, 64), (192, 128)), (make_input(64), (192, 128))]
+)
+def test_large_jpeg_files_are_decoded_small_where_the_card_says_so(spec, size):
+    data = encode(_smooth(512, 768), "JPEG", quality=95)
+    small = dataclasses.replace(spec, jpeg_draft=make_draft())
+    assert decode_for(data, small).size == size
+    assert min(size) >= least_edge(spec) == 2 * (spec.resize.edge or 64)
+    change = np.abs(pixels(data, small).astype(int) - pixels(data, spec))
+    assert 0 < change.max() <= 6 and change.mean() < 1
+    png = encode(_smooth(512, 768))
+    assert np.array_equal(pixels(png, small), pixels(png, spec))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(_smooth(512, 768), "JPEG", quality=95, exif=exif)
+    assert decode_for(turned, small).size == size[::-1]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("shape", [(515, 775), (519, 769), (513, 1030), (1030, 513), (517, 518)])
+def test_sizes_that_do_not_divide_are_neither_squeezed_nor_shifted(shape, orientation):
+    spec = photo_input(56, 64, "bicubic")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(_smooth(*shape), "JPEG", quality=95, exif=exif)
+    small = dataclasses.replace(spec, jpeg_draft=make_draft())
+    size = round(shape[1] / 4), round(shape[0] / 4)
+    assert decode_for(data, small).size == (size[::-1] if orientation == 6 else size)
+    change = np.abs(pixels(data, small).astype(int) - pixels(data, spec))
+    assert 0 < change.max() <= 6 and change.mean() < 1
+
+
+def test_text_in_a_file_says_nothing_about_its_size():
+    text = PngInfo()
+    for key in ("whole_size", str(WHOLE_SIZE), "size"):
+        text.add_text(key, "(1, 9999)")
+    array, spec = picture(1, 40, 50), photo_input(24, 32)
+    assert np.array_equal(pixels(encode(array, "PNG", pnginfo=text), spec), pixels(encode(array), spec))
 
 
 def test_batch_stacks_what_preprocess_gives():

@@ -9,9 +9,12 @@ from zoo.cli import (
     bench_training,
     compression,
     data,
+    decoding,
     evaluate,
     forgetting,
     imports,
+    keys,
+    load,
     measure,
     models,
     optimize,
@@ -19,6 +22,7 @@ from zoo.cli import (
     quantization,
     report,
     search,
+    ship,
     training,
 )
 from zoo.cli.app import app
@@ -32,9 +36,12 @@ COMMANDS = (
     bench_training,
     compression,
     data,
+    decoding,
     evaluate,
     forgetting,
     imports,
+    keys,
+    load,
     measure,
     models,
     optimize,
@@ -42,6 +49,7 @@ COMMANDS = (
     quantization,
     report,
     search,
+    ship,
     training,
 )
 """The modules that registered their commands when they were imported."""

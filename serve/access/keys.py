@@ -1,0 +1,223 @@
+"""Who may do what, and how often: API keys from a file, and a rate for each.
+
+Predicting needs a key if the file has at least one with the role `predict`; a key with the role `admin` may predict,
+too. The admin routes do not exist unless there is an admin key. A client sends its key as `Authorization: Bearer KEY`
+(RFC 6750, section 2.1) or as `X-API-Key: KEY`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.access.key_file import KeyEntry, digest_of, read_keys
+from serve.exchange import Refused
+from serve.settings import Settings
+from zoo.errors import UsageError
+
+__all__ = ["Keys"]
+
+_log = logging.getLogger("bentoml.pocketzoo.keys")
+
+_HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Tokens that grow with time; a request takes one."""
+
+    rate: float
+    """Tokens per second."""
+    capacity: float
+    tokens: float
+    at: float
+    """When `tokens` was right, in seconds of the clock."""
+
+    def take(self, now: float) -> float:
+        """Take a token and return 0; or return the seconds until there is one."""
+        self.tokens = min(self.capacity, self.tokens + max(0.0, now - self.at) * self.rate)
+        self.at = now
+        if self.tokens >= 1.0:
+            self.tokens -= 1.0
+            return 0.0
+        return (1.0 - self.tokens) / self.rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """One state of the file, replaced as a whole."""
+
+    digests: tuple[tuple[bytes, KeyEntry], ...] = ()
+    predict: bool = False
+    """Whether predicting needs a key."""
+    admin: bool = False
+    """Whether the admin routes exist."""
+
+
+class Keys:
+    """The API keys of one worker.
+
+    With several workers each has its own buckets, of `rate / workers` and `burst / workers` (at least one request):
+    together they let through what the file says when connections spread over the workers, and a client with a single
+    connection, which one worker serves, gets its share only.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the file that `settings.keys_file` names; without one, anyone may predict and nobody administrate.
+
+        Raises:
+            UsageError: the file cannot be read, has no key, or an entry does not fit.
+        """
+        self._path = settings.keys_file
+        self._workers = settings.workers
+        self._clock = clock
+        self._table = _Table()
+        self._buckets: dict[str, _Bucket] = {}
+        self._stamp: tuple[int, ...] | None = None
+        if self._path is not None:
+            self._stamp = _stamp(self._path)
+            self._use(_read(self._path))
+
+    @property
+    def admin(self) -> bool:
+        """Whether the admin routes exist."""
+        return self._table.admin
+
+    @property
+    def required(self) -> bool:
+        """Whether predicting needs a key."""
+        return self._table.predict
+
+    def authorize(self, headers: Mapping[bytes, bytes], *, admin: bool) -> str | None:
+        """The name of the key that a request came with; None where none is needed.
+
+        Args:
+            headers: lower-case name -> value.
+            admin: whether it is about an admin route.
+
+        Raises:
+            Refused: 404 for an admin route if there are none, 401 without a known key, 403 with one that may not.
+        """
+        table = self._table
+        if admin and not table.admin:
+            raise Refused(404, "no such route: administration is off until POCKETZOO_KEYS_FILE has a key of role admin")
+        if not admin and not table.predict:
+            return None
+        key = _key(headers)
+        if key is None:
+            raise Refused(401, f"this needs an API key, and none came; {_HOW}")
+        entry = _find(table, key)
+        if entry is None:
+            raise Refused(401, f"the API key is not one of this server's; {_HOW}")
+        if admin and entry.role != "admin":
+            raise Refused(403, f"the API key {entry.name!r} may only predict; administration needs one of role admin")
+        return entry.name
+
+    def take(self, name: str | None) -> None:
+        """Count one request of the key `name` (what :meth:`authorize` returned) against its rate.
+
+        Raises:
+            Refused: 429, with the seconds after which one more may come.
+        """
+        bucket = self._buckets.get(name) if name is not None else None
+        if bucket is not None and (wait := bucket.take(self._clock())):
+            raise Refused(
+                429,
+                f"the API key {name!r} has used up its rate of {bucket.rate * self._workers:g} requests per second; "
+                f"try again in {wait:.2f} seconds",
+                retry_after=wait,
+            )
+
+    def reload(self, *, force: bool = False) -> bool:
+        """Read the file again if it changed, or if `force`; cheap enough to be called every second.
+
+        A file that cannot be used leaves the keys as they are, with a warning. Where predicting needed a key it does
+        so until the server starts anew, even if the last such key was removed: a file half written never opens it.
+
+        Returns:
+            Whether the file was read and is in use now.
+        """
+        if self._path is None:
+            return False
+        stamp = _stamp(self._path)
+        if stamp == self._stamp and not force:
+            return False
+        # The stamp is older than what is read: a change in between is seen by the next call.
+        self._stamp = stamp
+        try:
+            self._use(_read(self._path))
+        except UsageError as error:
+            _log.warning("the API keys stay as they were: %s", error)
+            return False
+        _log.info("%d API keys read from %s", len(self._table.digests), self._path)
+        return True
+
+    def _use(self, entries: tuple[KeyEntry, ...]) -> None:
+        buckets = {entry.name: self._bucket(entry) for entry in entries if entry.rate is not None}
+        for name, bucket in buckets.items():
+            old = self._buckets.get(name)
+            if old is not None and (old.rate, old.capacity) == (bucket.rate, bucket.capacity):
+                buckets[name] = old
+        self._buckets = buckets
+        self._table = _Table(
+            digests=tuple((bytes.fromhex(entry.sha256), entry) for entry in entries),
+            predict=self._table.predict or any(entry.role == "predict" for entry in entries),
+            admin=any(entry.role == "admin" for entry in entries),
+        )
+
+    def _bucket(self, entry: KeyEntry) -> _Bucket:
+        assert entry.rate is not None
+        capacity = max(1.0, entry.capacity / self._workers)
+        return _Bucket(rate=entry.rate / self._workers, capacity=capacity, tokens=capacity, at=self._clock())
+
+
+def _key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    # Another scheme may be meant for a proxy in front.
+    if scheme.lower() == b"bearer" and (token := token.strip()):
+        return token
+    return headers.get(b"x-api-key", b"").strip() or None
+
+
+def _find(table: _Table, key: bytes) -> KeyEntry | None:
+    digest = digest_of(key)
+    found = None
+    # Through all of them, so that the time says neither whether nor where there is a match.
+    for known, entry in table.digests:
+        if hmac.compare_digest(known, digest):
+            found = entry
+    return found
+
+
+def _read(path: Path) -> tuple[KeyEntry, ...]:
+    entries = read_keys(path)
+    if not entries:
+        raise UsageError(
+            f"{path}: expected at least one [[key]], found none; write one with `pocketzoo key NAME --file {path}`, "
+            "or unset POCKETZOO_KEYS_FILE to serve without keys"
+        )
+    if _mode(path) & 0o077:
+        _log.warning("%s is open to other users; `chmod 600 %s` keeps it private", path, path)
+    return entries
+
+
+def _mode(path: Path) -> int:
+    # Elsewhere than on POSIX the bits say nothing about others.
+    try:
+        return stat.S_IMODE(path.stat().st_mode) if os.name == "posix" else 0
+    except OSError:
+        return 0
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,167 @@
+"""Who computes when: the slots of a worker, the queue in front of them, and what is refused because it is full.
+
+A request is admitted if fewer than `queue` images wait, or if those that wait will be done within `queue_seconds`, and
+then it is served; so a burst on a slow model is not shed, and a fast model's queue drains as quickly as a slow one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serve.exchange import Call, Refused
+from serve.settings import Settings
+
+__all__ = ["Engine", "Work"]
+
+T = TypeVar("T")
+
+_SMOOTHING = 0.1
+"""Weight of the newest duration in the moving average."""
+
+_FIRST_GUESS = 0.02
+"""Seconds per image before anything was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[T]):
+    """Something to compute in a thread."""
+
+    run: Callable[[bool], T]
+    """It is told whether it has the machine for itself."""
+    images: int = 1
+    """How many images' worth of time it takes."""
+
+
+class Engine:
+    """The threads of one worker. Its methods are called from the event loop."""
+
+    def __init__(self, settings: Settings, *, observe: Callable[[int], None] | None = None) -> None:
+        """`observe` gets the number of images that wait, whenever it may have changed."""
+        self._settings = settings
+        self._observe = observe
+        self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="slot")
+        self._inside = 0
+        self._seconds = _FIRST_GUESS
+        self._batch_seconds = 0.0
+
+    @property
+    def inside(self) -> int:
+        """Images that wait or are being computed."""
+        return self._inside
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a slot."""
+        return max(0, self._inside - self._settings.slots)
+
+    def wait_seconds(self, images: int = 1) -> float:
+        """How long the last of `images` that come now would wait for a slot."""
+        ahead = self._inside + images - self._settings.slots
+        return max(0.0, ahead * max(self._seconds / self._settings.slots, self._batch_seconds))
+
+    @contextlib.contextmanager
+    def inside_a_batch(self, images: int) -> Iterator[None]:
+        """Count images that wait for, or are in, a batch among those inside."""
+        self._enter(images)
+        try:
+            yield
+        finally:
+            self._enter(-images)
+
+    def batch_took(self, images: int, seconds: float) -> None:
+        """Learn how long a batch of `images` took, for the estimate of the wait."""
+        self._batch_seconds += _SMOOTHING * (seconds / images - self._batch_seconds)
+
+    def admit(self, images: int = 1) -> None:
+        """Refuse what could not be served in time.
+
+        Raises:
+            Refused: 503, with the seconds after which it may be worth trying again.
+        """
+        wait = self.wait_seconds(images)
+        many = self._inside + images - self._settings.slots > max(self._settings.queue, images)
+        if wait > self._settings.timeout_seconds or (many and wait > self._settings.queue_seconds):
+            raise Refused(
+                503,
+                f"the server is busy: {self.waiting} images wait, which takes about {wait:.1f} s; try again later",
+                retry_after=wait,
+            )
+
+    async def map(self, call: Call, works: Sequence[Work[T]]) -> list[T]:
+        """Run each of `works` in a thread when there is a slot for it; their results in order.
+
+        Raises:
+            Refused: 503 if the queue is full, 504 if the time is up before one has begun.
+            Exception: what the first of `works` that failed has raised; the others are not begun any more.
+        """
+        images = sum(work.images for work in works)
+        self.admit(images)
+        self._enter(images)
+        loop, submitted, given_up = asyncio.get_running_loop(), time.perf_counter(), threading.Event()
+
+        def job(work: Work[T]) -> tuple[T, float, float]:
+            began = time.perf_counter()
+            self._check(call, began, given_up)
+            try:
+                found = work.run(self._inside == images == work.images)
+            except BaseException:
+                given_up.set()
+                raise
+            return found, began - submitted, time.perf_counter() - began
+
+        async def one(work: Work[T]) -> tuple[T, float, float]:
+            try:
+                done = await loop.run_in_executor(self._threads, job, work)
+            finally:
+                self._enter(-work.images)
+            self._seconds += _SMOOTHING * (done[2] / work.images - self._seconds)
+            return done
+
+        if len(works) == 1:
+            done = [await one(works[0])]
+        else:
+            tasks = [asyncio.ensure_future(one(work)) for work in works]
+            try:
+                done = await asyncio.gather(*tasks)
+            except BaseException:
+                given_up.set()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
+        call.stages["queue"] = max(queued for _, queued, _ in done) * 1e3
+        return [found for found, _, _ in done]
+
+    def _enter(self, images: int) -> None:
+        self._inside += images
+        if self._observe is not None:
+            self._observe(self.waiting)
+
+    def _check(self, call: Call, now: float, given_up: threading.Event) -> None:
+        if given_up.is_set() or call.gone():
+            raise Refused(499, "the client has closed the connection, or another image of its request was refused")
+        if now - call.started > self._settings.timeout_seconds:
+            raise Refused(
+                504,
+                f"not begun within {self._settings.timeout_seconds:g} s (POCKETZOO_TIMEOUT_SECONDS)",
+                retry_after=self.wait_seconds(),
+            )
+
+    async def spare(self, work: Callable[[bool], T]) -> T | None:
+        """Run `work` if a slot is free at once; None if not. For what nobody waits for."""
+        if self._inside >= self._settings.slots:
+            return None
+        self._inside += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, False)
+        finally:
+            self._inside -= 1
+
+    def close(self) -> None:
+        """Wait for what runs; drop what waits."""
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,128 @@
+"""One version of one artefact: read once, checked, warm, and from then on immutable."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+
+from zoo.card import Card
+from zoo.errors import ArtefactError, PocketzooError
+from zoo.files import sha256_file
+from zoo.machine import cores
+from zoo.predictor import Predictor, default_providers
+
+__all__ = ["VERSION_DIGITS", "Model", "Stamp", "give_back_memory", "load_model", "stamp"]
+
+VERSION_DIGITS = 12
+"""A version is that many of the first hexadecimal digits of the file's SHA-256."""
+
+_TWICE_IN_MEMORY = 64 << 20
+"""Larger files, in bytes, get one session: a second would take as much memory again."""
+_WARM_UPS = 2
+
+Stamp = tuple[int, int, int]
+"""Inode, size in bytes and time of the last change in nanoseconds: another one means that a file was changed."""
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells one state of a file from the next, without reading it.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class Model:
+    """One version of one artefact, in memory."""
+
+    __slots__ = ("__weakref__", "_alone", "_shared", "bytes", "card", "digest", "labels", "name", "path", "used")
+
+    def __init__(self, name: str, *, alone: Predictor, shared: Predictor, size: int) -> None:
+        """Give loaded predictors of the same file a name; :func:`load_model` does.
+
+        Args:
+            name: what a request's `model` says.
+            alone: computes one request at a time, with all threads.
+            shared: computes beside others, with one thread; may be the same.
+            size: of the file, in bytes.
+        """
+        self.name = name
+        self.path: Path = alone.path
+        self.card: Card = alone.card
+        self.digest: str = alone.digest
+        self.bytes = size
+        self.labels: str = hashlib.sha256("\0".join(alone.card.use.labels).encode()).hexdigest()
+        """Equal for two models exactly if their labels are the same, in the same order."""
+        self.used: float = time.monotonic()
+        """When it was last asked for, in seconds of time.monotonic; the one thing about it that changes."""
+        self._alone = alone
+        self._shared = shared
+
+    @property
+    def version(self) -> str:
+        """The first digits of the digest: what names this version in requests."""
+        return self.digest[:VERSION_DIGITS]
+
+    def predictor(self, *, alone: bool) -> Predictor:
+        """The session with all threads, for a request that has the machine to itself, or the one with one thread."""
+        return self._alone if alone else self._shared
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, version={self.version!r})"
+
+
+def load_model(name: str, path: Path, *, threads: int | None = None) -> Model:
+    """Load the file at `path`: its card, its golden self-check and a warm-up, in every session it will serve from.
+
+    There is one session instead of two where a second would not be faster or would take too much memory: with one
+    thread, on a GPU, or with a file of more than 64 MB.
+
+    Args:
+        name: what the model is called.
+        path: an ONNX file with a card.
+        threads: threads of an inference that runs alone; default: the cores this process may use.
+
+    Raises:
+        ArtefactError: there is no such file, it cannot be run, or it was changed while it was read.
+        CardError: no card, or one that contradicts the graph.
+        CheckError: the golden self-check failed.
+    """
+    try:
+        return _load(name, path, threads or cores())
+    except PocketzooError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions have no common public base class
+        raise ArtefactError(f"{path}: cannot be loaded: {error}") from error
+    finally:
+        give_back_memory()
+
+
+def _load(name: str, path: Path, threads: int) -> Model:
+    before = stamp(path)
+    one = threads == 1 or before[1] > _TWICE_IN_MEMORY or default_providers()[0] != "CPUExecutionProvider"
+    alone = Predictor(path, threads=threads)
+    shared = alone if one else Predictor(path, threads=1)
+    if stamp(path) != before or {alone.digest, shared.digest} != {sha256_file(path)}:
+        raise ArtefactError(f"{path}: was changed while it was read; it is read again when it is complete")
+    nothing = np.zeros((1, *alone.card.use.input.shape), np.float32)
+    for predictor in (alone, shared)[: 1 if one else 2]:
+        for _ in range(_WARM_UPS):
+            predictor.logits(nothing)
+    return Model(name, alone=alone, shared=shared, size=before[1])
+
+
+def give_back_memory() -> None:
+    """Return what the C library holds of freed memory to the system, where it can.
+
+    A file is parsed twice, for its card and by ONNX Runtime, and glibc keeps the freed buffers: 90 MB after loading a
+    ResNet-50. Other C libraries have no malloc_trim; then nothing is lost but memory.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

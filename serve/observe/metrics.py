@@ -1,0 +1,235 @@
+"""What Prometheus may ask: requests, stages, models and drift, of all workers together.
+
+`bentoml serve` sets PROMETHEUS_MULTIPROC_DIR for its workers: each then counts in memory-mapped files of its own there,
+and whichever is asked adds them up. Without the variable (in tests) a :class:`Metrics` counts in memory. Labels are
+bounded: templates of routes, names of models in the repository, numbers of statuses; never text of a client.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from serve.exchange import Call
+from serve.observe.drift import Follower
+from serve.observe.exposition import forget_dead_workers, render, reserve_files
+from serve.settings import Settings
+from zoo.card import Card
+
+__all__ = ["CONTENT_TYPE", "Answering", "Metrics"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+"""Media type of what :meth:`Metrics.render` gives."""
+
+_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of times: 0.1 ms to 10 s, three per decade."""
+_MOST = 1000
+"""Combinations of labels of one metric; what comes later is counted together, under the labels `other`."""
+_REPORT_EVERY = 25
+"""Answers of a model between two looks at its drift, which take longer than counting them."""
+
+_REASONS = {
+    400: "malformed",
+    401: "key",
+    403: "forbidden",
+    404: "unknown",
+    405: "method",
+    408: "slow",
+    413: "too_large",
+    415: "type",
+    422: "unfit",
+    429: "rate",
+    499: "gone",
+    500: "failure",
+    503: "unavailable",
+    504: "late",
+}
+"""Why a request was refused, by the status of its answer."""
+
+_M = TypeVar("_M", bound=MetricWrapperBase)
+
+
+class Answering(Protocol):
+    """What :meth:`Metrics.answered` must know of a model."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the repository."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its file: what tells its versions apart."""
+
+    @property
+    def card(self) -> Card:
+        """Its card, whose `use.reference` drift is measured against."""
+
+
+class Metrics:
+    """The metrics of one worker, to be made when the worker starts, and once: a process has one set of files."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Register every metric, and forget workers that were killed; `settings.batch_size` bounds a histogram."""
+        forget_dead_workers()
+        reserve_files()
+        self._registry = registry = CollectorRegistry()
+        self._requests = _Children(
+            Counter("pocketzoo_requests", "Requests answered.", ["route", "model", "status"], registry=registry)
+        )
+        self._request_seconds = _Children(
+            _seconds("request", "From a request's headers to its answer.", registry, "route")
+        )
+        self._stage_seconds = _Children(_seconds("stage", "Time of a request per stage.", registry, "stage"))
+        self._images = _Children(Counter("pocketzoo_images", "Images answered.", ["model"], registry=registry))
+        self._refused = _Children(
+            Counter("pocketzoo_refused", "Requests not answered, by the reason.", ["reason"], registry=registry)
+        )
+        self._in_flight = _gauge("in_flight", "Requests being worked on.", registry)
+        self._queued = _gauge("queued", "Requests that wait for their turn.", registry)
+        self._loaded = _gauge("models_loaded", "Models in memory, in the worker with the most.", registry, "livemax")
+        sizes = [2**power for power in range(max(1, math.ceil(math.log2(settings.batch_size))) + 1)]
+        self._batches = Histogram("pocketzoo_batch_size", "Images of one inference.", buckets=sizes, registry=registry)
+        self._events = _Children(
+            Counter("pocketzoo_model_events", "Changes of the models.", ["kind", "model"], registry=registry)
+        )
+        self._shadows = _Children(
+            Counter(
+                "pocketzoo_shadow",
+                "Images answered by a second model as well, and whether it predicts the same class.",
+                ["model", "shadow", "agrees"],
+                registry=registry,
+            )
+        )
+        self._drift = _DriftGauges(registry)
+
+    def record(self, call: Call, *, route: str, status: int, images: int) -> None:
+        """Count an answered request.
+
+        Args:
+            call: the request; its `model` must be None or a name of the repository.
+            route: the template of its route; "" if there was none.
+            status: of the answer; from 400 on the request counts as refused.
+            images: asked about; counted where the request was not refused.
+        """
+        model = call.model or ""
+        self._requests.of(route, model, status).inc()
+        self._request_seconds.of(route, model).observe(time.perf_counter() - call.started)
+        for stage, milliseconds in call.stages.items():
+            self._stage_seconds.of(stage, model).observe(milliseconds / 1e3)
+        if status >= 400:
+            self._refused.of(_REASONS.get(status, "other")).inc()
+        elif images:
+            self._images.of(model).inc(images)
+
+    def in_flight(self, delta: int) -> None:
+        """A request came (1) or went (-1)."""
+        self._in_flight.inc(delta)
+
+    def queued(self, count: int) -> None:
+        """So many requests of this worker wait."""
+        self._queued.set(count)
+
+    def batch(self, images: int) -> None:
+        """One inference had so many images."""
+        self._batches.observe(images)
+
+    def loaded(self, count: int) -> None:
+        """So many models are in this worker's memory."""
+        self._loaded.set(count)
+
+    def event(self, kind: str, model: str, detail: str = "") -> None:
+        """Count a change: loaded, swapped, refused, rolled_back, unloaded. `detail` is for the log, told likewise."""
+        self._events.of(kind, model).inc()
+
+    def shadow(self, model: str, other: str, agrees: bool) -> None:
+        """`other` answered an image of `model` as well, which is thrown away but for whether both agree."""
+        self._shadows.of(model, other, "true" if agrees else "false").inc()
+
+    def answered(self, model: Answering, confidences: npt.NDArray[np.float32], classes: npt.NDArray[np.intp]) -> None:
+        """Take in answers for the drift of a model whose card has a reference; from the event loop's thread only.
+
+        Args:
+            model: the one that answered.
+            confidences: calibrated probability of the predicted class, [B].
+            classes: index of the predicted class, [B].
+        """
+        if model.card.use.reference is not None:
+            self._drift.answered(model, zip(classes.tolist(), confidences.tolist(), strict=True), len(classes))
+
+    def render(self) -> bytes:
+        """The metrics of all workers in Prometheus' text format. Reads files, so not to be called in the event loop."""
+        return render(self._registry)
+
+
+class _Children(Generic[_M]):
+    """The labelled children of a metric, without the checks that `labels` repeats for every call."""
+
+    def __init__(self, metric: _M) -> None:
+        self._metric = metric
+        self._known: dict[tuple[str | int, ...], _M] = {}
+
+    def of(self, *values: str | int) -> _M:
+        child = self._known.get(values)
+        if child is None:
+            if len(self._known) >= _MOST:
+                return self._metric.labels(*itertools.repeat("other", len(values)))
+            child = self._known[values] = self._metric.labels(*values)
+        return child
+
+
+class _DriftGauges:
+    """Drift per model, of the worker that answered last: each sees a fair share of the requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> _Children[Gauge]:
+            full = f"pocketzoo_drift_{name}"
+            return _Children(Gauge(full, text, ["model"], registry=registry, multiprocess_mode="livemostrecent"))
+
+        self._confidence = gauge(
+            "confidence", "Mean confidence of the last answers, minus the card's on validation data."
+        )
+        self._classes = gauge(
+            "classes", "Distance (0 to 1) of the predicted classes from the card's on validation data."
+        )
+        self._answers = gauge("answers", "Answers that the drift is computed from.")
+        self._followers: dict[str, Follower] = {}
+        self._unseen: dict[str, int] = {}
+        self._shown: set[str] = set()
+
+    def answered(self, model: Answering, answers: zip[tuple[int, float]], count: int) -> None:
+        name = model.name
+        follower = self._followers.get(name)
+        if follower is None:
+            follower = self._followers[name] = Follower()
+        follower.add(model.digest, model.card, answers)
+        unseen = self._unseen.get(name, 0) + count
+        self._unseen[name] = unseen % _REPORT_EVERY
+        if unseen >= _REPORT_EVERY:
+            self._show(name, follower)
+
+    def _show(self, name: str, follower: Follower) -> None:
+        drift = follower.drift()
+        if drift is None and name not in self._shown:
+            return
+        self._shown.add(name)
+        # A series cannot be taken back: after a change of versions, NaN says that there is no number yet.
+        self._answers.of(name).set(follower.answers)
+        self._confidence.of(name).set(math.nan if drift is None else drift.confidence)
+        self._classes.of(name).set(math.nan if drift is None or drift.classes is None else drift.classes)
+
+
+def _seconds(name: str, text: str, registry: CollectorRegistry, label: str) -> Histogram:
+    return Histogram(f"pocketzoo_{name}_seconds", text, [label, "model"], buckets=_SECONDS, registry=registry)
+
+
+def _gauge(name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+    gauge = Gauge(f"pocketzoo_{name}", text, registry=registry, multiprocess_mode=mode)
+    gauge.set(0)  # a killed worker with the same process id may have left its number
+    return gauge

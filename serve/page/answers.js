@@ -1,0 +1,80 @@
+// One answer of a model as a part of the page: label, bars, times. Text reaches it through textContent only.
+
+const STAGES = ["read", "queue", "decode", "preprocess", "infer", "encode"];
+const nbsp = "\u00a0";
+const thin = "\u202f"; // narrow no-break space, between number and unit
+
+export function percent(share) {
+  if (share >= 0.9995 && share < 1) return `> 99.9${thin}%`;
+  if (share < 0.0005 && share > 0) return `< 0.1${thin}%`;
+  return `${(100 * share).toFixed(1)}${thin}%`;
+}
+
+const milliseconds = (value) => `${value.toFixed(value < 9.95 ? 1 : 0)}${thin}ms`;
+
+export function bytes(count) {
+  if (count < 1000) return `${count}${thin}B`;
+  return count < 1e6 ? `${Math.round(count / 1e3)}${thin}kB` : `${(count / 1e6).toFixed(1)}${thin}MB`;
+}
+
+export function element(name, text, className) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+/** Fills the node of one answer; `known` is the entry of GET /models for it, `trip` the milliseconds seen here. */
+export function show(node, answer, trip, known) {
+  const [{ label, abstained, probabilities }] = answer.predictions;
+  const part = (name) => node.querySelector(`.${name}`);
+  part("about").textContent = accuracy(known?.digest === answer.digest ? known : undefined);
+  part("best-label").textContent = label;
+  part("badge").hidden = part("doubt").hidden = !abstained;
+  part("bars").replaceChildren(...probabilities.slice(0, 5).map(bar));
+  times(part, answer.milliseconds, trip);
+  part("identity").textContent = `version ${answer.version}`;
+  part("identity").title = `SHA-256 ${answer.digest}`;
+  part("state").hidden = true;
+  part("outcome").hidden = false;
+  node.classList.toggle("unsure", abstained);
+  return label;
+}
+
+function accuracy(model) {
+  if (!model) return "accuracy not known";
+  const size = [model.precision, bytes(model.bytes)].filter(Boolean).join(", ");
+  if (!model.accuracy) return `${size}; accuracy not known`;
+  const { top1, n, split, dataset } = model.accuracy;
+  return `${percent(top1)} right, ${dataset} ${split}, n${nbsp}=${nbsp}${n}; ${size}`;
+}
+
+function bar({ label, probability }) {
+  const item = element("li");
+  const track = element("span", undefined, "track");
+  const fill = element("span", undefined, "fill");
+  fill.style.setProperty("--share", probability);
+  track.append(fill);
+  item.append(element("span", label, "label"), " ", element("span", percent(probability), "share"), track);
+  return item;
+}
+
+function times(part, spent, trip) {
+  const stages = STAGES.filter((stage) => stage in spent).map((stage) => [stage, spent[stage]]);
+  const rest = spent.total - stages.reduce((sum, [, value]) => sum + value, 0);
+  if (rest > 0.05) stages.push(["rest", rest]);
+  part("spent-total").textContent = milliseconds(spent.total);
+  part("spent-trip").textContent = milliseconds(trip);
+  part("strip").replaceChildren(...stages.map(([stage, value]) => {
+    const piece = element("span");
+    piece.dataset.stage = stage;
+    piece.style.flexGrow = value;
+    return piece;
+  }));
+  part("times").replaceChildren(...stages.map(([stage, value]) => {
+    const row = element("div");
+    row.dataset.stage = stage;
+    row.append(element("dt", stage), element("dd", milliseconds(value)));
+    return row;
+  }));
+}
