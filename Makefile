@@ -10,7 +10,7 @@ WEIGHTS =
 RECIPE = $(if $(DATA),folder,quickstart)
 FLAGS := --recipe $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
-.PHONY: all setup train compress export table test check serve bench clean
+.PHONY: all setup train compress export table test check soak serve bench clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
 
@@ -55,6 +55,13 @@ check: setup
 	$(RUN)mypy
 	$(RUN)lint-imports
 	$(MAKE) test
+
+# Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
+# killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment.
+soak: setup
+	$(RUN)python -m bench.soak
+	POCKETZOO_FUZZ_EXAMPLES=2000 $(RUN)python -m pytest tests/serve/test_fuzz.py
+	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/test_shipping.py tests/serve/test_shipping_manifests.py
 
 clean:
 	rm -rf $(VENV)

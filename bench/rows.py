@@ -10,11 +10,12 @@ from typing import Any
 from zoo.errors import ArtefactError
 from zoo.files import write_bytes
 
-__all__ = ["ACCURACY", "COMPARE", "LATENCY", "PYTEST", "REQUIRED", "TRAINING", "append", "read"]
+__all__ = ["ACCURACY", "COMPARE", "LATENCY", "LOAD", "PYTEST", "REQUIRED", "TRAINING", "append", "read"]
 
 ACCURACY = "accuracy.jsonl"
 COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
+LOAD = "load.jsonl"
 PYTEST = "pytest.jsonl"
 TRAINING = "training.jsonl"
 
@@ -23,11 +24,13 @@ _WHAT = {"data", "model", "part", "variant", "image_size", "n", "validation_n", 
 _TOOK = {"setup_seconds", "seconds", "round_seconds", "images_per_s", "ratio", "rounds"}
 _TIMED = _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"}
 _RUN = {"family", "form", "variant", "precision", "macs", "parameters", "bytes", "difference", "round_ms"}
+_LOADED = {"way", "load", "connections", "seconds", "images_per_s", "ratio", "status", "errors", "image", "detail"}
 _ANSWERED = {"dataset", "split", "pictures", "top1", "low", "high", "agreement"}
 REQUIRED = {
     ACCURACY: _COMMON | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
     COMPARE: _TIMED | _RUN | _ANSWERED | {"convert_seconds", "setup_seconds"},
     LATENCY: _TIMED,
+    LOAD: _COMMON | _LOADED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
     PYTEST: _TIMED,
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
 }

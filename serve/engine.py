@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,15 @@ class Work(Generic[T]):
     """It is told whether it has the machine for itself."""
     images: int = 1
     """How many images' worth of time it takes."""
+
+
+class _Flag:
+    """A lock-free threading.Event that nobody waits for."""
+
+    __slots__ = ("up",)
+
+    def __init__(self) -> None:
+        self.up = False
 
 
 class Engine:
@@ -104,7 +112,7 @@ class Engine:
         images = sum(work.images for work in works)
         self.admit(images)
         self._enter(images)
-        loop, submitted, given_up = asyncio.get_running_loop(), time.perf_counter(), threading.Event()
+        loop, submitted, given_up = asyncio.get_running_loop(), time.perf_counter(), _Flag()
 
         def job(work: Work[T]) -> tuple[T, float, float]:
             began = time.perf_counter()
@@ -112,7 +120,7 @@ class Engine:
             try:
                 found = work.run(self._inside == images == work.images)
             except BaseException:
-                given_up.set()
+                given_up.up = True
                 raise
             return found, began - submitted, time.perf_counter() - began
 
@@ -131,7 +139,7 @@ class Engine:
             try:
                 done = await asyncio.gather(*tasks)
             except BaseException:
-                given_up.set()
+                given_up.up = True
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
         call.stages["queue"] = max(queued for _, queued, _ in done) * 1e3
@@ -142,8 +150,8 @@ class Engine:
         if self._observe is not None:
             self._observe(self.waiting)
 
-    def _check(self, call: Call, now: float, given_up: threading.Event) -> None:
-        if given_up.is_set() or call.gone():
+    def _check(self, call: Call, now: float, given_up: _Flag) -> None:
+        if given_up.up or call.gone():
             raise Refused(499, "the client has closed the connection, or another image of its request was refused")
         if now - call.started > self._settings.timeout_seconds:
             raise Refused(

@@ -76,6 +76,7 @@ async def _openapi(runtime: Runtime, call: Call) -> Reply:
 
 
 async def _metrics(runtime: Runtime, call: Call) -> Reply:
+    runtime.metrics.flush()
     body = await asyncio.to_thread(runtime.metrics.render)
     return Reply(body=body, media_type=CONTENT_TYPE.encode())
 

@@ -67,6 +67,7 @@ class Runtime:
 
     def close(self) -> None:
         """Finish what runs and free what is held."""
+        self.metrics.flush()
         self.repository.stop()
         self._loader.shutdown(cancel_futures=True)
         self.engine.close()

@@ -7,19 +7,21 @@ bounded: templates of routes, names of models in the repository, numbers of stat
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import time
+from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics import MetricWrapperBase
 
 from serve.exchange import Call
 from serve.observe.drift import Follower
 from serve.observe.exposition import forget_dead_workers, render, reserve_files
+from serve.observe.tally import CounterTally, HistogramTally
 from serve.settings import Settings
 from zoo.card import Card
 
@@ -32,6 +34,8 @@ _SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25
 """Upper bounds of times: 0.1 ms to 10 s, three per decade."""
 _MOST = 1000
 """Combinations of labels of one metric; what comes later is counted together, under the labels `other`."""
+_FLUSH_SECONDS = 0.25
+"""How long a request may be missing from what is scraped."""
 _REPORT_EVERY = 25
 """Answers of a model between two looks at its drift, which take longer than counting them."""
 
@@ -53,7 +57,8 @@ _REASONS = {
 }
 """Why a request was refused, by the status of its answer."""
 
-_M = TypeVar("_M", bound=MetricWrapperBase)
+_C = TypeVar("_C", Counter, Gauge, CounterTally, HistogramTally)
+_T = TypeVar("_T", CounterTally, HistogramTally)
 
 
 class Answering(Protocol):
@@ -80,32 +85,31 @@ class Metrics:
         forget_dead_workers()
         reserve_files()
         self._registry = registry = CollectorRegistry()
-        self._requests = _Children(
+        self._requests = _tallied(
             Counter("pocketzoo_requests", "Requests answered.", ["route", "model", "status"], registry=registry)
         )
-        self._request_seconds = _Children(
-            _seconds("request", "From a request's headers to its answer.", registry, "route")
-        )
-        self._stage_seconds = _Children(_seconds("stage", "Time of a request per stage.", registry, "stage"))
-        self._images = _Children(Counter("pocketzoo_images", "Images answered.", ["model"], registry=registry))
-        self._refused = _Children(
+        self._request_seconds = _timed("request", "From a request's headers to its answer.", registry, "route")
+        self._stage_seconds = _timed("stage", "Time of a request per stage.", registry, "stage")
+        self._images = _tallied(Counter("pocketzoo_images", "Images answered.", ["model"], registry=registry))
+        self._refused = _tallied(
             Counter("pocketzoo_refused", "Requests not answered, by the reason.", ["reason"], registry=registry)
         )
+        self._flush_planned = False
         self._in_flight = _gauge("in_flight", "Requests being worked on.", registry)
         self._queued = _gauge("queued", "Requests that wait for their turn.", registry)
         self._loaded = _gauge("models_loaded", "Models in memory, in the worker with the most.", registry, "livemax")
         sizes = [2**power for power in range(max(1, math.ceil(math.log2(settings.batch_size))) + 1)]
         self._batches = Histogram("pocketzoo_batch_size", "Images of one inference.", buckets=sizes, registry=registry)
-        self._events = _Children(
-            Counter("pocketzoo_model_events", "Changes of the models.", ["kind", "model"], registry=registry)
+        self._events: _Children[Counter] = _Children(
+            Counter("pocketzoo_model_events", "Changes of the models.", ["kind", "model"], registry=registry).labels
         )
-        self._shadows = _Children(
+        self._shadows: _Children[Counter] = _Children(
             Counter(
                 "pocketzoo_shadow",
                 "Images answered by a second model as well, and whether it predicts the same class.",
                 ["model", "shadow", "agrees"],
                 registry=registry,
-            )
+            ).labels
         )
         self._drift = _DriftGauges(registry)
 
@@ -119,14 +123,32 @@ class Metrics:
             images: asked about; counted where the request was not refused.
         """
         model = call.model or ""
-        self._requests.of(route, model, status).inc()
-        self._request_seconds.of(route, model).observe(time.perf_counter() - call.started)
+        now = time.perf_counter()
+        self._requests.of(route, model, status).count += 1
+        self._request_seconds.of(route, model).observe(now - call.started)
         for stage, milliseconds in call.stages.items():
             self._stage_seconds.of(stage, model).observe(milliseconds / 1e3)
         if status >= 400:
-            self._refused.of(_REASONS.get(status, "other")).inc()
+            self._refused.of(_REASONS.get(status, "other")).count += 1
         elif images:
-            self._images.of(model).inc(images)
+            self._images.of(model).count += images
+        if not self._flush_planned:
+            self._plan_flush()
+
+    def _plan_flush(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        self._flush_planned = True
+        loop.call_later(_FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write what :meth:`record` has counted since the last time; from the event loop's thread."""
+        self._flush_planned = False
+        for children in (self._requests, self._images, self._refused, self._request_seconds, self._stage_seconds):
+            children.flush()
 
     def in_flight(self, delta: int) -> None:
         """A request came (1) or went (-1)."""
@@ -168,20 +190,34 @@ class Metrics:
         return render(self._registry)
 
 
-class _Children(Generic[_M]):
+class _Children(Generic[_C]):
     """The labelled children of a metric, without the checks that `labels` repeats for every call."""
 
-    def __init__(self, metric: _M) -> None:
-        self._metric = metric
-        self._known: dict[tuple[str | int, ...], _M] = {}
+    def __init__(self, make: Callable[..., _C]) -> None:
+        """`make`: from labels to their child."""
+        self._make: Callable[..., _C] = make
+        self._known: dict[tuple[str | int, ...], _C] = {}
+        self._others: _C | None = None
 
-    def of(self, *values: str | int) -> _M:
+    def of(self, *values: str | int) -> _C:
         child = self._known.get(values)
         if child is None:
             if len(self._known) >= _MOST:
-                return self._metric.labels(*itertools.repeat("other", len(values)))
-            child = self._known[values] = self._metric.labels(*values)
+                if self._others is None:
+                    self._others = self._make(*itertools.repeat("other", len(values)))
+                return self._others
+            child = self._known[values] = self._make(*values)
         return child
+
+
+class _Tallies(_Children[_T]):
+    """Children that are written in bulk."""
+
+    def flush(self) -> None:
+        for tally in self._known.values():
+            tally.flush()
+        if self._others is not None:
+            self._others.flush()
 
 
 class _DriftGauges:
@@ -190,7 +226,8 @@ class _DriftGauges:
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> _Children[Gauge]:
             full = f"pocketzoo_drift_{name}"
-            return _Children(Gauge(full, text, ["model"], registry=registry, multiprocess_mode="livemostrecent"))
+            made = Gauge(full, text, ["model"], registry=registry, multiprocess_mode="livemostrecent")
+            return _Children(made.labels)
 
         self._confidence = gauge(
             "confidence", "Mean confidence of the last answers, minus the card's on validation data."
@@ -225,8 +262,13 @@ class _DriftGauges:
         self._classes.of(name).set(math.nan if drift is None or drift.classes is None else drift.classes)
 
 
-def _seconds(name: str, text: str, registry: CollectorRegistry, label: str) -> Histogram:
-    return Histogram(f"pocketzoo_{name}_seconds", text, [label, "model"], buckets=_SECONDS, registry=registry)
+def _timed(name: str, text: str, registry: CollectorRegistry, label: str) -> _Tallies[HistogramTally]:
+    histogram = Histogram(f"pocketzoo_{name}_seconds", text, [label, "model"], buckets=_SECONDS, registry=registry)
+    return _Tallies(lambda *values: HistogramTally(histogram.labels(*values), _SECONDS))
+
+
+def _tallied(counter: Counter) -> _Tallies[CounterTally]:
+    return _Tallies(lambda *values: CounterTally(counter.labels(*values)))
 
 
 def _gauge(name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
