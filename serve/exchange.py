@@ -52,7 +52,7 @@ class Call:
     """`name` of the model that answered; for the log and the metrics."""
     version: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
-    """Milliseconds per stage: read, queue, decode, preprocess, infer, encode; for the log and the metrics."""
+    """Milliseconds per stage: read, load, queue, decode, preprocess, infer, encode; for the log and the metrics."""
 
     images: int = 0
     """Images, or examples of a tensor, that were asked about; for the log and the metrics."""

@@ -100,7 +100,9 @@ class Runtime:
         model = self.repository.route(name, version, unit=unit, force=force)
         if model is None:
             load = functools.partial(self.repository.load, name, version, unit=unit, force=force)
+            started = time.perf_counter()
             model = await asyncio.get_running_loop().run_in_executor(self._loader, load)
+            call.stages["load"] = (time.perf_counter() - started) * 1e3
         call.model, call.version = model.name, model.version
         return model
 

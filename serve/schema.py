@@ -35,6 +35,7 @@ class Milliseconds(BaseModel):
     """Where the time went; decode, preprocess and infer are sums over the request's images."""
 
     read: float = Field(description="receiving the body")
+    load: float | None = Field(None, description="loading and checking the model, by the first request that names it")
     queue: float = Field(description="waiting for a free slot")
     decode: float = Field(description="image file to pixels")
     preprocess: float = Field(description="resizing, cropping, normalising")

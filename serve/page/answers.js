@@ -1,6 +1,6 @@
 // One answer of a model as a part of the page: label, bars, times. Text reaches it through textContent only.
 
-const STAGES = ["read", "queue", "decode", "preprocess", "infer", "encode"];
+const STAGES = ["read", "load", "queue", "decode", "preprocess", "infer", "encode"];
 const nbsp = "\u00a0";
 const thin = "\u202f"; // narrow no-break space, between number and unit
 

@@ -70,3 +70,8 @@ def test_a_bad_number_is_refused_by_name(value):
 def test_a_value_that_cannot_be_is_refused_in_a_sentence(name, value, sentence):
     with pytest.raises(UsageError, match=sentence):
         read_settings({f"POCKETZOO_{name}": value})
+
+
+def test_the_guide_names_every_setting():
+    guide = (Path(__file__).resolve().parents[2] / "serve" / "README.md").read_text()
+    assert [field.name for field in dataclasses.fields(Settings) if f"`{field.name}`" not in guide] == []
