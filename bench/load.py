@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -20,9 +21,10 @@ from bench.load_job import Job, summary
 from bench.load_reference import Turn
 from bench.load_workers import REFERENCES, References, generate, references
 from bench.server import Server, serving, watching
+from serve.models.folder import SUFFIXES
 from zoo.card import Card
 from zoo.errors import ArtefactError, UsageError
-from zoo.files import INT8_GRAPH, sha256_file
+from zoo.files import sha256_file
 from zoo.graph import read_card
 from zoo.image import preprocess
 from zoo.progress import note, track
@@ -118,7 +120,7 @@ def measure(artefact: Path, config: LoadConfig) -> list[dict[str, Any]]:
     card, image = read_card(artefact), config.image.read_bytes()
     preprocess(image, card.use.input)  # a file that is no picture fails here, with a sentence
     with _alone(artefact) as models, serving(models) as server, references(artefact, config.image) as pipelines:
-        name = artefact.resolve().parent.name + ("-int8" if artefact.name == INT8_GRAPH else "")
+        name = artefact.resolve().parent.name + SUFFIXES.get(artefact.name, "")
         requests = {key: endpoint.build(name, card, image) for key, endpoint in ENDPOINTS.items()}
         started = server.resident_mb()
         loads = _rounds(server, pipelines, requests, config)
@@ -146,19 +148,14 @@ def _key(name: str, connections: int) -> str:
 def _rounds(server: Server, pipelines: References, requests: dict[str, str], config: LoadConfig) -> dict[str, Load]:
     """References and ways in, in turn: the neighbours of a turn suffer from the same noise."""
     loads: dict[str, Load] = {}
-    plan = []
-    for name in (*REFERENCES, "single"):
-        for what in ("image", "tensor"):
-            loads[f"{name} {what}"] = Load(way=f"in-process: {name}, {what}", load="", connections=0, seconds=0)
-    for name, endpoint in ENDPOINTS.items():
-        for connections in (config.connections, 1):
-            loads[_key(name, connections)] = Load(
-                way=endpoint.title, load="closed loop", connections=connections, seconds=config.seconds
-            )
-    inside = [key for key in loads if key.split()[1] in ("image", "tensor")]
-    outside = [key for key in loads if key not in inside]
-    for place in range(max(len(inside), len(outside))):
-        plan += [*inside[place : place + 1], *outside[place : place + 1]]
+    inside, plan = _references(), _plan(config.connections)
+    for key in plan:
+        name, last = key.split()
+        if key in inside:
+            loads[key] = Load(way=f"in-process: {name}, {last}", load="", connections=0, seconds=0)
+        else:
+            title = ENDPOINTS[name].title
+            loads[key] = Load(way=title, load="closed loop", connections=int(last), seconds=config.seconds)
     turns = [key for _ in range(config.rounds) for key in plan]
     for key in track(iter(turns), total=len(turns), description="Measuring the server"):
         name, last = key.split()
@@ -169,6 +166,28 @@ def _rounds(server: Server, pipelines: References, requests: dict[str, str], con
             loads[key].add(_closed(server, requests[name], int(last), config))
             _expect_answers(loads[key], server)
     return loads
+
+
+def _references() -> list[str]:
+    return [f"{name} {what}" for what in ("image", "tensor") for name in (*REFERENCES, "single")]
+
+
+def _plan(connections: int) -> list[str]:
+    """The turns of one round: what is compared stands side by side, so that both suffer from the same noise.
+
+    The ways in at all connections alternate with the references that use all cores, of the same input; those at one
+    connection with the reference of one thread.
+    """
+    plan: list[str | None] = []
+    for what in ("image", "tensor"):
+        names = [name for name, endpoint in ENDPOINTS.items() if endpoint.reference == what]
+        for inside, outside in (
+            ([f"{name} {what}" for name in REFERENCES], [_key(name, connections) for name in names]),
+            ([f"single {what}"], [_key(name, 1) for name in names]),
+        ):
+            plan += [key for pair in itertools.zip_longest(inside, outside) for key in pair]
+    # One connection may be all connections, and then has one turn.
+    return list(dict.fromkeys(key for key in plan if key is not None))
 
 
 def _closed(server: Server, request: str, connections: int, config: LoadConfig) -> dict[str, Any]:
@@ -218,12 +237,17 @@ def _open_loops(server: Server, request: str, capacity: float, service_ms: float
         load = Load(way=ENDPOINTS["v1"].title, load=f"Poisson, {part:.0%}", connections=0, seconds=seconds)
         load.add(result)
         load.detail |= {
-            key: result.get(key)
-            for key in ("offered_rate", "refused_ms", "late_ms", "retry_after", "connections", "recovery_seconds")
+            key: result.get(key) for key in ("offered_rate", "refused_ms", "late_ms", "retry_after", "connections")
         }
+        # Percentiles of answers alone would flatter a server that should have answered everything.
+        load.detail |= {"recovery_seconds": result["recovery_seconds"]} if over else {"unanswered": _unanswered(load)}
         assert watch.memory is not None
         load.detail |= {"of_peak": round(load.rate / capacity, 4), "rss_mb": vars(watch.memory)}
         yield load
+
+
+def _unanswered(load: Load) -> int:
+    return sum(load.errors.values()) + sum(count for status, count in load.status.items() if status != "200")
 
 
 def _rows(
@@ -252,7 +276,8 @@ def _rows(
             load.detail["added_p50_ms"] = round(statistics.median(load.samples_ms) - single[what], 4)
         rows.append(common | _row(load, config, ratio))
     for load in opened:
-        load.detail["p99_of_service"] = round(_p(load, "p99") / service_ms, 3)
+        if not load.detail.get("unanswered"):
+            load.detail["p99_of_service"] = round(_p(load, "p99") / service_ms, 3)
         rows.append(common | _row(load, config, None))
     return rows
 

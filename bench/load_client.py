@@ -51,6 +51,11 @@ class _Connection(asyncio.Protocol):
         self.run.record.opened += 1
         self.run.free(self)
 
+    @property
+    def counts(self) -> bool:
+        """Whether its request was sent after the warm-up."""
+        return self.written >= self.run.record.begin
+
     def send(self, scheduled: float) -> None:
         assert self.transport is not None
         run = self.run
@@ -70,7 +75,7 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"retry-after":
+        if self.counts and name.lower() == b"retry-after":
             self.run.record.retry_after += 1
 
     def on_body(self, body: bytes) -> None:
@@ -175,7 +180,10 @@ class _Run:
     def answered(self, connection: _Connection, status: int, keep: bool) -> None:
         record, now = self.record, time.perf_counter()
         connection.busy = False
-        if connection.written >= record.begin or connection.scheduled >= record.begin:
+        if status == 200:
+            record.finished += record.begin <= now <= record.end
+        if connection.counts:
+            record.status[status] += 1
             milliseconds = (now - connection.scheduled) * 1e3
             if status == 200:
                 record.ok_ms.append(milliseconds)
@@ -183,10 +191,7 @@ class _Run:
                 record.refused_ms.append(milliseconds)
             else:
                 record.other_ms.append(milliseconds)
-        record.status[status] += 1
-        if status == 200:
-            record.finished += record.begin <= now <= record.end
-            if self.job.tally is not None:
+            if status == 200 and self.job.tally is not None:
                 record.tally[str(json.loads(b"".join(connection.seen)).get(self.job.tally))] += 1
         connection.seen.clear()
         if keep and connection.transport is not None:
@@ -253,19 +258,36 @@ class _Run:
 
 
 async def _recovery(job: Job, since: float) -> float | None:
-    """Seconds from `since` until a fresh request was fast again: the first of three in a row."""
+    """Seconds from `since` until a fresh request was fast again: the first of three in a row; None if none was."""
     assert job.recovered_ms is not None
     raw = base64.b64decode(job.requests[0])
     fast: list[float] = []
-    while (now := time.perf_counter()) < since + job.timeout and len(fast) < 3:
+    try:
+        async with asyncio.timeout(max(0.0, since + job.timeout - time.perf_counter())):
+            while len(fast) < 3:
+                now = time.perf_counter()
+                status = await _status(job, raw)
+                done = time.perf_counter()
+                good = status == b"200" and (done - now) * 1e3 <= job.recovered_ms
+                fast = [*fast, done] if good else []
+    except TimeoutError:
+        return None
+    return round(fast[0] - since, 4)
+
+
+async def _status(job: Job, raw: bytes) -> bytes | None:
+    """The status of one request on a connection of its own; None if there was no answer."""
+    writer = None
+    try:
         reader, writer = await asyncio.open_connection(job.host, job.port)
         writer.write(raw)
-        line = await asyncio.wait_for(reader.readline(), job.timeout)
-        done = time.perf_counter()
-        writer.close()
-        good = line.split(b" ")[1:2] == [b"200"] and (done - now) * 1e3 <= job.recovered_ms
-        fast = [*fast, done] if good else []
-    return round(fast[0] - since, 4) if len(fast) == 3 else None
+        return next(iter((await reader.readline()).split(b" ")[1:2]), None)
+    except ConnectionError:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        return None
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 async def run(job: Job) -> dict[str, Any]:

@@ -52,7 +52,9 @@ class Record:
     late_ms: array[float] = field(default_factory=lambda: array("d"))
     """How long after its arrival a request was written: the generator's own delay, and that of full connections."""
     status: Counter[int] = field(default_factory=Counter)
+    """Of requests that were sent after the warm-up, like the latencies and `tally`."""
     errors: Counter[str] = field(default_factory=Counter)
+    """Of the warm-up too: there should be none at all."""
     tally: Counter[str] = field(default_factory=Counter)
     finished: int = 0
     """Answers with status 200 that came in the time that counts."""

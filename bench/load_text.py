@@ -56,7 +56,9 @@ def facts(rows: Sequence[dict[str, Any]]) -> list[str]:
             found.append(f"{name}, 1 connection: {detail['added_p50_ms']:+.2f} ms to the p50 of one call in process")
         if "p99_of_service" in detail:
             found.append(f"{name}: p99 is {detail['p99_of_service']:.2f} x the service time, {_counts(row)}")
-        if detail.get("recovery_seconds", ...) is not ... and detail.get("refused_ms"):
+        if unanswered := detail.get("unanswered"):
+            found.append(f"{name}: NOT VALID, {unanswered} requests had no answer with status 200: {_counts(row)}")
+        if "recovery_seconds" in detail:
             found.append(_overload(row))
     return found
 
@@ -69,9 +71,14 @@ def _counts(row: dict[str, Any]) -> str:
 def _overload(row: dict[str, Any]) -> str:
     detail, memory = row["detail"], row["detail"]["rss_mb"]
     recovery, refused = detail["recovery_seconds"], detail["refused_ms"]
+    refusals = "no refusals"
+    if refused:
+        refusals = (
+            f"refusals within {refused['p50']:.2f} ms (p50) and {refused['p99']:.2f} ms (p99), "
+            f"{detail['retry_after']} with Retry-After"
+        )
     return (
-        f"{row['load']}: {100 * detail['of_peak']:.1f} % of the peak; refusals within {refused['p50']:.2f} ms (p50) "
-        f"and {refused['p99']:.2f} ms (p99), {detail['retry_after']} with Retry-After; resident "
+        f"{row['load']}: {100 * detail['of_peak']:.1f} % of the peak; {refusals}; resident "
         f"{memory['before']:.0f} MB before, {memory['highest']:.0f} at most, {memory['after']:.0f} after; "
         + (f"recovered after {recovery:.2f} s" if recovery is not None else "not recovered")
     )

@@ -18,10 +18,12 @@ from rich.table import Table
 
 from bench.server import serving
 from bench.soak_artefacts import picture, write_tiny
-from bench.soak_bodies import fault_big_bodies, fault_bomb, fault_malformed, fault_slow_clients, fault_truncated
+from bench.soak_bodies import fault_big_bodies, fault_malformed, fault_truncated
+from bench.soak_bombs import fault_bomb
 from bench.soak_case import Case, Result
 from bench.soak_models import fault_broken_artefacts, fault_disk_full, fault_hot_swap
 from bench.soak_processes import fault_kill, fault_sigterm
+from bench.soak_slow import fault_slow_clients
 from zoo.errors import PocketzooError, UsageError, unknown_name
 from zoo.progress import note
 
@@ -39,7 +41,13 @@ FAULTS: dict[str, Callable[[Case], Result]] = {
     "disk-full": fault_disk_full,
     "sigterm": fault_sigterm,
 }
-"""By their names on the command line; all but the last two share a server, which has to survive one after the other."""
+"""By their names on the command line; most share a server, which has to survive one after the other."""
+
+_OTHER_WORKERS = frozenset({"kill", "disk-full", "sigterm"})
+"""Faults whose workers are not those of the others."""
+
+_GROWTH_MB = 100.0
+"""What the worker may keep of all faults: threads, caches and what the allocator does not give back."""
 
 
 @contextlib.contextmanager
@@ -63,10 +71,23 @@ def run(names: Sequence[str], *, short: bool, seed: int = 0) -> list[Result]:
             raise unknown_name("fault", name, FAULTS)
     results = []
     with prepared(short=short, seed=seed) as case:
+        case.serves()
+        pids, before, after = case.pids(), case.server.resident_mb(), 0.0
         for name in names:
             note(f"{name} ...")
             results.append(FAULTS[name](case))
-    return results
+            if name not in _OTHER_WORKERS and case.pids() == pids:
+                after = case.server.resident_mb()
+    return [*results, _growth(before, after)] if after else results
+
+
+def _growth(before: float, after: float) -> Result:
+    """What the worker kept of all faults that it went through."""
+    result = Result(name="memory kept of all of them")
+    result.detail.append(f"resident {before:.0f} MB before the first, {after:.0f} MB after the last of the same worker")
+    grown = after - before
+    result.expect(grown <= _GROWTH_MB, f"the worker grew by {grown:.0f} MB, expected {_GROWTH_MB:.0f} at most")
+    return result
 
 
 def render(results: Sequence[Result]) -> Table:

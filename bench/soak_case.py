@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import struct
+import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.load_job import Job, prepare
 from bench.load_workers import Client, generate
-from bench.server import Server
+from bench.server import Memory, Server, serving
+from bench.soak_artefacts import write_tiny
 
-__all__ = ["FLAT_MB", "Case", "Result", "answer", "connect", "exchange", "head", "hurry", "load", "until", "version"]
+__all__ = [
+    "FLAT_MB",
+    "Case",
+    "Probe",
+    "Result",
+    "answer",
+    "connect",
+    "exchange",
+    "expect_memory",
+    "head",
+    "hurry",
+    "load",
+    "own_server",
+    "probing",
+    "until",
+    "version",
+]
 
 FLAT_MB = 64.0
 """Growth of the workers' resident memory that counts as flat: a few decoded pictures and the allocator's slack."""
@@ -185,3 +206,63 @@ def until(holds: Callable[[], bool], seconds: float, *, every: float = 0.02) -> 
 def hurry(case: Case, long: float, short: float) -> None:
     """Let the load run for a while."""
     time.sleep(short if case.short else long)
+
+
+def expect_memory(result: Result, memory: Memory | None, *, more: float = 0.0, kept: float = 0.0) -> None:
+    """Expect workers that took at most `more` MB beyond what counts as flat, and gave back all but `kept` MB of it."""
+    assert memory is not None
+    highest, after = memory.highest - memory.before, memory.after - memory.before
+    result.detail.append(f"resident {memory.before:.0f} MB, {highest:+.0f} at most, {after:+.0f} after")
+    result.expect(highest <= more + FLAT_MB, f"memory grew by {highest:.0f} MB, expected {more + FLAT_MB:.0f} at most")
+    result.expect(after <= kept + FLAT_MB, f"{after:.0f} MB of memory were kept, expected {kept + FLAT_MB:.0f} at most")
+
+
+@contextlib.contextmanager
+def own_server(case: Case, **variables: str) -> Iterator[Case]:
+    """A server of its own for one fault, with more environment variables, and one tiny artefact."""
+    with tempfile.TemporaryDirectory(prefix="pocketzoo-soak-") as name:
+        write_tiny(Path(name) / "tiny" / "model.onnx", seed=1)
+        with serving(Path(name), **variables) as server:
+            yield dataclasses.replace(case, server=server)
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """Good requests, one after the other, that :func:`probing` sends."""
+
+    seconds: list[float] = field(default_factory=list)
+    """What each took, with its connection."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def expect(self, result: Result, *, worst: float) -> None:
+        """Expect answers 200 to all of them, each within `worst` seconds."""
+        result.counts.update(self.counts)
+        longest = max(self.seconds, default=0.0)
+        result.detail.append(f"{len(self.seconds)} others meanwhile, {longest * 1e3:.0f} ms at worst")
+        result.expect(set(self.counts) == {"200"}, f"others got {dict(self.counts)}")
+        result.expect(longest <= worst, f"another request took {longest:.1f} s, expected {worst:g} at most")
+
+
+@contextlib.contextmanager
+def probing(case: Case, *, every: float = 0.02) -> Iterator[Probe]:
+    """Send good requests, each on a connection of its own, while the block runs."""
+    probe, over = Probe(), threading.Event()
+    request = head("/v1/predict", len(case.picture)) + case.picture
+
+    def ask() -> None:
+        while not over.wait(every):
+            begun = time.perf_counter()
+            try:
+                found = exchange(case.server.port, request)
+            except OSError as error:
+                found = type(error).__name__
+            probe.counts[found] += 1
+            probe.seconds.append(time.perf_counter() - begun)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield probe
+    finally:
+        over.set()
+        thread.join()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.soak_case import head
 
-__all__ = ["BROKEN_FRAMING", "KINDS", "malformed"]
+__all__ = ["ALLOWED", "BROKEN_FRAMING", "KINDS", "malformed"]
 
 _TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "application/octet-stream", "text/plain", "", "a/b/c")
 _BOUNDARY = "qqq"
@@ -132,10 +132,16 @@ def _headers(rng: random.Random, files: list[tuple[str, bytes]], model: str) -> 
             "Accept: application/vnd.bentoml+pickle",
             "Inference-Header-Content-Length: -5",
             "".join(f"X-{place}: y\r\n" for place in range(300)).rstrip(),
-            "X-Big: " + "y" * 100_000,
         )
     )
     return _post("/v1/predict", data, rng.choice((*_TYPES, "application/vnd.bentoml+pickle")), more + "\r\n")
+
+
+def _large_headers(rng: random.Random, files: list[tuple[str, bytes]], model: str) -> bytes:
+    _, data = rng.choice(files)
+    length = rng.choice((10_000, 60_000, 70_000, 100_000, 1_000_000))
+    more = rng.choice(("X-Big: " + "y" * length, "X-Small: y\r\n" * (length // 12) + "X-Last: y")) + "\r\n"
+    return _post("/v1/predict", data, "image/png", more)
 
 
 def _infer(rng: random.Random, files: list[tuple[str, bytes]], model: str) -> bytes:
@@ -167,9 +173,28 @@ KINDS: dict[str, Callable[[random.Random, list[tuple[str, bytes]], str], bytes]]
     "lengths": _lengths,
     "routes": _routes,
     "headers": _headers,
+    "large headers": _large_headers,
     "infer": _infer,
 }
 """Name of a kind -> what makes one request of it."""
 
 BROKEN_FRAMING = frozenset({"lengths"})
 """Kinds whose announced length is not what is sent."""
+
+_UNDECODABLE = frozenset({"413", "415", "422"})
+
+ALLOWED: dict[str, frozenset[str]] = {
+    # A mutation may leave a picture whole, change its size, or its first bytes.
+    "mutated picture": _UNDECODABLE | {"200"},
+    # 400: a tensor request that is none, and an empty body.
+    "random body": frozenset({"400", "413", "415", "422"}),
+    "form": _UNDECODABLE | {"200", "400"},
+    "lengths": frozenset({"400", "501", "closed"}),
+    # 200: GET / and what is answered without a body; 400: a target that is no URL.
+    "routes": frozenset({"200", "400", "404", "405"}),
+    "headers": frozenset({"200", "400", "415"}),
+    # The limit is of what has come before a request was seen in it, so that much more is cut off, not answered.
+    "large headers": frozenset({"200", "400", "431", "closed"}),
+    "infer": frozenset({"200", "400", "404", "422"}),
+}
+"""What a request of each kind may get; see :func:`bench.soak_case.exchange`."""

@@ -1,7 +1,7 @@
 """Several requests' images in one inference, where that is faster than one after the other.
 
 It is on a GPU, and may be on many cores; on two cores it is not: one image keeps both busy. `auto` measures it once per
-model, when the model is loaded.
+version of a model, before its first answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
@@ -36,17 +37,26 @@ class Batcher:
     `batch_window_ms`. What may wait at all is decided by :meth:`Engine.admit`.
     """
 
-    def __init__(self, run: Run, settings: Settings, *, observe: Callable[[int, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        *,
+        thread: Executor | None = None,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> None:
         """Make one for a model.
 
         Args:
             run: float32 [B, C, H, W] to logits float32 [B, K]; called in a thread.
             settings: `batch_size` and `batch_window_ms`.
+            thread: where `run` is called; default: one of the event loop's.
             observe: gets every batch's size and seconds.
         """
         self._run = run
         self._size = settings.batch_size
         self._window = settings.batch_window_ms / 1e3
+        self._thread = thread
         self._observe = observe
         self._waiting: list[tuple[Logits, asyncio.Future[Logits], float]] = []
         self._full = asyncio.Event()
@@ -78,20 +88,19 @@ class Batcher:
         self._task = None
 
     async def _compute(self, wanted: list[tuple[Logits, asyncio.Future[Logits]]]) -> None:
-        inputs = np.stack([row for row, _ in wanted])
         start = time.perf_counter()
         try:
-            found = await asyncio.to_thread(self._run, inputs)
-        except Exception as error:
+            inputs = np.stack([row for row, _ in wanted])
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, inputs)
+            if self._observe is not None:
+                self._observe(len(wanted), time.perf_counter() - start)
+            for (_, future), logits in zip(wanted, found, strict=True):
+                if not future.done():
+                    future.set_result(logits)
+        except Exception as error:  # whatever it is, those who wait must hear of it
             for _, future in wanted:
                 if not future.done():
                     future.set_exception(error)
-            return
-        if self._observe is not None:
-            self._observe(len(wanted), time.perf_counter() - start)
-        for (_, future), logits in zip(wanted, found, strict=True):
-            if not future.done():
-                future.set_result(logits)
 
 
 def pays(single: Run, batched: Run, shape: tuple[int, int, int], settings: Settings, *, gpu: bool) -> bool:

@@ -1,7 +1,8 @@
 """Who computes when: the slots of a worker, the queue in front of them, and what is refused because it is full.
 
-A request is admitted if fewer than `queue` images wait, or if those that wait will be done within `queue_seconds`, and
-then it is served; so a burst on a slow model is not shed, and a fast model's queue drains as quickly as a slow one's.
+A request is admitted if nothing is inside; else if its time would not be up before it began, and if at most `queue`
+images wait, or if those that wait will be done within `queue_seconds`. So a burst on a slow model is not shed, and a
+fast model's queue drains as quickly as a slow one's. How long an image takes is one moving average over all models.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from serve.exchange import Call, Refused
 from serve.settings import Settings
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 _SMOOTHING = 0.1
 """Weight of the newest duration in the moving average."""
+
+_HEAVY_SECONDS = 0.1
+"""What takes longer has probably taken much memory, too."""
 
 _FIRST_GUESS = 0.02
 """Seconds per image before anything was measured."""
@@ -38,6 +42,16 @@ class Work(Generic[T]):
     """How many images' worth of time it takes."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    """What became of a piece of work, and how long it took, in seconds."""
+
+    found: T | None
+    error: Exception | None
+    queued: float
+    seconds: float
+
+
 class _Flag:
     """A lock-free threading.Event that nobody waits for."""
 
@@ -50,14 +64,28 @@ class _Flag:
 class Engine:
     """The threads of one worker. Its methods are called from the event loop."""
 
-    def __init__(self, settings: Settings, *, observe: Callable[[int], None] | None = None) -> None:
-        """`observe` gets the number of images that wait, whenever it may have changed."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        observe: Callable[[int], None] | None = None,
+        tidy: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            settings: `slots`, `queue`, `queue_seconds` and `timeout_seconds`.
+            observe: gets the number of images that wait, whenever it may have changed.
+            tidy: called in a thread when nothing is computed any more after something that took long.
+        """
         self._settings = settings
+        self._tidy = tidy
         self._observe = observe
         self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="slot")
         self._inside = 0
         self._seconds = _FIRST_GUESS
         self._batch_seconds = 0.0
+        self._untidy = False
 
     @property
     def inside(self) -> int:
@@ -66,7 +94,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Images that wait for a slot."""
+        """Images that wait for a slot, or are in a batch or wait for one."""
         return max(0, self._inside - self._settings.slots)
 
     def wait_seconds(self, images: int = 1) -> float:
@@ -93,6 +121,8 @@ class Engine:
         Raises:
             Refused: 503, with the seconds after which it may be worth trying again.
         """
+        if not self._inside:
+            return
         wait = self.wait_seconds(images)
         many = self._inside + images - self._settings.slots > max(self._settings.queue, images)
         if wait > self._settings.timeout_seconds or (many and wait > self._settings.queue_seconds):
@@ -112,41 +142,63 @@ class Engine:
         images = sum(work.images for work in works)
         self.admit(images)
         self._enter(images)
-        loop, submitted, given_up = asyncio.get_running_loop(), time.perf_counter(), _Flag()
+        submitted, given_up = time.perf_counter(), _Flag()
 
-        def job(work: Work[T]) -> tuple[T, float, float]:
+        def job(work: Work[T]) -> _Done[T]:
             began = time.perf_counter()
             self._check(call, began, given_up)
             try:
-                found = work.run(self._inside == images == work.images)
-            except BaseException:
-                given_up.up = True
-                raise
-            return found, began - submitted, time.perf_counter() - began
-
-        async def one(work: Work[T]) -> tuple[T, float, float]:
-            try:
-                done = await loop.run_in_executor(self._threads, job, work)
-            finally:
-                self._enter(-work.images)
-            self._seconds += _SMOOTHING * (done[2] / work.images - self._seconds)
-            return done
+                found, error = work.run(self._inside == images == work.images), None
+            except Exception as raised:
+                found, error, given_up.up = None, raised, True
+            return _Done(found, error, queued=began - submitted, seconds=time.perf_counter() - began)
 
         if len(works) == 1:
-            done = [await one(works[0])]
+            done = [await self._one(job, works[0])]
         else:
-            tasks = [asyncio.ensure_future(one(work)) for work in works]
+            tasks = [asyncio.ensure_future(self._one(job, work)) for work in works]
             try:
                 done = await asyncio.gather(*tasks)
             except BaseException:
                 given_up.up = True
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
-        call.stages["queue"] = max(queued for _, queued, _ in done) * 1e3
-        return [found for found, _, _ in done]
+        call.stages["queue"] = max(each.queued for each in done) * 1e3
+        return [cast(T, each.found) for each in done]
+
+    async def _one(self, job: Callable[[Work[T]], _Done[T]], work: Work[T]) -> _Done[T]:
+        future = self._threads.submit(job, work)
+        try:
+            done = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._leave_when_done(future, work.images)
+            raise
+        except Refused:
+            self._enter(-work.images)
+            raise
+        # What failed took its time, too.
+        self._seconds += _SMOOTHING * (done.seconds / work.images - self._seconds)
+        self._untidy |= done.seconds > _HEAVY_SECONDS
+        self._enter(-work.images)
+        if done.error is not None:
+            raise done.error
+        return done
+
+    def _leave_when_done(self, future: Future[Any], images: int) -> None:
+        """Count images as inside for as long as the thread that nobody waits for any more computes them."""
+        loop = asyncio.get_running_loop()
+
+        def leave(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody counts any more
+                loop.call_soon_threadsafe(self._enter, -images)
+
+        future.add_done_callback(leave)
 
     def _enter(self, images: int) -> None:
         self._inside += images
+        if self._untidy and not self._inside:
+            self._untidy = False
+            self._threads.submit(self._tidy)
         if self._observe is not None:
             self._observe(self.waiting)
 
@@ -164,11 +216,11 @@ class Engine:
         """Run `work` if a slot is free at once; None if not. For what nobody waits for."""
         if self._inside >= self._settings.slots:
             return None
-        self._inside += 1
+        self._enter(1)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, False)
         finally:
-            self._inside -= 1
+            self._enter(-1)
 
     def close(self) -> None:
         """Wait for what runs; drop what waits."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
 from serve.observe.trace import Trace
 from zoo.errors import ImageError, ImageFormatError, ImageSizeError, PocketzooError, UsageError
@@ -35,7 +35,6 @@ class Refused(PocketzooError):  # noqa: N818  # a refusal is what it is to the c
 class Call:
     """One request on its way through the server."""
 
-    scope: Scope
     receive: Receive
     method: str
     path: str
@@ -56,6 +55,8 @@ class Call:
 
     images: int = 0
     """Images, or examples of a tensor, that were asked about; for the log and the metrics."""
+    reading: bool = False
+    """Whether its body is still awaited."""
     buffered: int = 0
     """Bytes of the body that are held in memory on its behalf."""
 
@@ -103,9 +104,14 @@ def json_reply(value: Any, *, status: int = 200, headers: tuple[tuple[bytes, byt
 def refusal(error: PocketzooError) -> Refused:
     """The status of an error: 4xx where the request is at fault, 503 where the model is."""
     if isinstance(error, Refused):
-        return error
+        return error if error.status != 503 or error.retry_after is not None else _later(error)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 503)
-    return Refused(status, str(error))
+    return Refused(status, str(error)) if status != 503 else _later(error)
+
+
+def _later(error: PocketzooError) -> Refused:
+    # A model that cannot be served is looked at again within a second or so.
+    return Refused(503, str(error), retry_after=1.0)
 
 
 _STATUS: tuple[tuple[type[PocketzooError], int], ...] = (

@@ -7,6 +7,7 @@ a small network needs for an image, so a request passes from uvicorn to its hand
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -37,15 +38,25 @@ _NOT_IMAGES = ("multipart/", "application/json", "application/x-www-form-urlenco
 
 
 async def _predict_form(runtime: Runtime, call: Call) -> Reply:
+    _check_encoding(call)
     body = await runtime.read(call, runtime.settings.max_request_bytes)
     upload = read_form(call.headers.get(b"content-type", b""), body, runtime.settings)
     return _encoded(call, await runtime.answer(call, upload.model, None, upload.pictures))
 
 
 async def _predict_raw(runtime: Runtime, call: Call, name: str | None = None, version: str | None = None) -> Reply:
-    _check_media_type(call.media_type)
+    _check_media_type(call)
+    if name is not None:
+        runtime.repository.get(name, version)  # a wrong name is refused before its image is read
     body = await runtime.read(call, runtime.settings.max_image_bytes)
     return _encoded(call, await runtime.answer(call, name, version, (("", body),)))
+
+
+def _check_encoding(call: Call) -> None:
+    encoding = call.headers.get(b"content-encoding", b"identity")
+    if encoding.strip().lower() not in (b"", b"identity"):
+        name = encoding.decode("latin-1")
+        raise Refused(415, f"Content-Encoding {name!r:.80}: image files are compressed already; send them as they are")
 
 
 def _encoded(call: Call, document: dict[str, Any]) -> Reply:
@@ -55,7 +66,9 @@ def _encoded(call: Call, document: dict[str, Any]) -> Reply:
     return reply
 
 
-def _check_media_type(given: str) -> None:
+def _check_media_type(call: Call) -> None:
+    given = call.media_type
+    _check_encoding(call)
     if given in ("", "application/octet-stream") or given.startswith("image/"):
         return
     if given.startswith(_NOT_IMAGES):
@@ -72,7 +85,12 @@ async def _models(runtime: Runtime, call: Call) -> Reply:
 
 
 async def _openapi(runtime: Runtime, call: Call) -> Reply:
-    return json_reply(openapi.document(list(runtime.repository.names())))
+    return _document(runtime.settings.formats)
+
+
+@functools.cache
+def _document(formats: tuple[str, ...]) -> Reply:
+    return json_reply(openapi.document(formats=formats))
 
 
 async def _metrics(runtime: Runtime, call: Call) -> Reply:
@@ -115,7 +133,6 @@ class Front:
         runtime = self._runtime
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         call = Call(
-            scope=scope,
             receive=receive,
             method=scope["method"],
             path=scope["path"],
@@ -152,15 +169,16 @@ class Front:
         try:
             route, method, handler = self._find(runtime, call)
             if call.method != method and not (method == "GET" and call.method == "HEAD") and method != "any":
-                raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=(method,))
+                allow = ("GET", "HEAD") if method == "GET" else (method,)
+                raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=allow)
             if route not in _OPEN:
                 runtime.authorize(call, admin=route.startswith("/admin"))
-            async with asyncio.timeout(2 * runtime.settings.timeout_seconds):
+            async with asyncio.timeout(runtime.settings.timeout_seconds):
                 return route, await handler(runtime, call), None
         except PocketzooError as error:
             return route, reply_of_error(error), str(refusal(error))
         except TimeoutError:
-            late = Refused(504, f"no answer within {2 * runtime.settings.timeout_seconds:g} s")
+            late = _late(call, runtime.settings.timeout_seconds)
             return route, reply_of_error(late), str(late)
         except Exception as error:
             runtime.log.failure(call, error)
@@ -190,7 +208,12 @@ class Front:
 
 
 _OPEN = frozenset({*page.files(), *openapi.pages(), "/docs.json", "/metrics", "/v2/health/live", "/v2/health/ready"})
-"""Routes that need no key: they tell nothing about models or images."""
+"""Routes that need no key, as browsers, probes and Prometheus expect; of models they tell names and numbers."""
+
+
+def _late(call: Call, seconds: float) -> Refused:
+    what = "the body did not come" if call.reading else "no answer"
+    return Refused(408 if call.reading else 504, f"{what} within {seconds:g} s (POCKETZOO_TIMEOUT_SECONDS)")
 
 
 def _bound(handler: Callable[..., Awaitable[Reply]], **parts: Any) -> Handler:

@@ -21,12 +21,12 @@ from serve.batching import Batcher, pays
 from serve.engine import Engine, Work
 from serve.exchange import Call, Refused
 from serve.intake import Picture
-from serve.models.model import Model
+from serve.models.model import Model, give_back_memory
 from serve.models.repository import Repository
 from serve.observe.logs import Log
 from serve.observe.metrics import Metrics
 from serve.settings import Settings
-from zoo.errors import PocketzooError
+from zoo.errors import ArtefactError, UsageError
 from zoo.predictor import softmax
 
 __all__ = ["Runtime"]
@@ -55,12 +55,14 @@ class Runtime:
         self.log = Log(settings)
         self.metrics = Metrics(settings)
         self.keys = Keys(settings)
-        self.engine = Engine(settings, observe=self.metrics.queued)
+        self.engine = Engine(settings, observe=self.metrics.queued, tidy=give_back_memory)
         self.repository = Repository(settings, on_event=self._event)
         # One at a time anyway; requests that wait for a model must not occupy the threads that others need.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._batchers: weakref.WeakKeyDictionary[Model, Batcher | None] = weakref.WeakKeyDictionary()
+        self._batchers: weakref.WeakKeyDictionary[Model, asyncio.Future[Batcher | None]] = weakref.WeakKeyDictionary()
+        self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._buffered = 0
+        self._loading = 0
         self._keys_seen = time.perf_counter()
         self._shadows: set[asyncio.Task[None]] = set()
         self.repository.start()
@@ -70,6 +72,7 @@ class Runtime:
         self.metrics.flush()
         self.repository.stop()
         self._loader.shutdown(cancel_futures=True)
+        self._batch_thread.shutdown()
         self.engine.close()
 
     def _event(self, kind: str, model: str, detail: str) -> None:
@@ -99,12 +102,22 @@ class Runtime:
         unit = random.random()
         model = self.repository.route(name, version, unit=unit, force=force)
         if model is None:
-            load = functools.partial(self.repository.load, name, version, unit=unit, force=force)
-            started = time.perf_counter()
-            model = await asyncio.get_running_loop().run_in_executor(self._loader, load)
-            call.stages["load"] = (time.perf_counter() - started) * 1e3
+            model = await self._load(
+                call, functools.partial(self.repository.load, name, version, unit=unit, force=force)
+            )
         call.model, call.version = model.name, model.version
         return model
+
+    async def _load(self, call: Call, load: Callable[[], Model]) -> Model:
+        if self._loading >= self.settings.queue:
+            raise Refused(503, f"{self._loading} requests wait for models to be loaded", retry_after=1.0)
+        self._loading += 1
+        started = time.perf_counter()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._loader, load)
+        finally:
+            self._loading -= 1
+            call.stages["load"] = (time.perf_counter() - started) * 1e3
 
     async def read(self, call: Call, limit: int, *, admit: bool = True) -> bytes:
         """The request's body.
@@ -115,41 +128,34 @@ class Runtime:
             admit: whether to refuse it, before it is read, where it could not be computed in time.
 
         Raises:
-            Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory or too much waits, 408
-                if it did not come in time, 499 if the client went away.
+            Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory or too much waits,
+                499 if the client went away.
         """
         started = time.perf_counter()
+        call.reading = True
         announced = call.content_length
         if announced is not None and announced > limit:
             raise _too_large(announced, limit)
         if admit:
             self.engine.admit()
-        self.hold(call, announced or 0)
         message = await call.receive()
         body = _body(message)
         self._account(call, len(body), limit)
         if message.get("more_body"):
             body = await self._read_rest(call, body, limit)
+        call.reading = False
         call.stages["read"] = (time.perf_counter() - started) * 1e3
         return body
 
     async def _read_rest(self, call: Call, first: bytes, limit: int) -> bytes:
-        chunks, total = [first], len(first)
-        try:
-            async with asyncio.timeout(self.settings.timeout_seconds):
-                more = True
-                while more:
-                    message = await call.receive()
-                    chunk = _body(message)
-                    more = message.get("more_body", False)
-                    total += len(chunk)
-                    self._account(call, total, limit)
-                    chunks.append(chunk)
-        except TimeoutError:
-            seconds = self.settings.timeout_seconds
-            raise Refused(
-                408, f"the body took longer than {seconds:g} s (POCKETZOO_TIMEOUT_SECONDS); got {total} bytes"
-            ) from None
+        chunks, total, more = [first], len(first), True
+        while more:
+            message = await call.receive()
+            chunk = _body(message)
+            more = message.get("more_body", False)
+            total += len(chunk)
+            self._account(call, total, limit)
+            chunks.append(chunk)
         return b"".join(chunks)
 
     def _account(self, call: Call, total: int, limit: int) -> None:
@@ -193,6 +199,8 @@ class Runtime:
             Refused: see :meth:`model` and :meth:`classify`.
             ImageError: see :meth:`classify`.
         """
+        if not pictures:
+            raise UsageError("no image: expected at least one")
         model = await self.model(call, name, version)
         predictions = await self.classify(call, model, pictures, self.settings.top)
         stages = {name: round(value, 3) for name, value in call.stages.items()}
@@ -214,6 +222,8 @@ class Runtime:
         """
         rows = await self._run(call, model, pictures)
         probabilities = softmax(np.stack([row.values for row in rows]), model.card.use.temperature)
+        if not np.isfinite(probabilities).all():
+            raise ArtefactError(f"the model {model.name!r} answers with numbers that are not finite; export it again")
         self._watch(model, pictures, probabilities)
         predictor = model.predictor(alone=True)
         return [
@@ -225,11 +235,12 @@ class Runtime:
         """Logits float32 [B, K] of image files."""
         rows = await self._run(call, model, [("", image) for image in images])
         logits = np.stack([row.values for row in rows])
-        self._watch(model, [("", image) for image in images], softmax(logits, model.card.use.temperature))
+        if np.isfinite(logits).all():
+            self._watch(model, [("", image) for image in images], softmax(logits, model.card.use.temperature))
         return logits
 
     async def logits(self, call: Call, model: Model, inputs: Array) -> Array:
-        """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]."""
+        """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]; no shadow sees them."""
         call.images = len(inputs)
         start = time.perf_counter()
         if (batcher := await self._batcher(model)) is not None:
@@ -240,6 +251,8 @@ class Runtime:
             chunks = [inputs[at : at + _TENSOR_CHUNK] for at in range(0, len(inputs), _TENSOR_CHUNK)]
             found = np.concatenate(await self.engine.map(call, [_tensor_work(model, chunk) for chunk in chunks]))
         call.stages["infer"] = (time.perf_counter() - start) * 1e3 - call.stages.get("queue", 0.0)
+        if np.isfinite(found).all():  # otherwise the tensor was at fault, and the handler says so
+            self._follow(model, softmax(found, model.card.use.temperature))
         return found
 
     async def _run(self, call: Call, model: Model, pictures: Sequence[Picture]) -> list[Row]:
@@ -265,31 +278,37 @@ class Runtime:
         return rows
 
     async def _batcher(self, model: Model) -> Batcher | None:
-        try:
-            return self._batchers[model]
-        except KeyError:
-            # May measure for a while, which must not stop the event loop.
-            return self._batchers.setdefault(model, await asyncio.to_thread(self._new_batcher, model))
+        decided = self._batchers.get(model)
+        if decided is None:
+            # May measure for a while, which must not stop the event loop; once per model, however many ask.
+            loop = asyncio.get_running_loop()
+            decided = self._batchers[model] = loop.run_in_executor(self._loader, self._new_batcher, model)
+        return await asyncio.shield(decided) if not decided.done() else decided.result()
 
     def _new_batcher(self, model: Model) -> Batcher | None:
         alone, parallel = model.predictor(alone=True), model.predictor(alone=False)
         shape = model.card.use.input.shape
         if not pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu):
             return None
-        return Batcher(alone.logits, self.settings, observe=self._batch_done)
+        return Batcher(alone.logits, self.settings, thread=self._batch_thread, observe=self._batch_done)
 
     def _batch_done(self, images: int, seconds: float) -> None:
         self.engine.batch_took(images, seconds)
         self.metrics.batch(images)
 
     def _watch(self, model: Model, pictures: Sequence[Picture], probabilities: Array) -> None:
-        classes = probabilities.argmax(axis=1)
-        self.metrics.answered(model, probabilities.max(axis=1), classes)
+        classes = self._follow(model, probabilities)
         if (shadow := self.repository.shadow(model)) is not None:
             for picture, column in zip(pictures, classes, strict=True):
                 task = asyncio.ensure_future(self._shadow(model, shadow, picture, int(column)))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
+
+    def _follow(self, model: Model, probabilities: Array) -> npt.NDArray[np.intp]:
+        """Tell the drift gauges; the predicted classes [B]."""
+        classes = np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
+        self.metrics.answered(model, probabilities.max(axis=1), classes)
+        return classes
 
     async def _shadow(self, model: Model, shadow: Model, picture: Picture, column: int) -> None:
         def work(alone: bool) -> bool:
@@ -298,8 +317,8 @@ class Runtime:
 
         try:
             agrees = await self.engine.spare(work)
-        except PocketzooError as error:
-            self.log.event("shadow_failed", shadow.name, str(error))
+        except Exception as error:  # whatever it is, only the shadow's
+            self.log.event("shadow_failed", shadow.name, repr(error))
             return
         if agrees is not None:
             self.metrics.shadow(model.name, shadow.name, agrees)

@@ -16,14 +16,16 @@ from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from pydantic import Field
 from starlette.types import ASGIApp, Message
 
+from serve.access.keys import Keys
 from serve.exchange import Call
 from serve.front import Front
 from serve.models.repository import Repository
 from serve.observe.trace import request_id
+from serve.protocol import limit_headers
 from serve.runtime import Runtime
 from serve.schema import PredictResponse
-from serve.settings import read_settings
-from zoo.errors import PocketzooError
+from serve.settings import Settings, read_settings
+from zoo.errors import PocketzooError, UsageError
 
 __all__ = ["Classifier"]
 
@@ -33,11 +35,20 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 do_not_track.cache_clear()
 
 
+def _settings_or_defaults() -> Settings:
+    """The settings; the defaults where they are wrong, which :meth:`Classifier.check_default_model` says."""
+    try:
+        return read_settings()
+    except UsageError:
+        return Settings()
+
+
 class _Service(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML has no types
     """A BentoML service whose HTTP requests pass :class:`serve.front.Front` first."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that BentoML's worker gives to uvicorn."""
+        limit_headers(_settings_or_defaults().timeout_seconds)
         return Front(super().to_asgi(is_main), lambda: bentoml.get_current_service().runtime)
 
 
@@ -50,7 +61,7 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
 
 # The log and the metrics of requests are the front's; what BentoML would add costs more than some networks.
 @bentoml.service(
-    workers=read_settings().workers,
+    workers=_settings_or_defaults().workers,
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},
     service_class=_Service,
@@ -65,7 +76,9 @@ class Classifier:
     def check_default_model() -> None:
         """Let `bentoml serve` fail before it starts a worker that would fail, and notice soon when one has died."""
         try:
-            repository = Repository(read_settings())
+            settings = read_settings()
+            Keys(settings)
+            repository = Repository(settings)
             repository.start()
             repository.stop()
         except PocketzooError as error:
@@ -88,7 +101,7 @@ class Classifier:
         Over HTTP, POST /predict is answered by `serve.front`, in the same words; BentoML's
         clients read this signature, and tests call it.
         """
-        call = Call(scope={}, receive=_no_body, method="POST", path="/predict", headers={}, request_id=request_id({}))
+        call = Call(receive=_no_body, method="POST", path="/predict", headers={}, request_id=request_id({}))
         pictures = [(path.name, path.read_bytes()) for path in images]
         return PredictResponse.model_validate(await self.runtime.answer(call, model, None, pictures))
 

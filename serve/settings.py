@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,15 +55,15 @@ class Settings:
     max_buffered_bytes: int = 128 << 20
     """Bodies in memory at the same time, of all requests of a worker."""
     max_pixels: int = 25_000_000
-    """Width x height of one image; decoding takes up to six bytes per pixel in each of `slots` requests."""
+    """Width x height of one image; decoding takes up to seven bytes per pixel in each of `slots` requests."""
     formats: tuple[str, ...] = FORMATS
     """Image formats accepted, separated by commas."""
     queue: int = 64
-    """Requests that may always wait; more may as long as they are served within `queue_seconds`."""
+    """Images that may wait if they will be done within `timeout_seconds`; more may if it is within `queue_seconds`."""
     queue_seconds: float = 1.0
     """How long a request may expect to wait when it is admitted; also how long a full queue takes to drain."""
     timeout_seconds: float = 30.0
-    """From a request's first byte to its answer; a body that takes longer gets 408, an answer that does 504."""
+    """From a request's headers to its answer: a body that is not there by then gets 408, an answer 504."""
 
     batch: str = "auto"
     """`on` and `off`; `auto`: on where a batch was measured to be faster than single images, on a GPU or many cores."""
@@ -96,6 +97,15 @@ class Settings:
                 raise unknown_name(f"format in {PREFIX}FORMATS", name, FORMATS)
         if not 0 <= self.abstain <= 1:
             raise UsageError(f"{PREFIX}ABSTAIN: expected a probability, 0 to 1, got {self.abstain}")
+        if not self.formats:
+            raise UsageError(f"{PREFIX}FORMATS: expected at least one of {', '.join(FORMATS)}, got none")
+        if self.timeout_seconds <= 0:
+            raise UsageError(f"{PREFIX}TIMEOUT_SECONDS: expected more than 0 seconds, got {self.timeout_seconds:g}")
+        if self.max_buffered_bytes < self.max_request_bytes:
+            raise UsageError(
+                f"{PREFIX}MAX_BUFFERED_BYTES: expected at least POCKETZOO_MAX_REQUEST_BYTES, {self.max_request_bytes}, "
+                f"got {self.max_buffered_bytes}"
+            )
         if self.page > 1:
             raise UsageError(f"{PREFIX}PAGE: expected 0 or 1, got {self.page}")
 
@@ -105,14 +115,15 @@ class Settings:
         return self.state or self.models / ".serve"
 
 
-_ZERO_IS_FINE = frozenset({"page", "keep_versions"})
+_OF_OTHERS = frozenset({f"{PREFIX}OUTPUT"})
+_ZERO_IS_FINE = frozenset({"keep_versions", "page", "queue"})
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `environment`; an empty variable counts as not set.
 
     Raises:
-        UsageError: a value that does not fit, or a variable that is no setting although it looks like one.
+        UsageError: a value that does not fit, or a variable whose name is that of a setting but for a slip.
     """
     hints = typing.get_type_hints(Settings)
     found: dict[str, typing.Any] = {}
@@ -120,7 +131,18 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         variable = f"{PREFIX}{name.upper()}"
         if text := environment.get(variable, "").strip():
             found[name] = _READERS[_bare(kind)](variable, text)
+    for variable in environment:
+        name = variable.removeprefix(PREFIX)
+        if name != variable and name.lower() not in hints and variable not in _OF_OTHERS:
+            _refuse_slip(variable, hints)
     return Settings(**found)
+
+
+def _refuse_slip(variable: str, known: Iterable[str]) -> None:
+    """Refuse POCKETZOO_MAX_PIXEL, but not POCKETZOO_PORT, which Kubernetes sets for a service of that name."""
+    variables = [f"{PREFIX}{name.upper()}" for name in known]
+    if close := difflib.get_close_matches(variable, variables, n=1, cutoff=0.9):
+        raise UsageError(f"{variable} is no setting; did you mean {close[0]}? Unset it otherwise")
 
 
 def _bare(kind: typing.Any) -> typing.Any:

@@ -279,6 +279,8 @@ class Inform:
     """Multiply-accumulates for one example."""
     bytes: int
     """Size of the weights, in bytes (the file adds its card and structure)."""
+    graph: str | None = None
+    """SHA-256 of an ONNX file's network, its card left out; see zoo.graph.digest. None in checkpoints."""
     licence: str | None = None
     source: str | None = None
     """Where the first weights came from."""

@@ -5,7 +5,7 @@ PocketzooError            every message says what was expected, what was found a
 ├── DataError             a data set that cannot be used: missing, unreadable, leaking between splits
 ├── ImageError            bytes that are not an acceptable image
 │   ├── ImageFormatError  an image in a format that is not accepted, or no image at all
-│   └── ImageSizeError    more pixels, or a more extreme ratio of its sides, than is accepted
+│   └── ImageSizeError    more pixels or pieces, or a more extreme ratio of its sides, than is accepted
 ├── CardError             a missing, malformed or contradictory card
 ├── ArtefactError         a checkpoint or graph that is missing, inconsistent or at the wrong stage
 ├── TrainingError         training that cannot go on (a loss that is not finite)
@@ -53,7 +53,7 @@ class ImageFormatError(ImageError):
 
 
 class ImageSizeError(ImageError):
-    """More pixels than are accepted, or too elongated."""
+    """More pixels than are accepted, too elongated, or made of too many pieces to be read in reasonable time."""
 
 
 class CardError(PocketzooError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from zoo.card import KEY, Card, from_json, to_json
-from zoo.errors import ArtefactError, CardError
+from zoo.errors import ArtefactError, CardError, CheckError
 from zoo.files import write_bytes
 
-__all__ = ["check_agreement", "load", "read_card", "signature", "stamp", "strip_traces", "write"]
+__all__ = ["check_agreement", "digest", "load", "read_card", "signature", "stamp", "strip_traces", "write"]
 
 
 def load(path: Path) -> tuple[ModelProto, Card]:
@@ -23,6 +24,7 @@ def load(path: Path) -> tuple[ModelProto, Card]:
     Raises:
         ArtefactError: not an ONNX file, or one that keeps its weights in other files.
         CardError: no card, or a card that contradicts the graph.
+        CheckError: the network is not the one that the card was written with.
     """
     try:
         model = onnx.load_model(str(path), load_external_data=False)
@@ -39,7 +41,28 @@ def load(path: Path) -> tuple[ModelProto, Card]:
     values = {entry.key: entry.value for entry in model.metadata_props}
     card = from_json(values.get(KEY), where=str(path))
     _check_agreement(model, card, where=str(path))
+    if card.inform.graph is not None and digest(model) != card.inform.graph:
+        raise CheckError(
+            f"{path}: its network is not the one that its card was written with (SHA-256); "
+            "the file was damaged or changed, write it again with `pocketzoo export`"
+        )
     return model, card
+
+
+def digest(model: ModelProto) -> str:
+    """SHA-256 of what a model computes: opsets, inputs, outputs, nodes and weights; hexadecimal.
+
+    Each part is hashed by itself, so that a large model is not copied.
+    """
+    found = hashlib.sha256()
+    graph = model.graph
+    for parts in (model.opset_import, model.functions, graph.input, graph.output, graph.node, graph.initializer):
+        found.update(len(parts).to_bytes(8, "little"))
+        for part in parts:
+            content = part.SerializeToString(deterministic=True)
+            found.update(len(content).to_bytes(8, "little"))
+            found.update(content)
+    return found.hexdigest()
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -164,7 +187,9 @@ def write(model: ModelProto, card: Card, path: Path) -> Card:
     weights = sum(_tensor_bytes(tensor) for tensor in model.graph.initializer)
     card = dataclasses.replace(
         card,
-        inform=dataclasses.replace(card.inform, bytes=weights, opset=max(o.version for o in model.opset_import)),
+        inform=dataclasses.replace(
+            card.inform, bytes=weights, opset=max(o.version for o in model.opset_import), graph=digest(model)
+        ),
     )
     stamp(model, card)
     try:

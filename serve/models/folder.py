@@ -2,11 +2,19 @@
 
 A model is named by its folder: `output/vit/model.onnx` is `vit`, `output/vit/model.int8.onnx` is `vit-int8` and
 `output/vit/model.fp16.onnx` is `vit-fp16`; where that name belongs to another folder, it is `vit/model.int8.onnx`.
+
+Folders and files may be links, as deployments mount them, also to places outside of the models' folder. A link is
+followed only to a regular file that itself has one of these three names: anything else that somebody links into the
+folder (a device, a pipe, a file of keys) is never opened, so that neither its size nor its digest is published. A
+folder whose name no route can express is not served either; :func:`look_through` says why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve.models.model import Stamp, stamp
@@ -15,9 +23,12 @@ from zoo.errors import ArtefactError, PocketzooError
 from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
 from zoo.graph import read_card
 
-__all__ = ["Artefact", "no_artefact", "scan"]
+__all__ = ["SUFFIXES", "Artefact", "Found", "look_through", "no_artefact", "scan"]
 
-_SUFFIXES = {INT8_GRAPH: "-int8", HALF_GRAPH: "-fp16"}
+SUFFIXES = {GRAPH: "", INT8_GRAPH: "-int8", HALF_GRAPH: "-fp16"}
+"""Every file that is served -> what its model's name has after that of the folder."""
+
+_LONGEST_NAME = 128
 
 
 class Artefact:
@@ -62,6 +73,9 @@ class Artefact:
         """
         if self._card is None:
             try:
+                # It may have become another link since the folder was looked through.
+                if reason := _unfit_file(self.path):
+                    raise ArtefactError(f"{self.path}: {reason}")
                 self._card = read_card(self.path)
             except PocketzooError as error:
                 self._card = error
@@ -71,30 +85,84 @@ class Artefact:
 
     def digest(self) -> str | None:
         """SHA-256 of the file, which is read once; None where it cannot be."""
-        if self._digest is None:
+        if self._digest is None and not _unfit_file(self.path):
             with contextlib.suppress(OSError):
                 self._digest = sha256_file(self.path)
         return self._digest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What is in the models' folder."""
+
+    artefacts: dict[str, Artefact] = field(default_factory=dict)
+    """By name, in alphabetical order."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Name of a model, or `folder/file`, in printable characters -> a sentence that says why it is not served."""
+
+
 def scan(root: Path) -> dict[str, Artefact]:
     """The artefacts of the folders in `root`, by name, in alphabetical order; hidden folders are left out."""
+    return look_through(root).artefacts
+
+
+def look_through(root: Path) -> Found:
+    """The artefacts of the folders in `root`, and what is not served of it; hidden folders are left out."""
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError:
-        return {}
-    paths = {folder.name: folder / GRAPH for folder in folders if (folder / GRAPH).is_file()}
-    for file, suffix in _SUFFIXES.items():
+        return Found()
+    paths: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
+    for file, suffix in SUFFIXES.items():
         for folder in folders:
-            if (folder / file).is_file():
-                name = f"{folder.name}{suffix}"
+            if not os.path.lexists(folder / file):
+                continue
+            name = f"{folder.name}{suffix}"
+            if reason := _unfit_name(name):
+                left_out[_shown(name)] = reason
+            elif reason := _unfit_file(folder / file):
+                left_out[f"{folder.name}/{file}"] = f"{folder.name}/{file}: {reason}"
+            else:
                 paths[name if name not in paths else f"{folder.name}/{file}"] = folder / file
     found: dict[str, Artefact] = {}
     for name in sorted(paths):
         # It may be gone since the folder was listed.
         with contextlib.suppress(OSError):
             found[name] = Artefact(name, paths[name])
-    return found
+    return Found(artefacts=found, left_out=left_out)
+
+
+def _unfit_name(name: str) -> str | None:
+    """Why a name cannot be that of a model; `:` separates a name from `predict` in a route."""
+    if name.isprintable() and ":" not in name and name == name.strip() and len(name) <= _LONGEST_NAME:
+        return None
+    return (
+        f"a model cannot be called {_shown(name)!r}: expected at most {_LONGEST_NAME} printable characters, no ':' and "
+        "no space at either end; rename its folder"
+    )
+
+
+def _unfit_file(path: Path) -> str | None:
+    """Why a file is not to be opened; nothing is opened to find out."""
+    try:
+        # Path.resolve raises RuntimeError for links in a circle.
+        target = Path(os.path.realpath(path, strict=True))
+        regular = stat.S_ISREG(target.stat().st_mode)
+    except FileNotFoundError:
+        return "it is a link to nothing" if path.is_symlink() else "it is gone"
+    except OSError as error:
+        return f"it cannot be looked at ({error.strerror})"
+    if not regular:
+        return "expected a regular file, which it is not"
+    if target.name != path.name and target.name not in SUFFIXES:
+        return f"it is a link to a file of another name; expected one to {', '.join(SUFFIXES)}"
+    return None
+
+
+def _shown(name: str) -> str:
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 3]}..."
 
 
 def no_artefact(root: Path) -> ArtefactError:

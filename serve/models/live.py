@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from serve.exchange import Refused
-from serve.models.folder import Artefact, scan
+from serve.models.folder import Artefact, look_through
 from serve.models.model import VERSION_DIGITS, Model, give_back_memory, load_model, stamp
 from serve.models.ranking import best_first
+from serve.models.screen import Screen
 from serve.models.state import State, StateFile, Target
 from serve.models.versions import VersionStore
 from serve.models.view import View, without
@@ -35,7 +36,7 @@ class Report:
     """Files that are not what they were."""
     removed: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    """Name -> why its changed file is not served."""
+    """Name -> what is wrong with its file, although an older version may answer; also of files found broken before."""
 
 
 class Live:
@@ -51,6 +52,8 @@ class Live:
         self._on_event = on_event
         self._missing: set[str] = set()
         self._hopeless: set[Target] = set()
+        self._screen = Screen()
+        self._unreadable: dict[str, str] = {}
         self._untidy = False
 
     def open(self, name: str, version: str | None) -> Model:
@@ -191,6 +194,13 @@ class Live:
             self.tell("swapped", name, f"from {old.version} to {new.version}")
         return None
 
+    def scan(self) -> dict[str, Artefact]:
+        """The artefacts of the models' folder; tells what was left out of them, if it was not told before."""
+        found = look_through(self._settings.models)
+        for name, reason in self._screen.news(found.left_out):
+            self.tell("refused", name, reason)
+        return found.artefacts
+
     def look(self, *, patient: bool) -> Report:
         """Compare the models' folder with what is known of it, and act on every difference.
 
@@ -198,7 +208,7 @@ class Live:
             patient: whether a model stays until its file is missing for the second time.
         """
         report, known = Report(), self.view.artefacts
-        found = scan(self._settings.models)
+        found = self.scan()
         if not found:
             # An empty folder is a volume that is not mounted more often than it is meant.
             return report
@@ -213,9 +223,12 @@ class Live:
         for name in fresh:
             self.forgive(name)
         for name in report.changed:
-            if name in self.view.current and name not in self.view.state.pins and (reason := self.follow(name)):
-                report.refused[name] = reason
+            if name in self.view.current and name not in self.view.state.pins:
+                self.follow(name)
         report.removed = [name for name in sorted(gone) if self._remove(name)]
+        self._read_cards()
+        failed = {name: reason for (name, version), reason in self.view.failed.items() if version is None}
+        report.refused = {**failed, **self.view.problems}
         return report
 
     def tidy(self) -> None:
@@ -283,6 +296,23 @@ class Live:
         self.view = replace(self.view, problems=without(self.view.problems, name))
         self.store.add(model, needed=self.view.needed(name))
         return model
+
+    def _read_cards(self) -> None:
+        """Find out which files cannot be served, of those that nobody has asked for since they changed."""
+        for name in self.view.current:
+            if name in self.view.artefacts and name not in self.view.state.pins:
+                self._screen.pass_over(self.view.artefacts[name])
+        for artefact, error in self._screen.unread(list(self.view.artefacts.values())):
+            self._untidy = True
+            name, told = artefact.name, self._unreadable.pop(artefact.name, None)
+            if error is None:
+                if told is not None and self.view.problems.get(name) == told:
+                    self.view = replace(self.view, problems=without(self.view.problems, name))
+            elif not self._changed(artefact):
+                self._unreadable[name] = self.reason(error)
+                self._note(name, self.reason(error))
+                if isinstance(error.__cause__, OSError | MemoryError):
+                    artefact.expire()
 
     def _note(self, name: str, reason: str) -> None:
         if self.view.problems.get(name) != reason:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve.exchange import Refused
-from serve.models.folder import no_artefact, scan
+from serve.models.folder import no_artefact
 from serve.models.inventory import describe
 from serve.models.live import Live, OnEvent, Report
 from serve.models.model import Model
@@ -79,7 +79,7 @@ class Repository:
             ArtefactError: the default model, or without a setting every model, fails to load or its self-check.
         """
         with self._live.changing:
-            artefacts = scan(self._settings.models)
+            artefacts = self._live.scan()
             if not artefacts:
                 raise no_artefact(self._settings.models)
             self._live.view = replace(self._live.view, artefacts=artefacts)

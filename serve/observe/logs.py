@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -124,6 +125,7 @@ class _Output:
         """Lines that could not be written and were not yet told of."""
         self._descriptor = descriptor
         self._torn = False
+        self._lock = threading.Lock()
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
         try:
@@ -134,6 +136,10 @@ class _Output:
 
     def put(self, line: str) -> bool:
         """Write a line; whether that succeeded."""
+        with self._lock:  # the threads that load models write, too
+            return self._put(line)
+
+    def _put(self, line: str) -> bool:
         data = f"{line}\n".encode("ascii")
         # After a line of which a full disk took a part, the next one starts on its own line.
         whole = b"\n" + data if self._torn else data

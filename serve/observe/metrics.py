@@ -95,6 +95,7 @@ class Metrics:
             Counter("pocketzoo_refused", "Requests not answered, by the reason.", ["reason"], registry=registry)
         )
         self._flush_planned = False
+        self._now_in_flight = self._now_queued = 0
         self._in_flight = _gauge("in_flight", "Requests being worked on.", registry)
         self._queued = _gauge("queued", "Requests that wait for their turn.", registry)
         self._loaded = _gauge("models_loaded", "Models in memory, in the worker with the most.", registry, "livemax")
@@ -147,16 +148,22 @@ class Metrics:
     def flush(self) -> None:
         """Write what :meth:`record` has counted since the last time; from the event loop's thread."""
         self._flush_planned = False
+        self._in_flight.set(self._now_in_flight)
+        self._queued.set(self._now_queued)
         for children in (self._requests, self._images, self._refused, self._request_seconds, self._stage_seconds):
             children.flush()
 
     def in_flight(self, delta: int) -> None:
         """A request came (1) or went (-1)."""
-        self._in_flight.inc(delta)
+        self._now_in_flight += delta
+        if not self._flush_planned:
+            self._plan_flush()
 
     def queued(self, count: int) -> None:
         """So many requests of this worker wait."""
-        self._queued.set(count)
+        self._now_queued = count
+        if not self._flush_planned:
+            self._plan_flush()
 
     def batch(self, images: int) -> None:
         """One inference had so many images."""

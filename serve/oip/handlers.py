@@ -8,7 +8,6 @@ repository the index.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.metadata
 import json
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.exchange import Call, Refused, Reply, json_reply, reply_of_error
+from serve.exchange import Call, Refused, Reply, json_reply
 from serve.oip.request import InferRequest, Wanted, inflate, read_request
 from serve.oip.tensors import Output, images_name, write_answer
 from zoo.card import Card
@@ -59,8 +58,8 @@ async def handle(runtime: Runtime, call: Call, tail: str) -> Reply:
         raise Refused(404, f"no such route: {'/v2' + tail!r:.100}; GET /docs lists them")
     method, handler = found
     if call.method != method and not (method == "GET" and call.method == "HEAD"):
-        reply = reply_of_error(Refused(405, f"{route}: expected {method}, got {call.method!r:.20}"))
-        return dataclasses.replace(reply, headers=(*reply.headers, (b"allow", method.encode())))
+        allow = ("GET", "HEAD") if method == "GET" else (method,)
+        raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=allow)
     return await handler(runtime, call, name, version)
 
 

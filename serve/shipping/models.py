@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.models.folder import SUFFIXES, scan
 from zoo.errors import ArtefactError, PocketzooError, UsageError
-from zoo.files import GRAPH, INT8_GRAPH, graph_paths
+from zoo.files import graph_paths
 from zoo.predictor import Predictor
 
 __all__ = ["Choice", "ShippedModel", "choose_models"]
-
-_SERVED = (GRAPH, INT8_GRAPH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,8 @@ def choose_models(artefacts: Sequence[Path], root: Path) -> Choice:
     left_out = []
     for path in paths:
         try:
-            model = _checked(path.resolve())
+            # What is found is called as the server calls it, whatever it is a link to.
+            model = _checked(path.resolve() if artefacts else path.absolute())
         except PocketzooError as error:
             if artefacts:
                 raise
@@ -63,28 +63,27 @@ def choose_models(artefacts: Sequence[Path], root: Path) -> Choice:
             raise UsageError(f"{path} and {other.path} would both be {model.target}; rename one of the folders")
     if not models:
         raise ArtefactError(
-            f"no artefact to ship: expected {root}/<name>/{GRAPH} or {INT8_GRAPH}, "
-            + ("; ".join(left_out) or "found neither; `make train compress export` writes them")
+            f"no artefact to ship: expected {root}/<name>/{_names()}, "
+            + ("; ".join(left_out) or "found none; `make train compress export` writes them")
         )
     return Choice(models=tuple(models.values()), left_out=tuple(left_out))
 
 
 def _found(root: Path) -> list[Path]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [
-        folder / name
-        for folder in folders
-        if not folder.name.startswith(".")
-        for name in _SERVED
-        if (folder / name).is_file()
-    ]
+    """The files that the server would serve of `root`, ordered by their folders."""
+    order = list(SUFFIXES)
+    paths = [artefact.path for artefact in scan(root).values()]
+    return sorted(paths, key=lambda path: (path.parent, order.index(path.name)))
+
+
+def _names() -> str:
+    *first, last = SUFFIXES
+    return f"{', '.join(first)} or {last}"
 
 
 def _checked(path: Path) -> ShippedModel:
-    if path.name not in _SERVED:
-        raise UsageError(
-            f"{path}: expected a file called {' or '.join(_SERVED)}, which are those that the server serves"
-        )
+    if path.name not in SUFFIXES:
+        raise UsageError(f"{path}: expected a file called {_names()}, which are those that the server serves")
     predictor = Predictor(path, threads=1)
     return ShippedModel(
         path=path,

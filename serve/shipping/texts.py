@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import string
 import textwrap
@@ -22,6 +23,7 @@ _USER = 10001
 _DRAIN_SECONDS = 5
 """A pod that is told to end still gets requests until every node of the cluster has heard of it."""
 _SLACK_SECONDS = 5
+"""No request takes longer than `timeout_seconds`; this is for writing the last answers and ending the processes."""
 
 _TEMPLATES = {
     ".dockerignore": "dockerignore",
@@ -49,7 +51,7 @@ def compose(*, name: str, image: str, replicas: int, models: str, keys_file: Pat
     Raises:
         UsageError: a file of keys that cannot be read.
     """
-    drain = round(Settings().timeout_seconds) + _SLACK_SECONDS
+    graceful = math.ceil(Settings().timeout_seconds) + _SLACK_SECONDS
     values: dict[str, object] = {
         "name": name,
         "image": image,
@@ -60,8 +62,8 @@ def compose(*, name: str, image: str, replicas: int, models: str, keys_file: Pat
         "replicas": replicas,
         "most_replicas": 4 * replicas,
         "drain_seconds": _DRAIN_SECONDS,
-        "graceful_seconds": drain,
-        "termination_seconds": _DRAIN_SECONDS + drain + _SLACK_SECONDS,
+        "graceful_seconds": graceful,
+        "termination_seconds": _DRAIN_SECONDS + graceful + _SLACK_SECONDS,
         "apply_keys": "" if keys_file is None else "-f secret.yaml ",
     }
     values |= _keys(name, keys_file)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.load import Load, LoadConfig, default_image, measure
+from bench.load import Load, LoadConfig, _plan, _unanswered, default_image, measure
 from bench.load_endpoints import ENDPOINTS
 from bench.load_reference import Turn
 from bench.load_reference import measure as measure_reference
@@ -56,6 +56,8 @@ def test_open_loops_tell_their_rate_and_the_overload_its_recovery(rows):
     assert list(opened) == ["Poisson, 30%", "Poisson, 70%", "Poisson, 300%"]
     for part, row in zip((0.3, 0.7, 3.0), opened.values(), strict=True):
         assert row["detail"]["offered_rate"] == pytest.approx(part * capacity["images_per_s"], rel=1e-3)
+        if part < 1:
+            assert row["detail"]["unanswered"] == row["n"] - row["status"]["200"] == 0
         assert row["detail"]["p99_of_service"] > 0
     over = opened["Poisson, 300%"]["detail"]
     assert over["recovery_seconds"] is None or over["recovery_seconds"] > 0
@@ -89,6 +91,37 @@ def test_an_overload_with_refusals_is_told_in_a_sentence():
         "Poisson, 300%: 91.2 % of the peak; refusals within 0.51 ms (p50) and 2.25 ms (p99), 7 with Retry-After; "
         "resident 100 MB before, 120 at most, 101 after; recovered after 0.40 s"
     )
+
+
+def test_an_overload_without_refusals_that_is_not_over_is_told_too():
+    detail = {
+        "of_peak": 1.0,
+        "recovery_seconds": None,
+        "refused_ms": None,
+        "retry_after": 0,
+        "rss_mb": {"before": 1.0, "highest": 2.0, "after": 1.0},
+    }
+    (fact,) = facts([{"way": "w", "load": "Poisson, 300%", "detail": detail, "status": {}, "errors": {}}])
+    assert fact.startswith("Poisson, 300%: 100.0 % of the peak; no refusals; ")
+    assert fact.endswith("; not recovered")
+
+
+def test_a_part_of_the_capacity_that_was_not_answered_is_not_valid():
+    load = Load(way="w", load="Poisson, 70%", connections=0, seconds=1)
+    load.add({"rate": 1.0, "samples_ms": [1.0], "status": {"200": 5, "503": 2}, "errors": {"reset": 1}})
+    row = {"way": "w", "load": load.load, "detail": {"unanswered": _unanswered(load)}}
+    (fact,) = facts([row | {"status": load.status, "errors": load.errors}])
+    assert fact == ("w, Poisson, 70%: NOT VALID, 3 requests had no answer with status 200: 5 x 200, 2 x 503, 1 x reset")
+
+
+def test_what_is_compared_stands_side_by_side():
+    assert _plan(8) == [
+        *("threads image", "v1 8", "wide image", "form 8", "processes image", "bytes 8"),
+        *("single image", "v1 1", "form 1", "bytes 1"),
+        *("threads tensor", "tensor 8", "wide tensor", "processes tensor"),
+        *("single tensor", "tensor 1"),
+    ]
+    assert len(_plan(1)) == len(_plan(8)) - len(ENDPOINTS)
 
 
 def test_turns_of_a_load_are_summed_and_its_rate_is_their_median():

@@ -101,6 +101,11 @@ def test_the_warm_up_is_not_in_the_latencies():
     found, seen = drive("/slow", connections=1, warmup=0.1, seconds=0.1, samples=True)
     assert 3 <= len(found["samples_ms"]) < len(seen) <= 11
     assert min(found["samples_ms"]) > 15
+    found, seen = drive("/ok", "/busy", connections=1, warmup=0.1, seconds=0.1, tally="version")
+    assert found["status"] == {"200": found["ok_ms"]["n"], "503": found["refused_ms"]["n"]}
+    assert found["retry_after"] == found["refused_ms"]["n"]
+    assert found["tally"] == {"v1": found["ok_ms"]["n"]}
+    assert sum(found["status"].values()) < len(seen)
 
 
 def test_a_connection_that_ends_is_counted_and_replaced():
@@ -145,6 +150,13 @@ def test_recovery_is_timed_from_the_end_of_the_load():
     found, _ = drive("/slow", rate=200.0, connections=50, recovered_ms=60.0, timeout=5)
     backlog = arrivals(200, 0.15) * 0.02 - 0.15
     assert backlog - 0.1 < found["recovery_seconds"] < backlog + 1
+
+
+@pytest.mark.parametrize("path", ["/stall", "/reset", "/busy"])
+def test_a_server_that_does_not_recover_costs_no_run(path):
+    found, _ = drive(path, rate=50.0, connections=5, recovered_ms=60.0, timeout=0.3)
+    assert found["recovery_seconds"] is None
+    assert found["offered_rate"] == 50.0
 
 
 def test_no_server_is_an_error_of_connecting():

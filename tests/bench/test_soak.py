@@ -1,19 +1,23 @@
 """The short form of every fault, against one real server; and that the harness notices what goes wrong."""
 
+import contextlib
 import http.server
 import threading
 import types
+from collections import Counter
 
 import pytest
 
 from bench import soak
+from bench.server import Memory
 from bench.soak import FAULTS, main, prepared, render, run
 from bench.soak_artefacts import picture, write_tiny
 from bench.soak_bodies import fault_malformed, fault_truncated
-from bench.soak_case import Case, Result, exchange, head, until
-from bench.soak_malformed import KINDS, malformed
-from zoo.errors import CheckError, UsageError
-from zoo.image import preprocess
+from bench.soak_case import Case, Probe, Result, exchange, expect_memory, head, probing, until
+from bench.soak_files import claims, floods, png, scans
+from bench.soak_malformed import ALLOWED, KINDS, malformed
+from zoo.errors import CheckError, ImageSizeError, UsageError
+from zoo.image import decode, preprocess
 from zoo.predictor import Predictor
 
 
@@ -78,8 +82,55 @@ def test_malformed_requests_are_the_same_for_a_seed_and_of_every_kind():
     first = list(malformed(3, 70, "tiny"))
     assert first == list(malformed(3, 70, "tiny"))
     assert first != list(malformed(4, 70, "tiny"))
-    assert {name for name, _ in first} == set(KINDS)
+    assert {name for name, _ in first} == set(KINDS) == set(ALLOWED)
+    assert not any(status.startswith("50") and status != "501" for found in ALLOWED.values() for status in found)
     assert all(b"\r\n\r\n" in data for _, data in first)
+
+
+def test_memory_that_was_taken_or_kept_is_noticed():
+    result = Result(name="x")
+    expect_memory(result, Memory(before=100.0, highest=260.0, after=160.0), more=100.0)
+    assert result.ok
+    expect_memory(result, Memory(before=100.0, highest=265.0, after=100.0), more=100.0)
+    assert result.detail[-1] == "NOT OK: memory grew by 165 MB, expected 164 at most"
+    expect_memory(result, Memory(before=100.0, highest=165.0, after=165.0), more=100.0)
+    assert result.detail[-1] == "NOT OK: 65 MB of memory were kept, expected 64 at most"
+
+
+@pytest.mark.parametrize(("after", "ok"), [(200.0, True), (201.0, False)])
+def test_what_all_faults_together_leave_is_a_line_of_its_own(monkeypatch, after, ok):
+    server = types.SimpleNamespace(resident_mb=iter([100.0, 150.0, after, 100.0]).__next__)
+    case = types.SimpleNamespace(server=server, serves=lambda: True, pids=lambda: [1])
+    monkeypatch.setattr(soak, "prepared", lambda **_: contextlib.nullcontext(case))
+    monkeypatch.setattr(soak, "FAULTS", dict.fromkeys(("bomb", "malformed", "kill"), lambda case: Result(name="y")))
+    results = run(["bomb", "malformed", "kill"], short=True)
+    assert [result.name for result in results[:-1]] == ["y"] * 3
+    assert results[-1].ok is ok
+    assert f"100 MB before the first, {after:.0f} MB after" in results[-1].detail[0]
+    assert len(run(["kill"], short=True)) == 1
+
+
+def test_others_that_wait_or_fail_are_noticed(failing):
+    with probing(failing, every=0.001) as probe:
+        assert until(lambda: probe.seconds, 5.0) is not None
+    result = Result(name="x")
+    probe.expect(result, worst=3.0)
+    assert "NOT OK: others got {'500'" in result.detail[-1]
+    result = Result(name="x")
+    Probe(seconds=[0.1, 3.5], counts=Counter({"200": 2})).expect(result, worst=3.0)
+    assert result.detail[-1] == "NOT OK: another request took 3.5 s, expected 3 at most"
+
+
+def test_files_of_the_soak_are_what_they_claim():
+    for data in claims(50_000).values():
+        with pytest.raises(ImageSizeError, match="pixels"):
+            decode(data)
+    for bits, channels in ((8, 3), (16, 3), (16, 1)):
+        assert decode(png(30, 20, bits=bits, channels=channels)).size == (30, 20)
+    for kind, data in floods(2000).items():
+        assert decode(data).size == (8, 8), kind
+    assert scans(16, 16, 7).count(b"\xff\xda") == scans(16, 16, 1).count(b"\xff\xda") + 6
+    assert decode(scans(16, 16, 1)).size == (16, 16)
 
 
 def test_artefacts_of_the_soak_pass_their_check_unless_they_lie(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -59,6 +60,17 @@ def write_artefact(path: Path, *, seed: int = 0, top1: float | None = None, spoi
     if spoil_golden:
         golden = dataclasses.replace(golden, probabilities=tuple(reversed(golden.probabilities)))
     write(_model(seed), dataclasses.replace(card, use=dataclasses.replace(card.use, golden=golden)), path)
+    return path
+
+
+def change_a_weight(path: Path) -> Path:
+    """Change the last bits of one weight of a file, by less than any self-check can see."""
+    model = onnx.load_model(path)
+    stored = model.graph.initializer[0]
+    weights = numpy_helper.to_array(stored).copy()
+    weights.flat[7] = np.nextafter(weights.flat[7], np.float32(9))
+    stored.CopyFrom(numpy_helper.from_array(weights, stored.name))
+    onnx.save_model(model, path)
     return path
 
 

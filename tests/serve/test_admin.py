@@ -31,7 +31,7 @@ def ask(models):
                 assert len(data) <= limit
                 return data
 
-            call = Call(scope={}, receive=None, method=method, path=f"/admin/{rest}", headers={}, request_id="r")
+            call = Call(receive=None, method=method, path=f"/admin/{rest}", headers={}, request_id="r")
             runtime = SimpleNamespace(repository=repository, read=read)
             try:
                 reply = anyio.run(admin.handle, runtime, call, rest)

@@ -157,6 +157,47 @@ def test_the_first_failure_ends_the_request_and_what_was_not_begun(make):
     assert engine.inside == 0
 
 
+def test_memory_is_tidied_once_nothing_is_computed_after_something_long(monkeypatch):
+    tidied = []
+    engine = Engine(Settings(slots=2), tidy=lambda: tidied.append(engine.inside))
+    monkeypatch.setattr("serve.engine._HEAVY_SECONDS", 0.02)
+    asyncio.run(engine.map(call(), [Work(lambda alone: None)]))
+    asyncio.run(engine.map(call(), [Work(lambda alone: time.sleep(0.03)), Work(lambda alone: None)]))
+    engine.close()
+    assert tidied == [0]
+
+
+def test_what_nobody_waits_for_any_more_is_inside_until_its_thread_is_done(make):
+    engine, go = make(slots=1), threading.Event()
+
+    async def main():
+        task = asyncio.ensure_future(engine.map(call(), [Work(lambda alone: go.wait(5))]))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        computing = engine.inside
+        go.set()
+        while engine.inside:
+            await asyncio.sleep(0.001)
+        return computing
+
+    assert asyncio.run(asyncio.wait_for(main(), 5)) == 1
+
+
+def test_failures_take_their_time_in_the_estimate(make):
+    engine = make(slots=1)
+
+    def fail(alone):
+        time.sleep(0.05)
+        raise ValueError
+
+    for _ in range(5):
+        with pytest.raises(ValueError):
+            asyncio.run(engine.map(call(), [Work(fail)]))
+    with engine.inside_a_batch(1):
+        assert engine.wait_seconds() > 0.025
+
+
 def test_spare_work_runs_only_where_a_slot_is_free(make):
     engine, go = make(slots=1), threading.Event()
 

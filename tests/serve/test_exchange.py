@@ -8,7 +8,7 @@ from zoo.errors import ArtefactError, ImageError, ImageFormatError, ImageSizeErr
 
 def call(**headers: str) -> Call:
     sent = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
-    return Call(scope={}, receive=None, method="POST", path="/", headers=sent, request_id="r")
+    return Call(receive=None, method="POST", path="/", headers=sent, request_id="r")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,8 @@ def test_every_error_has_a_status_and_a_sentence(error, status):
     reply = reply_of_error(error)
     assert (refusal(error).status, reply.status) == (status, status)
     assert json.loads(reply.body) == {"error": "x"}
-    assert reply.headers == ()
+    # What is broken now may be mended in a moment.
+    assert reply.headers == (((b"retry-after", b"1"),) if status == 503 else ())
 
 
 @pytest.mark.parametrize(("seconds", "sent"), [(0.0, b"1"), (0.2, b"1"), (2.6, b"3")])
@@ -57,7 +58,7 @@ def test_uvicorn_knows_when_the_client_has_gone():
         async def receive(self): ...
 
     cycle = Cycle()
-    one = Call(scope={}, receive=cycle.receive, method="POST", path="/", headers={}, request_id="r")
+    one = Call(receive=cycle.receive, method="POST", path="/", headers={}, request_id="r")
     assert not one.gone()
     cycle.disconnected = True
     assert one.gone()

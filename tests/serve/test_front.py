@@ -242,6 +242,47 @@ def test_a_raw_body_that_says_it_is_no_image_is_refused(client, draw, media_type
     assert "expected an image" in _error(_raw(client, draw(0), Content_Type=media_type), 415)
 
 
+def test_an_encoded_body_is_refused_rather_than_misread(client, draw):
+    assert "Content-Encoding 'gzip'" in _error(_raw(client, draw(0), Content_Encoding="gzip"), 415)
+    assert _raw(client, draw(0), Content_Encoding="identity").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [("/v1/predict", None, 408), ("/v1/predict", b"x", 504)])
+def test_a_request_has_so_much_time(output, monkeypatch, path, body, status):
+    import asyncio
+
+    from serve.front import Front
+    from serve.runtime import Runtime
+    from serve.settings import Settings
+
+    async def stall(*_, **__):
+        await asyncio.sleep(60)
+
+    async def receive():
+        return {"type": "http.request", "body": body} if body else await stall()
+
+    async def starting(scope, receive, send):
+        await send({"type": "lifespan.startup.complete"})
+
+    async def ask(server):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        front = Front(starting, lambda: server)
+        await front({"type": "lifespan"}, receive, send)
+        await front({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
+        return sent[1:]
+
+    monkeypatch.setattr(Runtime, "classify", stall)
+    server = Runtime(Settings(models=output, log="off", timeout_seconds=0.05))
+    start, answer = asyncio.run(ask(server))
+    server.close()
+    assert start["status"] == status
+    assert b"within 0.05 s (POCKETZOO_TIMEOUT_SECONDS)" in answer["body"]
+
+
 def test_formats_can_be_left_out(output, draw):
     with serving(output, FORMATS="jpeg") as client:
         assert _raw(client, _jpeg()).status_code == 200

@@ -23,7 +23,7 @@ def _text(path: str) -> str:
 
 def _call(**headers: str) -> Call:
     named = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
-    return Call(scope={}, receive=None, method="GET", path="/", headers=named, request_id="1")
+    return Call(receive=None, method="GET", path="/", headers=named, request_id="1")
 
 
 def test_the_page_is_these_files_with_types_and_tags():

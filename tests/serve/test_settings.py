@@ -8,6 +8,8 @@ from zoo.errors import UsageError
 
 SETTABLE = {
     "batch": "off",
+    "max_buffered_bytes": "99999999",
+    "max_request_bytes": "9999",
     "batch_size": "7",
     "batch_window_ms": "1.5",
     "default_model": "vit",
@@ -65,6 +67,11 @@ def test_a_bad_number_is_refused_by_name(value):
         ("FORMATS", "png,eps", "unknown format in POCKETZOO_FORMATS 'EPS'"),
         ("ABSTAIN", "2", "expected a probability"),
         ("PAGE", "2", "expected 0 or 1"),
+        ("FORMATS", ",", "expected at least one of BMP"),
+        ("TIMEOUT_SECONDS", "0", "expected more than 0"),
+        ("MAX_BUFFERED_BYTES", "9", "expected at least POCKETZOO_MAX_REQUEST_BYTES"),
+        ("QUEU", "3", "POCKETZOO_QUEU is no setting; did you mean POCKETZOO_QUEUE"),
+        ("MAX_PIXEL", "3", "did you mean POCKETZOO_MAX_PIXELS"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_in_a_sentence(name, value, sentence):
@@ -75,3 +82,8 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(name, value, sentence):
 def test_the_guide_names_every_setting():
     guide = (Path(__file__).resolve().parents[2] / "serve" / "README.md").read_text()
     assert [field.name for field in dataclasses.fields(Settings) if f"`{field.name}`" not in guide] == []
+
+
+def test_variables_that_are_no_settings_are_left_alone():
+    strange = {"POCKETZOO_PORT": "tcp://10.0.0.1:3000", "POCKETZOO_SERVICE_HOST": "10.0.0.1", "POCKETZOO_OUTPUT": "x"}
+    assert read_settings(strange) == read_settings({"POCKETZOO_OUTPUT": "x"})

@@ -187,15 +187,26 @@ def test_artefacts_are_chosen_by_folder_or_file(output):
     assert chosen.left_out == ()
 
 
+def test_every_file_that_the_server_serves_is_shipped(tmp_path):
+    files = ["model.onnx", "model.int8.onnx", "model.fp16.onnx"]
+    root = tmp_path / "output"
+    for file in files:
+        write_artefact(root / "a" / file)
+    write_artefact(root / "bad:name" / "model.onnx")
+    (root / "linked").symlink_to(write_artefact(tmp_path / "v3" / "model.onnx").parent)
+    targets = [model.target for model in plan_shipment((), root=root).models]
+    assert targets == [*(f"output/a/{file}" for file in files), "output/linked/model.onnx"]
+
+
 def test_what_cannot_be_served_is_not_shipped(output, tmp_path):
     with pytest.raises(PocketzooError, match="golden self-check failed"):
         plan_shipment([output / "good", output / "liar"], root=output)
     with pytest.raises(ArtefactError, match="no ONNX file at"):
         plan_shipment([output / "checkpoint-only"], root=output)
-    half = write_artefact(tmp_path / "a" / "model.fp16.onnx")
-    with pytest.raises(UsageError, match=r"expected a file called model\.onnx or model\.int8\.onnx"):
-        plan_shipment([half], root=output)
-    with pytest.raises(ArtefactError, match=r"no artefact to ship.*found neither"):
+    other = write_artefact(tmp_path / "a" / "model.int4.onnx")
+    with pytest.raises(UsageError, match=r"expected a file called model\.onnx, model\.int8\.onnx or model\.fp16\.onnx"):
+        plan_shipment([other], root=output)
+    with pytest.raises(ArtefactError, match=r"no artefact to ship.*found none"):
         plan_shipment((), root=tmp_path / "nowhere")
     clash = write_artefact(tmp_path / "good" / "model.onnx")
     with pytest.raises(UsageError, match=r"would both be output/good/model\.onnx"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 from tests.zoo.factories import make_card, make_graph, make_input
 from zoo import graph
 from zoo.card import KEY, Output
-from zoo.errors import ArtefactError, CardError
+from zoo.errors import ArtefactError, CardError, CheckError
 
 
 def test_written_card_is_read_back(tmp_path):
@@ -157,3 +158,27 @@ def test_traces_of_the_exporters_machine_are_stripped(tmp_path):
     loaded, _ = graph.load(tmp_path / "model.onnx")
     assert [entry.key for entry in loaded.metadata_props] == ["kept", KEY]
     assert [node.name for node in loaded.graph.node] == ["pool", "flatten", "head"]
+
+
+def _change_weight(model):
+    weights = model.graph.initializer[0]
+    values = onnx.numpy_helper.to_array(weights).copy()
+    values.flat[0] = np.nextafter(values.flat[0], np.float32(9))
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+
+
+def _rename_node(model):
+    model.graph.node[0].name += "x"
+
+
+@pytest.mark.parametrize("change", [_change_weight, _rename_node])
+def test_another_network_than_the_cards_is_refused(tmp_path, change):
+    path = tmp_path / "model.onnx"
+    written = graph.write(make_graph(), make_card(), path)
+    model, card = graph.load(path)
+    assert card.inform.graph == written.inform.graph == graph.digest(model)
+    change(model)
+    onnx.save_model(model, path)
+    with pytest.raises(CheckError, match="its network is not the one that its card was written with"):
+        graph.load(path)
+    assert graph.write(model, card, path).inform.graph == graph.digest(graph.load(path)[0]) != card.inform.graph

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+import tracemalloc
 import warnings
 import zlib
 from io import BytesIO
@@ -341,3 +344,155 @@ def test_tiff_in_compressions_of_libtiff():
     array = picture(8, 20, 30)
     for compression in ("tiff_lzw", "tiff_deflate", "packbits"):
         assert np.array_equal(np.asarray(decode(encode(array, "TIFF", compression=compression))), array)
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def _progressive(edge: int, extra: int, between: bytes = b"", components: int = 1) -> bytes:
+    """A progressive JPEG file of one grey whose last scan is there `extra` times more."""
+    image = Image.new("L" if components == 1 else "RGB", (edge, edge), 128 if components == 1 else (9, 99, 199))
+    data = encode(image, "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + (between + last) * extra + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("between", [b"", _segment(0xFE, b"\xff\xd9"), b"\0\xff\xff"])
+def test_progressive_jpeg_of_too_many_scans(components, between):
+    honest = _progressive(16, 0, components=components)
+    first = honest.count(b"\xff\xda")
+    assert 6 <= first <= 10
+    most = _progressive(16, 100 - first, between, components)
+    assert np.array_equal(np.asarray(decode(most)), np.asarray(decode(honest)))
+    with pytest.raises(ImageSizeError, match="the JPEG image of 16 x 16 pixels has more than 100 scans"):
+        decode(_progressive(16, 101 - first, between, components))
+
+
+def test_fewer_scans_are_accepted_of_larger_jpeg_files():
+    bomb = _progressive(8, 94)
+    frame = bomb.index(b"\xff\xc2") + 5
+    for edge, most in ((5000, 40), (9000, 20)):
+        with pytest.raises(ImageSizeError, match=f"{edge} x {edge} pixels has more than {most} scans"):
+            decode(_patched(bomb, frame, ">HH", edge, edge))
+
+
+def test_scans_are_not_counted_beyond_the_end_of_a_jpeg_file():
+    # A video after a phone's photo, say.
+    data = _progressive(16, 0) + b"\xff\xda\0\2" * 5_000
+    assert decode(data).size == (16, 16)
+
+
+def test_segments_between_scans_are_limited():
+    with pytest.raises(ImageSizeError, match="more than 2000 segments"):
+        decode(_progressive(16, 1, _segment(0xFE, b"") * 3_000))
+
+
+def test_a_sequential_jpeg_may_have_a_scan_per_component():
+    data = encode(Image.new("CMYK", (16, 16), (1, 2, 3, 4)), "JPEG")
+    scan = data.index(b"\xff\xda")
+    # A scan of the first component only, again and again, where the decoder expects four.
+    bomb = data[:scan] + _segment(0xDA, b"\1" + data[scan + 5 : scan + 7] + b"\0\x3f\0") * 200 + b"\xff\xd9"
+    with pytest.raises(ImageSizeError, match="more than 100 scans"):
+        decode(bomb)
+
+
+def test_photos_of_much_metadata_pass():
+    data = encode(picture(9, 6, 4), "JPEG")
+    blocks = _segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"x" * 900) * 700
+    blocks += _segment(0xED, b"Photoshop 3.0\0" + (b"8BIM\4\4" + bytes(6)) * 200) * 20
+    blocks += _segment(0xE1, b"Exif\0\0" + b"\xff\xda" * 500) + b"\xff" * 200 + _segment(0xFE, b"a" * 65_000)
+    with warnings.catch_warnings():
+        # Under pytest; see test_pillows_warnings_are_silenced.
+        warnings.simplefilter("ignore")
+        assert np.array_equal(np.asarray(decode(data[:2] + blocks + data[2:])), np.asarray(decode(data)))
+
+
+_TOO_MUCH = "too much before its first scan"
+
+
+@pytest.mark.parametrize(
+    ("junk", "message"),
+    [
+        (b"\xff" * 70_000, _TOO_MUCH),
+        (b"\xff\0" * 40_000, _TOO_MUCH),
+        ((b"\xff" * 1_000 + _segment(0xE5, b"")) * 70, _TOO_MUCH),
+        (b"\xff\xe5\0\2" * 2_000, "more than 2000 segments"),
+        (b"\xff\xd0" * 2_000, "more than 2000 segments"),
+        (_segment(0xE1, b"Exif\0\0" + bytes(99)) * 101, _TOO_MUCH),
+        (_segment(0xED, b"Photoshop 3.0\0" + (b"8BIM" + bytes(8)) * 5_000) * 3, _TOO_MUCH),
+        (_segment(0xDB, (b"\0" + b"\1" * 64) * 1_000) * 11, _TOO_MUCH),
+        (_segment(0xC0, b"\x08\0\1\0\1\3" + b"\1\x11\0" * 20_000), _TOO_MUCH),
+    ],
+)
+def test_jpeg_headers_that_take_long_are_refused(junk, message):
+    data = KINDS["JPEG"]
+    with pytest.raises(ImageSizeError, match=message):
+        decode(data[:2] + junk + data[2:])
+
+
+def _with_chunks(chunk: bytes, count: int) -> bytes:
+    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return KINDS["PNG"][:33] + whole * count + KINDS["PNG"][33:]
+
+
+def _with_extension(blocks: bytes) -> bytes:
+    data = KINDS["GIF"]
+    start = 13 + 3 * (2 << (data[10] & 7))
+    return data[:start] + blocks + data[start:]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda count: _with_chunks(b"zzZz", count // 4),
+        lambda count: _with_chunks(b"tEXta\0", count // 4),
+        lambda count: _with_extension(b"!\xfe\1a\0" * (count // 5)),
+        lambda count: _with_extension(b"!\xfe" + b"\1a" * (count // 2) + b"\0"),
+        lambda count: KINDS["PPM"].replace(b"\n", b"\n#" + b"a" * count + b"\n", 1),
+    ],
+)
+def test_metadata_in_too_many_pieces_is_refused(make):
+    # As many reads as an eighth of the limit, and more than it.
+    assert decode(make(1 << 14)).size == (7, 9)
+    with pytest.raises(ImageSizeError, match="takes more than 131072 steps to read"):
+        decode(make(1 << 18))
+
+
+def test_large_run_length_encoded_files_are_no_metadata():
+    data = _rle_bmp(500)
+    assert len(data) > 1 << 18
+    assert np.asarray(decode(data, colour="L")).tolist() == [[5] * 500] * 500
+
+
+@pytest.mark.parametrize("shape", [(1500, 1000), (1, 1_500_000), (1_500_000, 1)])
+def test_16_bits_are_converted_in_bands(shape):
+    levels = (np.arange(1_500_000, dtype=np.uint32) * 7 % 65536).astype(np.uint16).reshape(shape)
+    data = b"P5 %d %d 65535\n" % shape[::-1] + levels.astype(">u2").tobytes()
+    assert np.array_equal(np.asarray(decode(data, colour="L")), levels // 257)
+    if shape[0] < 65536:
+        assert np.array_equal(np.asarray(decode(encode(levels, "PNG"), colour="L")), levels // 257)
+
+
+def test_16_bits_are_converted_in_little_memory():
+    data = encode(np.zeros((3000, 3000), np.uint16), "PNG")
+    tracemalloc.start()
+    try:
+        decode(data, colour="L")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Of numpy and of bytes: one a pixel, and the bands.
+    assert peak < 4 * 9_000_000
+
+
+def test_pillows_warnings_are_silenced():
+    # Instead of the planar configuration, whose default it is, a tag of a gibibyte.
+    data = _tagged(KINDS["TIFF"], 284, 1)
+    data = data.replace(struct.pack("<HHII", 284, 4, 1, 1), struct.pack("<HHII", 284, 7, 1 << 30, 8))
+    with pytest.raises(ImageError, match="Tag data larger than file"):
+        decode(data)
+    script = "import sys, zoo.picture; print(zoo.picture.decode(sys.stdin.buffer.read()).size)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], input=data, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"(7, 9)\n", b"")

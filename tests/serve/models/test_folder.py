@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from serve.models.folder import scan
+from serve.models.folder import look_through, scan
 from tests.serve.conftest import write_artefact
 from zoo.errors import ArtefactError
 from zoo.files import sha256_file
@@ -62,3 +64,60 @@ def test_a_changed_file_is_another_state(tmp_path):
     again = scan(tmp_path)["a"]
     again.expire()
     assert scan(tmp_path)["a"].state != again.state
+
+
+def test_links_are_followed_to_files_of_known_names_only(tmp_path):
+    root, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    real = write_artefact(elsewhere / "v3" / "model.onnx")
+    secret = elsewhere / "secret.txt"
+    secret.write_text("secret")
+    for name in ("file", "secret", "device", "pipe", "nowhere", "circle", "folder-of-it"):
+        (root / name).mkdir(parents=True)
+    (root / "folder").symlink_to(real.parent)
+    (root / "file" / "model.int8.onnx").symlink_to(real)
+    (root / "secret" / "model.onnx").symlink_to(secret)
+    (root / "device" / "model.onnx").symlink_to("/dev/zero")
+    os.mkfifo(root / "pipe" / "model.onnx")
+    (root / "nowhere" / "model.fp16.onnx").symlink_to(elsewhere / "gone")
+    (root / "circle" / "model.onnx").symlink_to(root / "circle" / "model.onnx")
+    (root / "folder-of-it" / "model.onnx").mkdir()
+    found = look_through(root)
+    assert list(found.artefacts) == ["file-int8", "folder"]
+    assert found.artefacts["folder"].digest() == sha256_file(real)
+    assert {name: reason.removeprefix(f"{name}: ")[:28] for name, reason in found.left_out.items()} == {
+        "secret/model.onnx": "it is a link to a file of an",
+        "device/model.onnx": "expected a regular file, whi",
+        "pipe/model.onnx": "expected a regular file, whi",
+        "nowhere/model.fp16.onnx": "it is a link to nothing",
+        "circle/model.onnx": "it cannot be looked at (Too ",
+        "folder-of-it/model.onnx": "expected a regular file, whi",
+    }
+
+
+def test_a_link_that_is_bent_later_is_not_opened(tmp_path):
+    write_artefact(tmp_path / "a" / "model.onnx")
+    artefact = scan(tmp_path)["a"]
+    (tmp_path / "secret.txt").write_text("secret")
+    artefact.path.unlink()
+    artefact.path.symlink_to(tmp_path / "secret.txt")
+    assert artefact.digest() is None
+    with pytest.raises(ArtefactError, match=r"a/model\.onnx: it is a link to a file of another name"):
+        artefact.card()
+
+
+@pytest.mark.parametrize("name", ["bad:name", "two\nlines", "bell\a", " before", "after ", "x" * 129, "\udcff"])
+def test_names_that_no_route_can_express_are_left_out(tmp_path, name):
+    write_artefact(tmp_path / "a" / "model.onnx")
+    (tmp_path / "a").rename(tmp_path / name)
+    found = look_through(tmp_path)
+    assert found.artefacts == {}
+    ((shown, reason),) = found.left_out.items()
+    assert shown.isprintable()
+    assert len(shown) <= 128
+    assert shown in reason or repr(shown) in reason
+
+
+@pytest.mark.parametrize("name", ["x" * 128, "Katze 7", "größe_1.5", "a%20b"])
+def test_unusual_names_are_served(tmp_path, name):
+    write_artefact(tmp_path / name / "model.onnx")
+    assert list(scan(tmp_path)) == [name]

@@ -1,5 +1,8 @@
+import dataclasses
+import os
 import shutil
 
+import onnx
 import pytest
 
 import serve.models.live
@@ -7,9 +10,12 @@ from serve.exchange import Refused
 from serve.models.model import load_model
 from serve.models.repository import Repository
 from serve.settings import Settings
-from tests.serve.conftest import write_artefact
+from tests.serve.conftest import change_a_weight, write_artefact
 from tests.serve.models.repositories import eventually, serving
-from zoo.errors import ArtefactError
+from zoo import graph
+from zoo.card import KEY
+from zoo.errors import ArtefactError, CheckError
+from zoo.predictor import Predictor
 
 
 @pytest.fixture
@@ -26,13 +32,25 @@ def _half(path):
 
 def _tampered(path):
     content = bytearray(write_artefact(path.parent / "whole.onnx", seed=9, top1=0.9).read_bytes())
-    # In the middle of the weights: the card does not notice, the golden check does.
+    # In the middle of the weights.
     at = content.index(b"MatMul") + 200
     content[at : at + 1200] = bytes(1200)
     path.write_bytes(content)
 
 
+def _slightly_changed(path):
+    change_a_weight(path)
+    # The golden answer is still the one of the card: only the network's digest notices.
+    model = onnx.load_model(path)
+    card = graph.from_json(next(entry.value for entry in model.metadata_props if entry.key == KEY), where="test")
+    unsealed = dataclasses.replace(card, inform=dataclasses.replace(card.inform, graph=None))
+    bare = path.parent / "bare.onnx"
+    onnx.save_model(graph.stamp(model, unsealed), bare)
+    Predictor(bare, threads=1)
+
+
 _BREAK = {
+    "slightly changed": _slightly_changed,
     "half-written": _half,
     "tampered": _tampered,
     "empty": lambda path: path.write_bytes(b""),
@@ -75,6 +93,65 @@ def test_after_a_restart_the_last_version_that_worked_answers_for_a_broken_file(
         write_artefact(models / "a" / "model.onnx", seed=3)
         repository.reload()
         assert repository.get(None).version != old
+
+
+def test_a_few_changed_bytes_of_a_weight_are_refused_in_a_sentence(models):
+    path = models / "a" / "model.onnx"
+    with serving(models) as (repository, _):
+        old = repository.get("a")
+        _slightly_changed(path)
+        (reason,) = repository.reload().refused.values()
+        assert reason.startswith("a/model.onnx: its network is not the one that its card was written with (SHA-256); ")
+        assert repository.get("a") is old
+    # Nothing is kept of the versions that worked, and nothing else may answer.
+    shutil.rmtree(models / ".serve")
+    with pytest.raises(ArtefactError, match="its network is not the one"), serving(models, default_model="a"):
+        pass
+    with pytest.raises(CheckError, match="its network is not the one"):
+        load_model("a", path)
+
+
+@pytest.mark.parametrize("poll_seconds", [0, 0.01])
+def test_files_that_nobody_asked_for_are_told_of_once_where_they_are_broken(models, poll_seconds):
+    path = models / "b" / "model.onnx"
+    with serving(models, poll_seconds=poll_seconds, default_model="a") as (repository, events):
+        assert repository.reload().refused == {}
+        for times, how in ((1, _slightly_changed), (2, _BREAK["garbage"])):
+            how(path)
+            for _ in range(3):
+                (told,) = repository.reload().refused.items()
+                assert told[0] == "b"
+                assert told[1].startswith("b/model.onnx: ")
+            with pytest.raises(Refused, match="'b' cannot be served"):
+                repository.load("b")
+            assert [event for event in events if event[0] == "refused"][-1] == ("refused", *told)
+            assert [event[:2] for event in events].count(("refused", "b")) == times
+            assert repository.reload().refused == dict([told])
+        write_artefact(path, seed=3)
+        assert repository.reload().refused == {}
+        assert repository.describe()["models"][1]["error"] is None
+        assert repository.load("b").name == "b"
+
+
+def test_a_file_that_is_broken_from_the_start_is_told_of(models):
+    (models / "b" / "model.onnx").write_bytes(b"broken")
+    with serving(models, poll_seconds=0.01, default_model="a") as (_, events):
+        assert eventually(lambda: ("refused", "b") in [event[:2] for event in events])
+
+
+def test_what_is_left_out_of_the_folder_is_told_once(models):
+    write_artefact(models / "bad:name" / "model.onnx", seed=3, top1=0.99)
+    (models / "c").mkdir()
+    (models / "c" / "model.onnx").symlink_to(os.devnull)
+    with serving(models) as (repository, events):
+        assert repository.default == "a"
+        for _ in range(2):
+            assert repository.reload().refused == {}
+        assert [event[:2] for event in events if event[0] == "refused"] == [
+            ("refused", "bad:name"),
+            ("refused", "c/model.onnx"),
+        ]
+        assert repository.names() == ("a", "b")
 
 
 def test_a_file_that_is_broken_and_then_mended_is_served(models, output):
@@ -228,7 +305,7 @@ def test_the_thread_survives_what_nobody_expected(models, monkeypatch, caplog):
         raise RuntimeError("unexpected")
 
     with serving(models, poll_seconds=0.01) as (repository, _):
-        monkeypatch.setattr(serve.models.live, "scan", broken)
+        monkeypatch.setattr(serve.models.live, "look_through", broken)
         assert eventually(lambda: "cannot look for changes" in caplog.text)
         write_artefact(models / "c" / "model.onnx", seed=3)
         assert eventually(lambda: "c" in repository.names())

@@ -34,7 +34,6 @@ def make_call(**fields) -> Call:
         raise AssertionError("logs read no bodies")
 
     found = {
-        "scope": {},
         "receive": receive,
         "method": "POST",
         "path": "/",

@@ -23,9 +23,7 @@ async def receive():
 
 
 def make_call(model: str | None = "vit", **stages: float) -> Call:
-    return Call(
-        scope={}, receive=receive, method="POST", path="/", headers={}, request_id="r", model=model, stages=stages
-    )
+    return Call(receive=receive, method="POST", path="/", headers={}, request_id="r", model=model, stages=stages)
 
 
 def samples(text: bytes) -> dict[tuple[str, ...], float]:

@@ -314,7 +314,7 @@ def test_what_triton_has_and_this_server_has_not(client):
 
 def test_another_method_is_refused_and_named(address):
     status, headers, body = request(address, "POST", "/v2/health/live")
-    assert (status, headers["allow"]) == (405, "GET")
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
     assert json.loads(body)["error"] == "/v2/health/live: expected GET, got 'POST'"
     status, headers, _ = request(address, "GET", "/v2/models/good/infer")
     assert (status, headers["allow"]) == (405, "POST")
