@@ -60,7 +60,7 @@ class Settings:
     """Image formats accepted, separated by commas."""
     queue: int = 64
     """Images that may wait if they will be done within `timeout_seconds`; more may if it is within `queue_seconds`."""
-    queue_seconds: float = 1.0
+    queue_seconds: float = 0.5
     """How long a request may expect to wait when it is admitted; also how long a full queue takes to drain."""
     timeout_seconds: float = 30.0
     """From a request's headers to its answer: a body that is not there by then gets 408, an answer 504."""
