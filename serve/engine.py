@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from serve.exchange import Call, Refused
 from serve.settings import Settings
@@ -42,14 +42,12 @@ class Work(Generic[T]):
     """How many images' worth of time it takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Done(Generic[T]):
-    """What became of a piece of work, and how long it took, in seconds."""
+@dataclass(slots=True)
+class _Spent:
+    """How long a piece of work has waited and taken, in seconds."""
 
-    found: T | None
-    error: Exception | None
-    queued: float
-    seconds: float
+    queued: float = 0.0
+    seconds: float = 0.0
 
 
 class _Flag:
@@ -144,45 +142,52 @@ class Engine:
         self._enter(images)
         submitted, given_up = time.perf_counter(), _Flag()
 
-        def job(work: Work[T]) -> _Done[T]:
+        def job(work: Work[T], spent: _Spent) -> T:
             began = time.perf_counter()
             self._check(call, began, given_up)
+            spent.queued = began - submitted
             try:
-                found, error = work.run(self._inside == images == work.images), None
-            except Exception as raised:
-                found, error, given_up.up = None, raised, True
-            return _Done(found, error, queued=began - submitted, seconds=time.perf_counter() - began)
+                return work.run(self._inside == images == work.images)
+            except BaseException:
+                given_up.up = True
+                raise
+            finally:
+                spent.seconds = time.perf_counter() - began
 
+        spent = [_Spent() for _ in works]
         if len(works) == 1:
-            done = [await self._one(job, works[0])]
+            found = [await self._one(job, works[0], spent[0])]
         else:
-            tasks = [asyncio.ensure_future(self._one(job, work)) for work in works]
+            tasks = [asyncio.ensure_future(self._one(job, *each)) for each in zip(works, spent, strict=True)]
             try:
-                done = await asyncio.gather(*tasks)
+                found = await asyncio.gather(*tasks)
             except BaseException:
                 given_up.up = True
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
-        call.stages["queue"] = max(each.queued for each in done) * 1e3
-        return [cast(T, each.found) for each in done]
+            finally:
+                del tasks  # see _one
+        call.stages["queue"] = max(each.queued for each in spent) * 1e3
+        return found
 
-    async def _one(self, job: Callable[[Work[T]], _Done[T]], work: Work[T]) -> _Done[T]:
-        future = self._threads.submit(job, work)
+    async def _one(self, job: Callable[[Work[T], _Spent], T], work: Work[T], spent: _Spent) -> T:
+        future = self._threads.submit(job, work, spent)
         try:
-            done = await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            self._leave_when_done(future, work.images)
+            if not future.done():
+                self._leave_when_done(future, work.images)
+                work = Work(work.run, images=0)
             raise
-        except Refused:
+        finally:
+            # What failed took its time, too.
+            if spent.seconds:
+                self._seconds += _SMOOTHING * (spent.seconds / max(1, work.images) - self._seconds)
+                self._untidy |= spent.seconds > _HEAVY_SECONDS
             self._enter(-work.images)
-            raise
-        # What failed took its time, too.
-        self._seconds += _SMOOTHING * (done.seconds / work.images - self._seconds)
-        self._untidy |= done.seconds > _HEAVY_SECONDS
-        self._enter(-work.images)
-        if done.error is not None:
-            raise done.error
-        return done
+            # An error's traceback has this frame, and the future has the error: the request's body would stay in memory
+            # until the garbage collector runs.
+            del future
 
     def _leave_when_done(self, future: Future[Any], images: int) -> None:
         """Count images as inside for as long as the thread that nobody waits for any more computes them."""
@@ -196,11 +201,20 @@ class Engine:
 
     def _enter(self, images: int) -> None:
         self._inside += images
-        if self._untidy and not self._inside:
-            self._untidy = False
-            self._threads.submit(self._tidy)
+        if self._untidy:
+            self._tidy_if_idle()
         if self._observe is not None:
             self._observe(self.waiting)
+
+    def took_memory(self) -> None:
+        """Something else has taken, and freed, much memory: give it back as soon as nothing is computed."""
+        self._untidy = True
+        self._tidy_if_idle()
+
+    def _tidy_if_idle(self) -> None:
+        if not self._inside:
+            self._untidy = False
+            self._threads.submit(self._tidy)
 
     def _check(self, call: Call, now: float, given_up: _Flag) -> None:
         if given_up.up or call.gone():

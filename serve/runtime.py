@@ -38,6 +38,9 @@ SPLIT_HEADER = b"x-pocketzoo-split"
 _KEYS_EVERY_SECONDS = 1.0
 """How often the file of the keys is looked at, at most."""
 
+_LARGE_BYTES = 4 << 20
+"""A larger body is worth giving its memory back to the system."""
+
 _TENSOR_CHUNK = 8
 """Examples of one inference; more would not be faster on a CPU, but take memory, which ONNX Runtime keeps."""
 
@@ -188,6 +191,8 @@ class Runtime:
     def release(self, call: Call) -> None:
         """Forget the request's body."""
         self._buffered -= call.buffered
+        if call.buffered > _LARGE_BYTES:
+            self.engine.took_memory()
         call.buffered = 0
 
     async def answer(

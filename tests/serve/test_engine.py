@@ -1,6 +1,9 @@
 import asyncio
+import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -163,6 +166,8 @@ def test_memory_is_tidied_once_nothing_is_computed_after_something_long(monkeypa
     monkeypatch.setattr("serve.engine._HEAVY_SECONDS", 0.02)
     asyncio.run(engine.map(call(), [Work(lambda alone: None)]))
     asyncio.run(engine.map(call(), [Work(lambda alone: time.sleep(0.03)), Work(lambda alone: None)]))
+    while not tidied:
+        time.sleep(0.001)
     engine.close()
     assert tidied == [0]
 
@@ -182,6 +187,35 @@ def test_what_nobody_waits_for_any_more_is_inside_until_its_thread_is_done(make)
         return computing
 
     assert asyncio.run(asyncio.wait_for(main(), 5)) == 1
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_a_failure_leaves_nothing_for_the_garbage_collector(make, many):
+    engine = make()
+
+    class Body:
+        """Like the bytes of a body, but that a weak reference can see it go."""
+
+    def fail(body):
+        raise ValueError
+
+    async def ask():
+        body = Body()
+        gone.append(weakref.ref(body))
+        await engine.map(call(), [Work(lambda alone: fail(body))] * many)
+
+    async def main():
+        with contextlib.suppress(ValueError):
+            await ask()
+        await asyncio.sleep(0.02)
+        return gone[0]() is None
+
+    gone: list = []
+    gc.disable()
+    try:
+        assert asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_failures_take_their_time_in_the_estimate(make):
