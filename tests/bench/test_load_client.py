@@ -25,8 +25,25 @@ class Scripted:
     def __init__(self):
         self.seen = []
         self.one_at_a_time = asyncio.Lock()
+        self.tasks = []
+        self.writers = []
+
+    async def close(self, server):
+        """End every connection, also those that asyncio is still accepting: it must not be interrupted in that."""
+        server.close()
+        accepting = asyncio.all_tasks() - {asyncio.current_task(), *self.tasks}
+        await asyncio.gather(*accepting, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for writer in self.writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self.writers), return_exceptions=True)
 
     async def handle(self, reader, writer):
+        self.tasks.append(asyncio.current_task())
+        self.writers.append(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -59,12 +76,7 @@ def drive(*paths, **settings):
         requests = tuple(prepare("POST", path, {"X-A": "b"}, b"12345") for path in paths)
         job = Job(port=server.sockets[0].getsockname()[1], requests=requests, **{"seconds": 0.15} | settings)
         found = await run(job)
-        server.close()
-        handlers = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in handlers:
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)
-        await asyncio.sleep(0.01)
+        await scripted.close(server)
         return found, scripted.seen
 
     return asyncio.run(both())
