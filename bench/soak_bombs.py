@@ -49,7 +49,7 @@ def fault_bomb(case: Case) -> Result:
                 result.expect(found in allowed, f"{path}, {name}: {found}, expected {' or '.join(sorted(allowed))}")
     probe.expect(result, worst=_PROBE_SECONDS)
     # The allocator keeps a thread's pages for a while, and another thread may decode the next picture meanwhile.
-    expect_memory(result, watch.memory, more=2 * _DECODED_MB + largest, kept=_DECODED_MB)
+    expect_memory(result, watch.memory, more=2 * _DECODED_MB + largest)
     return result
 
 

@@ -208,13 +208,13 @@ def hurry(case: Case, long: float, short: float) -> None:
     time.sleep(short if case.short else long)
 
 
-def expect_memory(result: Result, memory: Memory | None, *, more: float = 0.0, kept: float = 0.0) -> None:
-    """Expect workers that took at most `more` MB beyond what counts as flat, and gave back all but `kept` MB of it."""
+def expect_memory(result: Result, memory: Memory | None, *, more: float = 0.0) -> None:
+    """Expect workers that took at most `more` MB beyond what counts as flat, and gave them back."""
     assert memory is not None
     highest, after = memory.highest - memory.before, memory.after - memory.before
     result.detail.append(f"resident {memory.before:.0f} MB, {highest:+.0f} at most, {after:+.0f} after")
     result.expect(highest <= more + FLAT_MB, f"memory grew by {highest:.0f} MB, expected {more + FLAT_MB:.0f} at most")
-    result.expect(after <= kept + FLAT_MB, f"{after:.0f} MB of memory were kept, expected {kept + FLAT_MB:.0f} at most")
+    result.expect(after <= FLAT_MB, f"{after:.0f} MB of memory were kept, expected {FLAT_MB:.0f} at most")
 
 
 @contextlib.contextmanager

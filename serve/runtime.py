@@ -112,7 +112,7 @@ class Runtime:
         return model
 
     async def _load(self, call: Call, load: Callable[[], Model]) -> Model:
-        if self._loading >= self.settings.queue:
+        if self._loading >= max(1, self.settings.queue):
             raise Refused(503, f"{self._loading} requests wait for models to be loaded", retry_after=1.0)
         self._loading += 1
         started = time.perf_counter()
