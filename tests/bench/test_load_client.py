@@ -28,12 +28,15 @@ class Scripted:
         self.tasks = []
         self.writers = []
 
-    async def close(self, server):
-        """End every connection, also those that asyncio is still accepting: it must not be interrupted in that."""
-        server.close()
-        accepting = asyncio.all_tasks() - {asyncio.current_task(), *self.tasks}
-        await asyncio.gather(*accepting, return_exceptions=True)
-        await asyncio.sleep(0.01)
+    async def serve(self, listener):
+        """Accept on a socket; not asyncio.start_server, which leaves transports open when it is closed in the act."""
+        while True:
+            accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+            reader, writer = await asyncio.open_connection(sock=accepted)
+            self.writers.append(writer)
+            self.tasks.append(asyncio.create_task(self.handle(reader, writer)))
+
+    async def close(self):
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -42,8 +45,6 @@ class Scripted:
         await asyncio.gather(*(writer.wait_closed() for writer in self.writers), return_exceptions=True)
 
     async def handle(self, reader, writer):
-        self.tasks.append(asyncio.current_task())
-        self.writers.append(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -72,11 +73,15 @@ def drive(*paths, **settings):
 
     async def both():
         scripted = Scripted()
-        server = await asyncio.start_server(scripted.handle, "127.0.0.1", 0)
         requests = tuple(prepare("POST", path, {"X-A": "b"}, b"12345") for path in paths)
-        job = Job(port=server.sockets[0].getsockname()[1], requests=requests, **{"seconds": 0.15} | settings)
-        found = await run(job)
-        await scripted.close(server)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            job = Job(port=listener.getsockname()[1], requests=requests, **{"seconds": 0.15} | settings)
+            accepting = asyncio.create_task(scripted.serve(listener))
+            found = await run(job)
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+        await scripted.close()
         return found, scripted.seen
 
     return asyncio.run(both())
