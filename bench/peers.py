@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.accuracy import truth
 from bench.ancestry import find_parent
 from bench.environment import environment
-from bench.paired import Labels, Logits, agreement
+from bench.paired import Logits, agreement
 from bench.peer_worker import DEFAULTS, INSTALL, PEERS, Job
-from bench.report import Pictures
+from bench.pictures import Pictures
 from zoo import checkpoint, graph
 from zoo.card import Card
 from zoo.clock import alternate, summarise
@@ -287,7 +286,7 @@ def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], picture
         row |= {"dataset": pictures.name, "split": pictures.split or None, "pictures": len(pictures.samples)}
         answers = logits[_key(network, name)]
         row["agreement"] = agreement(logits[_key(network, REFERENCE)], answers)
-        labels = _labels(network, pictures)
+        labels = pictures.truth(network.card.use.labels, where=network.name)
         metrics = None
         if labels is not None:
             metrics = accuracy(answers, labels, dataset=pictures.name, split=pictures.split)
@@ -297,12 +296,6 @@ def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], picture
         if metrics:
             row |= {"dataset": metrics.dataset, "split": metrics.split, "pictures": metrics.n}
     return row | ({"top1": metrics.top1, "low": metrics.low, "high": metrics.high} if metrics else {})
-
-
-def _labels(network: Network, pictures: Pictures) -> Labels | None:
-    if pictures.dataset is None:
-        return None
-    return truth(pictures.dataset, pictures.split, network.card.use.labels, where=network.name)
 
 
 def _environment() -> dict[str, Any]:

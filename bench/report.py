@@ -6,18 +6,17 @@ import dataclasses
 import datetime
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import truth
 from bench.ancestry import find_parent
 from bench.environment import environment
 from bench.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
+from bench.pictures import Pictures
 from compress.quantization.verdict import read_report, sentence
 from zoo.card import Card, Metrics
 from zoo.clock import Timing, summarise
-from zoo.datasets.base import Dataset, Sample
 from zoo.errors import ArtefactError, DataError
 from zoo.evaluate import accuracy, calibration_error, logits_of
 from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, output_root, sha256_file
@@ -27,26 +26,10 @@ from zoo.machine import cores
 from zoo.predictor import Predictor, softmax
 from zoo.progress import note
 
-__all__ = ["Comparison", "Line", "Pictures", "Report", "artefact_files", "labelled", "measure_report", "name_of"]
+__all__ = ["Comparison", "Line", "Report", "artefact_files", "measure_report", "name_of"]
 
 _Timed = Mapping[int, Mapping[Path, list[list[float]]]]
 """Threads -> file -> milliseconds of each inference, by round."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What every file of a report answers."""
-
-    name: str
-    split: str = ""
-    """`train`, `validation` or `test`; "" for pictures without labels."""
-    samples: Sequence[Sample] = field(repr=False)
-    dataset: Dataset | None = field(default=None, repr=False)
-    """Knows the labels; None: only the agreement between files can be measured."""
-
-    def __post_init__(self) -> None:
-        if not self.samples:
-            raise DataError(f"{self.name}: the {self.split} split has no images; name another one, or --images FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +84,6 @@ class Report:
     time: str
 
 
-def labelled(dataset: Dataset, split: str) -> Pictures:
-    """A split of a data set."""
-    return Pictures(name=dataset.name, split=split, samples=dataset.splits[split], dataset=dataset)
-
-
 def name_of(path: Path) -> str:
     """Folder and file: what an ONNX file is called in tables."""
     return f"{path.resolve().parent.name}/{path.name}"
@@ -157,7 +135,7 @@ def measure_report(
         threads: latencies(paths, dataclasses.replace(latency, threads=threads))
         for threads in sorted({1, latency.threads or cores()})
     }
-    labels = _labels(pictures, cards[paths[0]], paths[0])
+    labels = pictures.truth(cards[paths[0]].use.labels, where=name_of(paths[0]))
     logits = {path: answers for path, (answers, _) in found.items()}
     comparisons = []
     for path in paths:
@@ -236,12 +214,6 @@ def _answer(path: Path, pictures: Pictures) -> tuple[Logits, str]:
     """Logits [N, K] of all pictures, and the file's digest."""
     predictor = Predictor(path)
     return logits_of(predictor.logits, pictures.samples, predictor.card.use.input), predictor.digest
-
-
-def _labels(pictures: Pictures, card: Card, path: Path) -> Labels | None:
-    if pictures.dataset is None:
-        return None
-    return truth(pictures.dataset, pictures.split, card.use.labels, where=name_of(path))
 
 
 def _line(

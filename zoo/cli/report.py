@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.app import Artefact, Artefacts, AsJson, Data, app, bench, console, notes_of
-from zoo.errors import ArtefactError, UsageError, unknown_name
+from zoo.cli.pictures import Images, Split, pictures_of
+from zoo.errors import ArtefactError, UsageError
 from zoo.files import GRAPH, output_root, write_bytes
 
 __all__ = ["compare", "report", "shapes"]
@@ -38,39 +39,22 @@ def report(
         Path | None,
         typer.Option("--against", help="Artefact to compare with. Default: what the lineage says it was made from."),
     ] = None,
-    split: Annotated[
-        str, typer.Option(help="validation; or test, which is to be read once, at the end, not to choose by.")
-    ] = "validation",
+    split: Split = "validation",
     data: Data = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", help="Folder of pictures without labels: then only the agreement is measured."),
-    ] = None,
+    images: Images = None,
     threads: Annotated[int, typer.Option(help="Timed beside 1 thread; 0: all cores.")] = 0,
     rounds: Rounds = 5,
     seconds: Seconds = 0.3,
     as_json: AsJson = False,
 ) -> None:
     """Compare an artefact's ONNX files with what they were made from; writes report.md and report.json beside them."""
-    from bench.report import Pictures, artefact_files, labelled, measure_report
+    from bench.report import artefact_files, measure_report
     from bench.report_text import document, markdown, tables
-    from zoo.datasets.unlabelled import open_images
     from zoo.graph import read_card
     from zoo.latency import LatencyConfig
 
-    if split not in ("validation", "test"):
-        raise unknown_name("split", split, ("validation", "test"))
-    if images and data:
-        raise UsageError("--images are pictures without labels, --data is a data set with labels; give one of them")
     path = artefact_files(artefact)[0]
-    if images:
-        pictures = Pictures(name=str(images), samples=open_images(images))
-    else:
-        try:
-            notes = notes_of(path, data)
-        except ArtefactError as error:
-            raise ArtefactError(f"{error}, or --images FOLDER for pictures without labels") from error
-        pictures = labelled((notes.test if split == "test" else notes.data).open_for(read_card(path)), split)
+    pictures = pictures_of(path, read_card(path), images=images, data=data, split=split)
     options: dict[str, Any] = {
         "--against": against,
         "--split": None if images else split,
@@ -111,9 +95,7 @@ def compare(
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Measure every variant's accuracy on the validation split, too.")
     ] = False,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of pictures without labels: measure the agreement on them.")
-    ] = None,
+    images: Images = None,
     data: Data = None,
     threads: Threads = 0,
     batch: Batch = 1,
@@ -128,13 +110,13 @@ def compare(
     """
     from bench.peers import compare as measure
     from bench.peers import families
-    from bench.report import Pictures, labelled
+    from bench.pictures import labelled, named
     from zoo.datasets.unlabelled import open_images
 
     if images and accuracy:
         raise UsageError("--images are pictures without labels, --accuracy wants labels; give one of them")
     config = _config(peers, threads, batch, rounds, seconds)
-    unlabelled = Pictures(name=str(images), samples=open_images(images)) if images else None
+    unlabelled = named(images) if images else None
     rows = []
     for family in families(artefacts or _all_models()):
         dataset = _dataset(family[0].folder / GRAPH, data, needed=accuracy)
@@ -143,7 +125,7 @@ def compare(
         random.Random(0).shuffle(samples)
         pictures = labelled(dataset, "validation") if accuracy else unlabelled
         rows += measure(family, config, calibration=samples[:calibration_images], pictures=pictures)
-    given = {"--peers": peers, "--calibrate": calibrate, "--calibration-images": calibration_images}
+    given: dict[str, Any] = {"--peers": peers, "--calibrate": calibrate, "--calibration-images": calibration_images}
     given |= {"--accuracy": accuracy, "--images": images, "--data": data}
     _show(rows, _command(["bench", "compare", *map(str, artefacts or [])], given | _pace(config)), as_json)
 
@@ -199,10 +181,14 @@ def _pace(config: Any) -> dict[str, Any]:
 
 
 def _command(words: list[str], options: dict[str, Any]) -> str:
-    """What was typed, with the defaults that matter; flags are given by true and left out by false or None."""
+    """What was typed, with the defaults that matter.
+
+    A flag is given by true, repeated for each value of a list, and left out by false or None.
+    """
     given = [
         part
-        for flag, value in options.items()
+        for flag, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
         if value is not None and value is not False
         for part in ([flag] if value is True else [flag, str(value)])
     ]

@@ -1,0 +1,75 @@
+"""The pictures that artefacts are asked: a split of a data set, or the user's own files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.accuracy import truth
+from bench.paired import Labels
+from zoo.datasets.base import Dataset, Sample
+from zoo.datasets.unlabelled import UNKNOWN, open_images
+from zoo.errors import DataError, ImageError
+from zoo.picture import decode
+
+__all__ = ["Pictures", "labelled", "named"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What every artefact is asked."""
+
+    name: str
+    split: str = ""
+    """`train`, `validation` or `test`; "" for pictures without labels."""
+    samples: Sequence[Sample] = field(repr=False)
+    dataset: Dataset | None = field(default=None, repr=False)
+    """Knows the labels; None: they are not known."""
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise DataError(f"{self.name}: the {self.split} split has no images; name another one, or --images FOLDER")
+
+    def truth(self, labels: tuple[str, ...], *, where: str) -> Labels | None:
+        """The true labels as indices into `labels`: int64 [N]; None where they are not known.
+
+        Args:
+            labels: that an artefact knows.
+            where: the artefact's name, for messages.
+
+        Raises:
+            DataError: the data set has a label that the artefact does not know.
+        """
+        return truth(self.dataset, self.split, labels, where=where) if self.dataset is not None else None
+
+
+def labelled(dataset: Dataset, split: str) -> Pictures:
+    """A split of a data set."""
+    return Pictures(name=dataset.name, split=split, samples=dataset.splits[split], dataset=dataset)
+
+
+def named(paths: Sequence[Path]) -> Pictures:
+    """Picture files, and every picture below a folder, in this order; their labels are not known.
+
+    Raises:
+        DataError: a path that is not there, a file that is no picture, a folder without pictures, or with too many
+            unreadable ones.
+    """
+    samples: list[Sample] = []
+    for path in paths:
+        samples += [_sample(path)] if path.is_file() else open_images(path)
+    return Pictures(name=" ".join(map(str, paths)), samples=samples)
+
+
+def _sample(path: Path) -> Sample:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    try:
+        decode(data)
+    except ImageError as error:
+        raise DataError(f"{path}: {error}; name another picture") from error
+    return Sample(name=path.name, label=UNKNOWN, digest=hashlib.sha256(data).hexdigest(), source=path)
