@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.environment import environment
+from bench.identity import identity
 from zoo.datasets.base import SPLITS, Dataset
 from zoo.errors import DataError, unknown_name
 from zoo.evaluate import accuracy, logits_of
@@ -33,9 +34,7 @@ def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test") -> di
         logits, truth(dataset, split, predictor.card.use.labels, where=str(path)), dataset=dataset.name, split=split
     )
     return {
-        "artefact": path.parent.name,
-        "file": path.name,
-        "digest": predictor.digest,
+        **identity(path, predictor.card),
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,
         "split": split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from zoo import checkpoint, graph
+from zoo import graph
 from zoo.card import Card, Stage
 from zoo.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.workspace import card_if_readable
@@ -53,6 +53,9 @@ def _folders(before: tuple[Stage, ...], digest: str | None, places: Sequence[Pat
     it stays when the test accuracy is added to the file, which changes the digest that the pruned network's lineage
     recorded. Only that digest tells networks apart that were never trained.
     """
+    # It needs torch, which takes seconds to load; the parent of a quantized file is found without.
+    from zoo import checkpoint
+
     for place in places:
         for path in sorted(place.glob(f"*/{CHECKPOINT}")):
             card = card_if_readable(checkpoint.read_card, path)

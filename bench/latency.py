@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import environment
+from bench.identity import identity
 from zoo.clock import summarise
-from zoo.files import sha256_file
 from zoo.latency import LatencyConfig, turns
 from zoo.machine import cores
 from zoo.progress import track
@@ -25,7 +25,7 @@ def measure_latency(paths: Sequence[Path], config: LatencyConfig) -> list[dict[s
         PocketzooError: a measuring process failed.
     """
     threads = config.threads or cores()
-    digests = {path: sha256_file(path) for path in paths}
+    found = {path: identity(path) for path in paths}
     samples: dict[Path, list[float]] = {path: [] for path in paths}
     total = len(paths) * config.rounds
     for path, durations in track(turns(paths, config), total=total, description="Measuring latency"):
@@ -37,9 +37,7 @@ def measure_latency(paths: Sequence[Path], config: LatencyConfig) -> list[dict[s
         timing = summarise(samples[path])
         rows.append(
             {
-                "artefact": path.parent.name,
-                "file": path.name,
-                "digest": digests[path],
+                **found[path],
                 "run": run,
                 "batch": config.batch,
                 "threads": threads,

@@ -1,310 +1,317 @@
-"""The server under load, in ratio to the same pipeline without a server; all in one run, taking turns."""
+"""A running server in the scenarios of MLPerf Inference: single stream, multi-stream, offline and server.
+
+The rules are those of https://github.com/mlcommons/inference_policies (table of scenarios, and "LoadGen operation").
+What differs: runs of `seconds` and `queries` instead of at least 600 s and 24,576 to 270,336 queries, no estimate of
+early stopping, and the load comes through HTTP from whichever machine runs this.
+
+A query of several samples (multi-stream) is several requests at the same time, one image each on a connection of its
+own: it stands for cameras that see the same moment, it takes the same route as all other scenarios, and no limit of
+images per request has a say in it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import importlib.util
-import itertools
-import shutil
-import statistics
-import tempfile
+import math
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.environment import environment
-from bench.load_endpoints import ENDPOINTS
-from bench.load_job import Job, summary
-from bench.load_reference import Turn
-from bench.load_workers import REFERENCES, References, generate, references
-from bench.server import Server, serving, watching
-from serve.models.folder import SUFFIXES
-from zoo.card import Card
-from zoo.errors import ArtefactError, UsageError
-from zoo.files import sha256_file
-from zoo.graph import read_card
-from zoo.image import preprocess
-from zoo.progress import note, track
+from bench.load_histogram import Latencies
+from bench.load_job import Job
+from bench.load_process import generate
+from bench.load_search import Search, Step, search
+from bench.load_target import Answer, Target, ask, requests_of
+from zoo.errors import ArtefactError, UsageError, unknown_name
+from zoo.progress import note
 
-__all__ = ["Load", "LoadConfig", "default_image", "measure"]
+__all__ = ["SCENARIOS", "LoadConfig", "Run", "measure"]
 
-_POISSON = (0.3, 0.7)
-_OVERLOAD = 3.0
+SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
+"""In the order of measuring: the throughput of `offline` is where the search of `server` begins."""
+
+_ABOVE = 1.1
+"""Times the throughput is the highest rate of the search: a short measurement of it may be too low."""
+_STEP = 0.25
+"""Part of `seconds` that a run of the search takes, if that is enough for its queries."""
+_STEP_QUERIES = 100
+_WARM = 0.1
+"""Part of `seconds` that `offline` warms up for."""
 _OPEN_CONNECTIONS = 512
-_RECOVERED = 2.0
-"""Times the service time: a request that is answered as fast shows that an overload is over."""
-
-
-def default_image() -> Path:
-    """scikit-learn's photograph of a temple, 640 x 427 pixels.
-
-    Raises:
-        ArtefactError: scikit-learn is not installed.
-    """
-    found = importlib.util.find_spec("sklearn")
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        if (path := Path(folder) / "datasets" / "images" / "china.jpg").is_file():
-            return path
-    raise ArtefactError("no photograph to send; name one with --image FILE, or pip install 'pocketzoo[train]'")
+_PATIENCE = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
     """How to measure."""
 
-    image: Path = field(default_factory=default_image)
-    """A JPEG file; it is sent as it is."""
-    connections: int = 8
-    rounds: int = 5
-    """Every way in and every reference has one turn in each."""
-    seconds: float = 2.0
-    """Measured time of a turn."""
-    warmup: float = 0.3
-    """Seconds of the same load before each turn."""
-    open_seconds: float = 30.0
-    """Of each Poisson load at a part of the capacity; 0: none."""
-    overload_seconds: float = 60.0
-    """Of the Poisson load at three times the capacity; 0: none."""
+    scenarios: tuple[str, ...] = SCENARIOS
+    p99_ms: float = 50.0
+    """Bound of the scenario `server`, milliseconds; MLPerf's for ResNet-50 was 15."""
+    seconds: float = 10.0
+    """Each scenario takes at least so long; a run of the search a quarter of it."""
+    queries: int = 100
+    """At least, in each scenario."""
+    streams: int = 8
+    """Images of a query of the scenario `multi-stream`."""
+    connections: int = 16
+    """Requests on their way at a time in the scenario `offline`."""
+    warmup: float = 1.0
+    """Seconds of the same load before each run that counts."""
+    timeout: float = 20.0
+    """Seconds for one answer."""
     seed: int = 0
-    """Of the Poisson arrivals."""
+    """Of the Poisson arrivals; run k of the search has seed + k."""
 
     def __post_init__(self) -> None:
-        for name, low in (("connections", 1), ("rounds", 1), ("warmup", 0), ("open_seconds", 0)):
+        for name in self.scenarios:
+            if name not in SCENARIOS:
+                raise unknown_name("scenario", name, (*SCENARIOS, "all"))
+        for name, low in (("queries", 1), ("streams", 1), ("connections", 1), ("seed", 0), ("warmup", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.seconds <= 0 or self.overload_seconds < 0:
-            raise UsageError(f"seconds must be positive, got {min(self.seconds, self.overload_seconds)}")
+        for name in ("p99_ms", "seconds", "timeout"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be positive, got {value:g}")
 
 
-@dataclass(kw_only=True)
-class Load:
-    """One measured load: what each turn found. `rates` in images per second, one per round."""
-
-    way: str
-    load: str
-    connections: int
-    seconds: float
-    rates: list[float] = field(default_factory=list)
-    samples_ms: list[float] = field(default_factory=list)
-    status: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, int] = field(default_factory=dict)
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def rate(self) -> float:
-        """Median over the rounds."""
-        return statistics.median(self.rates)
-
-    def add(self, result: dict[str, Any]) -> None:
-        """Take what a turn found."""
-        self.rates.append(result["rate"])
-        self.samples_ms += result["samples_ms"]
-        for mine, found in ((self.status, result.get("status", {})), (self.errors, result.get("errors", {}))):
-            for name, count in found.items():
-                mine[name] = mine.get(name, 0) + count
+Run = Callable[[Job], dict[str, Any]]
+"""Does a job: bench.load_client.run in a process of its own, or a test's stand-in."""
 
 
-def measure(artefact: Path, config: LoadConfig) -> list[dict[str, Any]]:
-    """Start `bentoml serve` with one artefact and measure it: one complete row per load.
-
-    Args:
-        artefact: an ONNX file; it is served from a temporary folder that has nothing else.
-        config: how.
-
-    Raises:
-        PocketzooError: the server or another process failed, or refused the picture.
-    """
-    card, image = read_card(artefact), config.image.read_bytes()
-    preprocess(image, card.use.input)  # a file that is no picture fails here, with a sentence
-    with _alone(artefact) as models, serving(models) as server, references(artefact, config.image) as pipelines:
-        name = artefact.resolve().parent.name + SUFFIXES.get(artefact.name, "")
-        requests = {key: endpoint.build(name, card, image) for key, endpoint in ENDPOINTS.items()}
-        started = server.resident_mb()
-        loads = _rounds(server, pipelines, requests, config)
-        server_row = {"ready_seconds": server.ready_seconds, "rss_mb": started, "rss_after_mb": server.resident_mb()}
-        loads[_key("v1", config.connections)].detail |= server_row
-        service_ms = _service_ms(loads)
-        capacity = loads[_key("v1", config.connections)].rate
-        opened = list(_open_loops(server, requests["v1"], capacity, service_ms, config))
-    return _rows(artefact, card, config, loads, opened, service_ms)
-
-
-@contextmanager
-def _alone(artefact: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="pocketzoo-load-") as name:
-        folder = Path(name) / artefact.resolve().parent.name
-        folder.mkdir()
-        shutil.copy(artefact, folder / artefact.name)
-        yield Path(name)
-
-
-def _key(name: str, connections: int) -> str:
-    return f"{name} {connections}"
-
-
-def _rounds(server: Server, pipelines: References, requests: dict[str, str], config: LoadConfig) -> dict[str, Load]:
-    """References and ways in, in turn: the neighbours of a turn suffer from the same noise."""
-    loads: dict[str, Load] = {}
-    inside, plan = _references(), _plan(config.connections)
-    for key in plan:
-        name, last = key.split()
-        if key in inside:
-            loads[key] = Load(way=f"in-process: {name}, {last}", load="", connections=0, seconds=0)
-        else:
-            title = ENDPOINTS[name].title
-            loads[key] = Load(way=title, load="closed loop", connections=int(last), seconds=config.seconds)
-    turns = [key for _ in range(config.rounds) for key in plan]
-    for key in track(iter(turns), total=len(turns), description="Measuring the server"):
-        name, last = key.split()
-        if key in inside:
-            turn = Turn(what=last, seconds=config.seconds, warmup=config.warmup)
-            loads[key].add(pipelines.measure(name, turn))
-        else:
-            loads[key].add(_closed(server, requests[name], int(last), config))
-            _expect_answers(loads[key], server)
-    return loads
-
-
-def _references() -> list[str]:
-    return [f"{name} {what}" for what in ("image", "tensor") for name in (*REFERENCES, "single")]
-
-
-def _plan(connections: int) -> list[str]:
-    """The turns of one round: what is compared stands side by side, so that both suffer from the same noise.
-
-    The ways in at all connections alternate with the references that use all cores, of the same input; those at one
-    connection with the reference of one thread.
-    """
-    plan: list[str | None] = []
-    for what in ("image", "tensor"):
-        names = [name for name, endpoint in ENDPOINTS.items() if endpoint.reference == what]
-        for inside, outside in (
-            ([f"{name} {what}" for name in REFERENCES], [_key(name, connections) for name in names]),
-            ([f"single {what}"], [_key(name, 1) for name in names]),
-        ):
-            plan += [key for pair in itertools.zip_longest(inside, outside) for key in pair]
-    # One connection may be all connections, and then has one turn.
-    return list(dict.fromkeys(key for key in plan if key is not None))
-
-
-def _closed(server: Server, request: str, connections: int, config: LoadConfig) -> dict[str, Any]:
-    job = Job(
-        port=server.port,
-        requests=(request,),
-        connections=connections,
-        seconds=config.seconds,
-        warmup=config.warmup,
-        samples=True,
-    )
+def in_a_process(job: Job) -> dict[str, Any]:
+    """Let a process of its own do a job; what it found."""
     with generate(job) as client:
         return client.result()
 
 
-def _expect_answers(load: Load, server: Server) -> None:
-    if load.errors or set(load.status) != {"200"}:
-        raise ArtefactError(
-            f"{load.way} at {load.connections} connections: expected answers only, got {load.status}, {load.errors}; "
-            f"its log ends with: {server.log_end()}"
-        )
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What the scenarios share."""
 
+    target: Target
+    config: LoadConfig
+    requests: tuple[str, ...]
+    do: Run
 
-def _service_ms(loads: dict[str, Load]) -> float:
-    """How long one image takes in process, where nothing else runs: with one thread or all, whichever is faster."""
-    return min(statistics.median(loads[key].samples_ms) for key in ("single image", "wide image"))
+    def run(self, scenario: str, **settings: Any) -> dict[str, Any]:
+        """One run.
 
-
-def _open_loops(server: Server, request: str, capacity: float, service_ms: float, config: LoadConfig) -> Iterator[Load]:
-    for part in (*(_POISSON if config.open_seconds else ()), *((_OVERLOAD,) if config.overload_seconds else ())):
-        over = part > 1
-        seconds = config.overload_seconds if over else config.open_seconds
-        note(f"Poisson arrivals at {part:.0%} of {capacity:.1f} images/s for {seconds:g} s")
+        Raises:
+            ArtefactError: the server stopped answering.
+        """
+        target, config = self.target, self.config
+        given: dict[str, Any] = {"seconds": config.seconds, "warmup": config.warmup, "timeout": config.timeout}
         job = Job(
-            port=server.port,
-            requests=(request,),
-            connections=_OPEN_CONNECTIONS,
-            rate=part * capacity,
-            seconds=seconds,
-            warmup=config.warmup,
-            seed=config.seed,
-            samples=True,
-            recovered_ms=_RECOVERED * service_ms if over else None,
+            host=target.host,
+            port=target.port,
+            tls=target.tls,
+            requests=self.requests,
+            histogram=True,
+            patience=_PATIENCE,
+            **given | settings,
         )
-        with watching(server) as watch, generate(job) as client:
-            result = client.result()
-        load = Load(way=ENDPOINTS["v1"].title, load=f"Poisson, {part:.0%}", connections=0, seconds=seconds)
-        load.add(result)
-        load.detail |= {
-            key: result.get(key) for key in ("offered_rate", "refused_ms", "late_ms", "retry_after", "connections")
-        }
-        # Percentiles of answers alone would flatter a server that should have answered everything.
-        load.detail |= {"recovery_seconds": result["recovery_seconds"]} if over else {"unanswered": _unanswered(load)}
-        assert watch.memory is not None
-        load.detail |= {"of_peak": round(load.rate / capacity, 4), "rss_mb": vars(watch.memory)}
-        yield load
+        found = self.do(job)
+        if found["gave_up"] or not found["status"]:
+            answers = sum(found["status"].values())
+            raise ArtefactError(
+                f"{target.url} stopped answering in the scenario {scenario}, after {answers} answers "
+                f"({_counted(found['errors'])}); this scenario has no row, those before it are kept; start the server "
+                "again with `bentoml serve`, and measure again"
+            )
+        return found
 
 
-def _unanswered(load: Load) -> int:
-    return sum(load.errors.values()) + sum(count for status, count in load.status.items() if status != "200")
+def _counted(errors: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {kind}" for kind, count in errors.items()) or "no error"
 
 
-def _rows(
-    artefact: Path, card: Card, config: LoadConfig, loads: dict[str, Load], opened: list[Load], service_ms: float
-) -> list[dict[str, Any]]:
-    common = {
-        "artefact": artefact.resolve().parent.name,
-        "file": artefact.name,
-        "digest": sha256_file(artefact),
-        "run": uuid.uuid4().hex,
-        "image": {"name": config.image.name, "bytes": config.image.stat().st_size},
-        "environment": environment(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+def measure(
+    target: Target, images: Sequence[tuple[str, bytes]], config: LoadConfig, *, do: Run = in_a_process
+) -> Iterator[dict[str, Any]]:
+    """Measure a running server: a complete row per scenario, as soon as it is there.
+
+    Args:
+        target: the server.
+        images: name and bytes of each image; they are sent in turn.
+        config: how.
+        do: what does a job.
+
+    Raises:
+        ArtefactError: the server is not there, refuses the images, stops answering or changes its model; or no rate
+            holds the bound.
+    """
+    answer = ask(target, images[0][1])
+    bench = _Bench(target=target, config=config, requests=requests_of(target, [data for _, data in images]), do=do)
+    common = _common(target, images, config) | {
+        "model": answer.model,
+        "version": answer.version,
+        "digest": answer.digest,
     }
-    best = {
-        what: max((loads[f"{name} {what}"] for name in REFERENCES), key=lambda load: load.rate)
-        for what in ("image", "tensor")
-    }
-    single = {what: _fastest_p50(loads, what) for what in ("image", "tensor")}
-    rows = []
-    for key, load in loads.items():
-        name, last = key.split()
-        what = last if last in best else ENDPOINTS[name].reference
-        ratio = statistics.median(mine / its for mine, its in zip(load.rates, best[what].rates, strict=True))
-        if load.load and load.connections == 1:
-            load.detail["added_p50_ms"] = round(statistics.median(load.samples_ms) - single[what], 4)
-        rows.append(common | _row(load, config, ratio))
-    for load in opened:
-        if not load.detail.get("unanswered"):
-            load.detail["p99_of_service"] = round(_p(load, "p99") / service_ms, 3)
-        rows.append(common | _row(load, config, None))
-    return rows
+    throughput = None
+    for scenario in SCENARIOS:
+        if scenario not in config.scenarios:
+            continue
+        note(f"{scenario}: {answer.model} ({answer.version}) at {target.url}")
+        if scenario == "server":
+            row = _server(bench, throughput)
+        else:
+            row = _WAYS[scenario](bench)
+            throughput = row["value"] if scenario == "offline" else throughput
+        _expect_same(scenario, target, images[0][1], answer)
+        yield common | row | {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
-def _fastest_p50(loads: dict[str, Load], what: str) -> float:
-    return min(statistics.median(loads[f"{name} {what}"].samples_ms) for name in ("single", "wide"))
-
-
-def _p(load: Load, name: str) -> float:
-    found = summary(load.samples_ms)
-    return found[name] if found else float("nan")
-
-
-def _row(load: Load, config: LoadConfig, ratio: float | None) -> dict[str, Any]:
+def _common(target: Target, images: Sequence[tuple[str, bytes]], config: LoadConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(config)
+    del settings["scenarios"]
     return {
-        "way": load.way,
-        "load": load.load or "in-process",
-        "connections": load.connections,
-        "seconds": load.seconds or config.seconds,
-        "rounds": len(load.rates),
-        "images_per_s": round(load.rate, 3),
-        "ratio": None if ratio is None else round(ratio, 4),
-        "n": len(load.samples_ms),
-        "p50_ms": _p(load, "p50"),
-        "p95_ms": _p(load, "p95"),
-        "p99_ms": _p(load, "p99"),
-        "status": load.status,
-        "errors": load.errors,
-        "detail": load.detail,
+        "url": target.url,
+        "images": {
+            "count": len(images),
+            "bytes": sum(len(data) for _, data in images),
+            "first": images[0][0],
+        },
+        "settings": settings,
+        "environment": environment() | {"of": "the load generator"},
+        "run": uuid.uuid4().hex,
+    }
+
+
+def _expect_same(scenario: str, target: Target, image: bytes, before: Answer) -> None:
+    try:
+        now = ask(target, image)
+    except ArtefactError as error:
+        raise ArtefactError(
+            f"after the scenario {scenario}, which has no row (those before it are kept), the server does not answer "
+            f"as it did: {error}"
+        ) from error
+    if now != before:
+        raise ArtefactError(
+            f"{target.url}: {before.model} was version {before.version} when the scenario began and {now.model} "
+            f"version {now.version} when it ended; the scenario has no row, measure again"
+        )
+
+
+def _single(bench: _Bench) -> dict[str, Any]:
+    found = bench.run("single-stream", burst=1, connections=1, queries=bench.config.queries)
+    return _row("single-stream", found, metric="p90 latency", percent=90)
+
+
+def _multi(bench: _Bench) -> dict[str, Any]:
+    streams = bench.config.streams
+    found = bench.run("multi-stream", burst=streams, connections=streams, queries=bench.config.queries)
+    return _row("multi-stream", found, metric=f"p99 latency of {streams} images", percent=99)
+
+
+def _offline(bench: _Bench, *, part: float = 1.0) -> dict[str, Any]:
+    """Two short runs first: they warm up, and say how many images last for the time."""
+    config, count = bench.config, bench.config.connections
+    for share, least in ((_WARM, count), (part, config.queries)):
+        rate = bench.run("offline", total=count, connections=config.connections, warmup=0.0)["rate"]
+        count = max(least, math.ceil(rate * config.seconds * share))
+    found = bench.run("offline", total=count, connections=config.connections, warmup=0.0)
+    return _row("offline", found, metric="throughput", percent=None)
+
+
+_WAYS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
+    "single-stream": _single,
+    "multi-stream": _multi,
+    "offline": _offline,
+}
+
+
+def _server(bench: _Bench, throughput: float | None) -> dict[str, Any]:
+    if throughput is None:
+        throughput = _offline(bench, part=_STEP)["value"]
+    found = search(lambda *given: _step(bench, *given), highest=_ABOVE * throughput)
+    steps = [_told(step) for step in found.steps]
+    if found.best is None:
+        raise ArtefactError(_no_rate(bench, found))
+    row = _row("server", found.best.found, metric="highest rate", percent=None)
+    detail = {"steps": steps, "highest_tried": round(_ABOVE * throughput, 3), "late_ms": found.best.found["late_ms"]}
+    return row | {"value": round(found.best.rate, 3), "unit": "queries/s", "detail": row["detail"] | detail}
+
+
+def _step(bench: _Bench, rate: float, number: int, confirming: bool) -> Step:
+    config = bench.config
+    found = bench.run(
+        "server",
+        rate=rate,
+        connections=_OPEN_CONNECTIONS,
+        seconds=config.seconds * (1 if confirming else _STEP),
+        queries=config.queries if confirming else min(_STEP_QUERIES, config.queries),
+        seed=config.seed + number,
+    )
+    p99 = Latencies(found["histogram"]).percentile(99)
+    step = Step(
+        rate=rate, holds=_all_answered(found) and p99 <= config.p99_ms, p99_ms=p99, confirming=confirming, found=found
+    )
+    unanswered = "" if _all_answered(found) else f", not answered: {_unanswered(found)}"
+    note(
+        f"server: {rate:.1f}/s {'for full length ' if confirming else ''}{'holds' if step.holds else 'misses'} "
+        f"{config.p99_ms:g} ms: p99 {p99:.2f} ms{unanswered}"
+    )
+    return step
+
+
+def _told(step: Step) -> dict[str, Any]:
+    kept = ("status", "errors", "rate", "seconds")
+    return {
+        "rate": round(step.rate, 3),
+        "p99_ms": step.p99_ms,
+        "holds": step.holds,
+        "confirming": step.confirming,
+        "n": sum(step.found["status"].values()),
+        "found": {name: step.found[name] for name in kept},
+    }
+
+
+def _no_rate(bench: _Bench, found: Search) -> str:
+    lowest = min((step for step in found.steps if not step.holds), key=lambda step: step.rate)
+    why = "" if _all_answered(lowest.found) else f" and {_unanswered(lowest.found)} requests without an answer 200"
+    return (
+        f"{bench.target.url}: no rate keeps the p99 within {bench.config.p99_ms:g} ms: at the lowest that was tried, "
+        f"{lowest.rate:.2f} queries/s, it is {lowest.p99_ms:.2f} ms{why}; the scenario server has no row; give a "
+        "higher --p99, or more --seconds where the machine has pauses"
+    )
+
+
+def _all_answered(found: dict[str, Any]) -> bool:
+    return _unanswered(found) == 0
+
+
+def _unanswered(found: dict[str, Any]) -> int:
+    wrong: int = sum(count for status, count in found["status"].items() if status != "200")
+    return wrong + int(sum(found["errors"].values()))
+
+
+def _row(scenario: str, found: dict[str, Any], *, metric: str, percent: float | None) -> dict[str, Any]:
+    kept = Latencies(found["histogram"])
+    if not len(kept):
+        raise ArtefactError(
+            f"{scenario}: no query was answered with status 200; got {_counted(found['status'] | found['errors'])}; "
+            "this scenario has no row"
+        )
+    return {
+        "scenario": scenario,
+        "metric": metric,
+        "value": found["rate"] if percent is None else kept.percentile(percent),
+        "unit": "images/s" if percent is None else "ms",
+        "valid": _all_answered(found),
+        "seconds": found["seconds"],
+        "n": len(kept),
+        "p50_ms": kept.percentile(50),
+        "p90_ms": kept.percentile(90),
+        "p99_ms": kept.percentile(99),
+        "p99_9_ms": kept.percentile(99.9),
+        "max_ms": kept.highest,
+        "histogram": found["histogram"],
+        "status": found["status"],
+        "errors": found["errors"],
+        "detail": {"images_per_s": found["rate"], "connections": found["connections"]},
     }

@@ -5,7 +5,9 @@ result as JSON. SIGTERM ends a run early, with its result.
 
 A closed loop keeps every connection busy: the next request goes out when the answer is in. An open loop sends at
 Poisson arrivals whatever the server does, as MLPerf's Server scenario; latency counts from the scheduled arrival, so
-that a server which stalls is charged for everything that had to wait (no coordinated omission).
+that a server which stalls is charged for everything that had to wait (no coordinated omission). A burst sends several
+requests at once and the next burst when all are answered (MLPerf's SingleStream and MultiStream); a total has all its
+requests due at the beginning, and takes connections until all are answered (Offline).
 """
 
 from __future__ import annotations
@@ -14,85 +16,25 @@ import asyncio
 import base64
 import json
 import signal
+import ssl
 import sys
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import httptools
-import numpy as np
-
-from bench.load_job import Job, Record, summary
+from bench.load_connection import Connection
+from bench.load_histogram import Latencies
+from bench.load_job import Job, Record, arrivals, lasting, summary
+from bench.load_recovery import recovery
 
 __all__ = ["run"]
 
 _REFUSALS = (429, 503)
 _SWEEP_SECONDS = 0.1
-
-
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection: at most one request on its way."""
-
-    __slots__ = ("busy", "parser", "run", "scheduled", "seen", "transport", "written")
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.transport: asyncio.Transport | None = None
-        self.parser = httptools.HttpResponseParser(self)
-        self.busy = False
-        self.scheduled = self.written = 0.0
-        self.seen: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are asyncio's by behaviour, not by class.
-        self.transport = cast(asyncio.Transport, transport)
-        self.run.record.opened += 1
-        self.run.free(self)
-
-    @property
-    def counts(self) -> bool:
-        """Whether its request was sent after the warm-up."""
-        return self.written >= self.run.record.begin
-
-    def send(self, scheduled: float) -> None:
-        assert self.transport is not None
-        run = self.run
-        self.busy = True
-        self.scheduled = scheduled
-        request = run.next_request()
-        self.written = time.perf_counter()
-        self.transport.write(request)
-        run.record.bytes_out += len(request)
-
-    def data_received(self, data: bytes) -> None:
-        self.run.record.bytes_in += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.run.fail(self, "parse")
-            self.abort()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.counts and name.lower() == b"retry-after":
-            self.run.record.retry_after += 1
-
-    def on_body(self, body: bytes) -> None:
-        if self.run.job.tally is not None:
-            self.seen.append(body)
-
-    def on_message_complete(self) -> None:
-        keep = self.parser.should_keep_alive()
-        self.run.answered(self, self.parser.get_status_code(), keep)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.transport = None
-        self.run.lost(self)
-
-    def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
+_AGAIN_SECONDS = 0.02
 
 
 class _Run:
@@ -103,14 +45,32 @@ class _Run:
         self.loop = loop
         self.requests = [base64.b64decode(text) for text in job.requests]
         self.turn = 0
-        begin = time.perf_counter() + job.warmup
-        self.record = Record(begin=begin, end=begin + job.seconds)
-        self.all: set[_Connection] = set()
-        self.idle: list[_Connection] = []
+        self.tls = ssl.create_default_context() if job.tls else None
+        kept = [Latencies() if job.histogram else array("d") for _ in range(5)]
+        seconds, begin = lasting(job), time.perf_counter() + job.warmup
+        self.record = Record(
+            begin=begin,
+            end=begin + seconds,
+            last=begin,
+            ok_ms=kept[0],
+            refused_ms=kept[1],
+            other_ms=kept[2],
+            late_ms=kept[3],
+            query_ms=kept[4],
+        )
+        self.all: set[Connection] = set()
+        self.idle: list[Connection] = []
         self.waiting: deque[float] = deque()
         """Scheduled arrivals that no connection has taken yet."""
         self.opening = 0
         self.arrivals_over = job.rate is None
+        self.asked = 0.0
+        """When the burst on its way was sent; `left` of its requests are not over; `spoilt`: one was not answered."""
+        self.left = 0
+        self.spoilt = False
+        self.unanswered = 0
+        """Requests in a row without any answer."""
+        self.gave_up = False
         self.stopped = asyncio.Event()
         self.done = asyncio.Event()
 
@@ -121,13 +81,58 @@ class _Run:
 
     @property
     def closed_loop(self) -> bool:
-        return self.job.rate is None
+        return self.job.closed_loop
 
     @property
     def sending(self) -> bool:
-        return not self.stopped.is_set() and time.perf_counter() < self.record.end
+        if self.stopped.is_set() or self.job.total is not None:
+            return False
+        return time.perf_counter() < self.record.end or self.asking_more
 
-    def free(self, connection: _Connection) -> None:
+    @property
+    def timed(self) -> bool:
+        """Whether it ends with the time; other runs end with their last answer."""
+        return self.job.burst is None and self.job.total is None
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether it goes on until enough is answered; then each request has its time, and they all have none."""
+        return not self.stopped.is_set() and (self.asking_more or self.job.total is not None)
+
+    @property
+    def asking_more(self) -> bool:
+        """Whether there were fewer bursts than there have to be."""
+        return self.job.burst is not None and self.record.queries < self.job.queries
+
+    def ask(self) -> None:
+        """Send a burst."""
+        if self.sending:
+            assert self.job.burst is not None
+            self.left, self.spoilt, self.asked = self.job.burst, False, time.perf_counter()
+            self.arrive([self.asked] * self.left)
+        else:
+            self._check_done()
+
+    def over(self, *, answered: bool, good: bool) -> None:
+        """Count a request that ended: a run without answers is given up, and a burst without requests is followed."""
+        self.unanswered = 0 if answered else self.unanswered + 1
+        if self.job.patience and self.unanswered >= self.job.patience:
+            self.gave_up = True
+            self.stop()
+        if self.job.burst is None:
+            return
+        self.left -= 1
+        self.spoilt |= not good
+        if self.left:
+            return
+        if self.asked >= self.record.begin:
+            self.record.queries += 1
+            if not self.spoilt:
+                self.record.query_ms.append((time.perf_counter() - self.asked) * 1e3)
+        # In the loop's next turn the connection is free; after a failure at once would be a storm.
+        self.loop.call_later(_AGAIN_SECONDS if self.spoilt else 0, self.ask)
+
+    def free(self, connection: Connection) -> None:
         """Give a connection its next request, or let it rest."""
         if self.closed_loop:
             if self.sending:
@@ -140,8 +145,9 @@ class _Run:
             self.idle.append(connection)
             self._check_done()
 
-    def _take(self, connection: _Connection, scheduled: float) -> None:
-        connection.send(scheduled)
+    def _take(self, connection: Connection, scheduled: float) -> None:
+        # Of many requests that are due at once each latency would say when its turn came.
+        connection.send(time.perf_counter() if self.job.total is not None else scheduled)
         self.record.late_ms.append((connection.written - scheduled) * 1e3)
 
     def arrive(self, scheduled: Sequence[float]) -> None:
@@ -161,29 +167,31 @@ class _Run:
         self.loop.create_task(self._open())
 
     async def _open(self) -> None:
-        connection = _Connection(self)
+        connection = Connection(self)
         try:
             self.all.add(connection)
-            await self.loop.create_connection(lambda: connection, self.job.host, self.job.port)
+            await self.loop.create_connection(lambda: connection, self.job.host, self.job.port, ssl=self.tls)
         except OSError:
             self.all.discard(connection)
             self.record.errors["connect"] += 1
-            # A closed loop tries again; of an open one, the arrival that asked for the connection is lost.
-            if self.closed_loop and self.sending:
-                self.loop.call_later(0.02, self.open)
-            elif self.waiting:
+            # A closed loop tries again; of all others, the request that asked for the connection is lost.
+            if not self.closed_loop and self.waiting:
                 self.waiting.popleft()
+                self.over(answered=False, good=False)
+            if (self.closed_loop and self.sending) or (self.waiting and not self.all):
+                self.loop.call_later(_AGAIN_SECONDS, self.open)
         finally:
             self.opening -= 1
             self._check_done()
 
-    def answered(self, connection: _Connection, status: int, keep: bool) -> None:
+    def answered(self, connection: Connection, status: int, keep: bool) -> None:
         record, now = self.record, time.perf_counter()
         connection.busy = False
         if status == 200:
             record.finished += record.begin <= now <= record.end
         if connection.counts:
             record.status[status] += 1
+            record.last = now
             milliseconds = (now - connection.scheduled) * 1e3
             if status == 200:
                 record.ok_ms.append(milliseconds)
@@ -194,6 +202,7 @@ class _Run:
             if status == 200 and self.job.tally is not None:
                 record.tally[str(json.loads(b"".join(connection.seen)).get(self.job.tally))] += 1
         connection.seen.clear()
+        self.over(answered=True, good=status == 200)
         if keep and connection.transport is not None:
             self.free(connection)
         else:
@@ -201,12 +210,13 @@ class _Run:
             connection.abort()
             self._replace()
 
-    def fail(self, connection: _Connection, kind: str) -> None:
+    def fail(self, connection: Connection, kind: str) -> None:
         if connection.busy:
             connection.busy = False
             self.record.errors[kind] += 1
+            self.over(answered=False, good=False)
 
-    def lost(self, connection: _Connection) -> None:
+    def lost(self, connection: Connection) -> None:
         self.fail(connection, "reset")
         if connection in self.all:
             self.all.discard(connection)
@@ -238,56 +248,21 @@ class _Run:
     def arrivals(self) -> None:
         """In a thread of its own, as the loop's timers are a millisecond coarse: wake the loop for every arrival."""
         assert self.job.rate is not None
-        random = np.random.default_rng(self.job.seed)
-        length = self.job.warmup + self.job.seconds
-        gaps = random.exponential(1 / self.job.rate, size=int(length * self.job.rate * 1.5) + 100)
-        moments = (np.cumsum(gaps) + self.record.begin - self.job.warmup).tolist()
-        place = 0
-        while not self.stopped.is_set() and moments[place] < self.record.end:
-            time.sleep(max(0.0, moments[place] - time.perf_counter()))
-            now, first = time.perf_counter(), place
-            while moments[place] <= now and moments[place] < self.record.end:
-                place += 1
-            if place > first:
-                self.loop.call_soon_threadsafe(self.arrive, moments[first:place])
+        start, offsets = self.record.begin - self.job.warmup, arrivals(self.job.rate, self.job.seed)
+        moment = start + next(offsets)
+        while not self.stopped.is_set() and moment < self.record.end:
+            time.sleep(max(0.0, moment - time.perf_counter()))
+            now, due = time.perf_counter(), []
+            while moment <= now and moment < self.record.end:
+                due.append(moment)
+                moment = start + next(offsets)
+            if due:
+                self.loop.call_soon_threadsafe(self.arrive, due)
         self.loop.call_soon_threadsafe(self._no_more_arrivals)
 
     def _no_more_arrivals(self) -> None:
         self.arrivals_over = True
         self._check_done()
-
-
-async def _recovery(job: Job, since: float) -> float | None:
-    """Seconds from `since` until a fresh request was fast again: the first of three in a row; None if none was."""
-    assert job.recovered_ms is not None
-    raw = base64.b64decode(job.requests[0])
-    fast: list[float] = []
-    try:
-        async with asyncio.timeout(max(0.0, since + job.timeout - time.perf_counter())):
-            while len(fast) < 3:
-                now = time.perf_counter()
-                status = await _status(job, raw)
-                done = time.perf_counter()
-                good = status == b"200" and (done - now) * 1e3 <= job.recovered_ms
-                fast = [*fast, done] if good else []
-    except TimeoutError:
-        return None
-    return round(fast[0] - since, 4)
-
-
-async def _status(job: Job, raw: bytes) -> bytes | None:
-    """The status of one request on a connection of its own; None if there was no answer."""
-    writer = None
-    try:
-        reader, writer = await asyncio.open_connection(job.host, job.port)
-        writer.write(raw)
-        return next(iter((await reader.readline()).split(b" ")[1:2]), None)
-    except ConnectionError:
-        await asyncio.sleep(_SWEEP_SECONDS)
-        return None
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 async def run(job: Job) -> dict[str, Any]:
@@ -303,14 +278,18 @@ async def run(job: Job) -> dict[str, Any]:
     if state.closed_loop:
         for _ in range(job.connections):
             state.open()
-    else:
+    elif job.rate is not None:
         threading.Thread(target=state.arrivals, daemon=True).start()
-    recovery = None
+    elif job.total is not None:
+        state.arrive([state.record.begin] * job.total)
+    else:
+        state.ask()
+    recovered = None
     if job.recovered_ms is not None:
         await asyncio.sleep(max(0.0, state.record.end - time.perf_counter()))
-        recovery = await _recovery(job, state.record.end)
+        recovered = await recovery(job, state.record.end)
     deadline = state.record.end + 2 * job.timeout
-    while not state.done.is_set() and time.perf_counter() < deadline:
+    while not state.done.is_set() and (time.perf_counter() < deadline or state.unbounded):
         state.sweep()
         try:
             async with asyncio.timeout(_SWEEP_SECONDS):
@@ -320,16 +299,17 @@ async def run(job: Job) -> dict[str, Any]:
     for connection in list(state.all):
         connection.abort()
     await asyncio.sleep(0)  # transports close in the loop's next turn
-    return _result(state, recovery)
+    return _result(state, recovered)
 
 
-def _result(state: _Run, recovery: float | None) -> dict[str, Any]:
+def _result(state: _Run, recovered: float | None) -> dict[str, Any]:
     job, record = state.job, state.record
-    seconds = min(time.perf_counter(), record.end) - record.begin
+    seconds = (min(time.perf_counter(), record.end) if state.timed else record.last) - record.begin
+    finished = record.finished if state.timed else record.status[200]
     found: dict[str, Any] = {
         "seconds": round(seconds, 4),
         "offered_rate": job.rate,
-        "rate": round(record.finished / seconds, 3) if seconds > 0 else 0.0,
+        "rate": round(finished / seconds, 3) if seconds > 0 else 0.0,
         "status": {str(status): count for status, count in sorted(record.status.items())},
         "errors": dict(record.errors),
         "ok_ms": summary(record.ok_ms),
@@ -340,13 +320,20 @@ def _result(state: _Run, recovery: float | None) -> dict[str, Any]:
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         "connections": record.opened,
+        "gave_up": state.gave_up,
     }
     if job.tally is not None:
         found["tally"] = dict(record.tally)
     if job.recovered_ms is not None:
-        found["recovery_seconds"] = recovery
+        found["recovery_seconds"] = recovered
+    if job.histogram:
+        counted = record.ok_ms if job.burst is None else record.query_ms
+        assert isinstance(counted, Latencies)
+        found |= {"histogram": counted.encode(), "queries": record.queries}
     if job.samples:
-        found["samples_ms"] = [round(value, 4) for value in record.ok_ms]
+        kept = record.ok_ms
+        assert not isinstance(kept, Latencies)
+        found["samples_ms"] = [round(value, 4) for value in kept]
     return found
 
 

@@ -1,4 +1,4 @@
-"""The rows of a load measurement as tables: for people at a terminal, and in Markdown."""
+"""The rows of a load measurement as a table and sentences, for people at a terminal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["facts", "markdown", "render"]
+__all__ = ["facts", "render"]
 
-_HEADINGS = ("way in", "load", "images/s", "% of in-process", "p50 ms", "p99 ms")
+_HEADINGS = ("scenario", "metric", "value", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "n", "seconds")
+_QUERIES = {"single-stream": "24,576", "multi-stream": "270,336", "offline": "24,576", "server": "270,336"}
+"""That MLPerf wants at least without early stopping (inference rules, "Scenarios"; offline: samples of its query)."""
 
 
 def render(rows: Sequence[dict[str, Any]]) -> Table:
@@ -18,67 +20,49 @@ def render(rows: Sequence[dict[str, Any]]) -> Table:
     for place, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row))
+        latencies = [f"{row[name]:.2f}" for name in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")]
+        value = f"{row['value']:.2f} {row['unit']}"
+        table.add_row(row["scenario"], row["metric"], value, *latencies, f"{row['n']:,}", f"{row['seconds']:.1f}")
     return table
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The same table in Markdown, with its facts as a list below."""
-    lines = [f"| {' | '.join(_HEADINGS)} |", "|---|---|" + "---:|" * (len(_HEADINGS) - 2)]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {fact}" for fact in facts(rows))])
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    load = f"{row['connections']} connections" if row["load"] == "closed loop" else row["load"]
-    return [
-        row["way"],
-        load.replace("1 connections", "1 connection") if load.startswith("1 ") else load,
-        f"{row['images_per_s']:.1f}",
-        "-" if row["ratio"] is None else f"{100 * row['ratio']:.1f}",
-        f"{row['p50_ms']:.2f}",
-        f"{row['p99_ms']:.2f}",
-    ]
 
 
 def facts(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the table has no column for, as sentences."""
-    found = []
+    if not rows:
+        return []
+    first = rows[0]
+    found = [
+        f"{first['model']} (version {first['version']}) at {first['url']}; images sent in turn: "
+        f"{first['images']['count']}; "
+        f"the load came from {first['environment']['cpu']}, {first['environment']['cores']} cores"
+    ]
     for row in rows:
-        detail = row["detail"]
-        name = f"{row['way']}, {row['load']}"
-        if "ready_seconds" in detail:
-            found.append(
-                f"start to ready {detail['ready_seconds']:.2f} s; resident {detail['rss_mb']:.0f} MB, "
-                f"{detail['rss_after_mb']:.0f} MB after the closed loops"
-            )
-        if "added_p50_ms" in detail:
-            found.append(f"{name}, 1 connection: {detail['added_p50_ms']:+.2f} ms to the p50 of one call in process")
-        if "p99_of_service" in detail:
-            found.append(f"{name}: p99 is {detail['p99_of_service']:.2f} x the service time, {_counts(row)}")
-        if unanswered := detail.get("unanswered"):
-            found.append(f"{name}: NOT VALID, {unanswered} requests had no answer with status 200: {_counts(row)}")
-        if "recovery_seconds" in detail:
-            found.append(_overload(row))
+        if not row["valid"]:
+            counts = {**row["status"], **row["errors"]}
+            told = ", ".join(f"{count} x {name}" for name, count in counts.items())
+            found.append(f"{row['scenario']}: NOT VALID, not everything was answered with status 200: {told}")
+        if row["scenario"] == "server":
+            found.append(_searched(row))
+        if row["scenario"] == "offline":
+            found.append(f"offline: latencies are of single requests, {row['settings']['connections']} at a time")
+    found.append("not MLPerf results: MLPerf runs at least 600 s a scenario, and " + _missing(rows))
     return found
 
 
-def _counts(row: dict[str, Any]) -> str:
-    parts = [f"{count} x {status}" for status, count in {**row["status"], **row["errors"]}.items()]
-    return ", ".join(parts)
-
-
-def _overload(row: dict[str, Any]) -> str:
-    detail, memory = row["detail"], row["detail"]["rss_mb"]
-    recovery, refused = detail["recovery_seconds"], detail["refused_ms"]
-    refusals = "no refusals"
-    if refused:
-        refusals = (
-            f"refusals within {refused['p50']:.2f} ms (p50) and {refused['p99']:.2f} ms (p99), "
-            f"{detail['retry_after']} with Retry-After"
-        )
+def _searched(row: dict[str, Any]) -> str:
+    steps = row["detail"]["steps"]
+    refuted = sum(step["confirming"] and not step["holds"] for step in steps)
+    again = f" (a run of full length refuted {refuted} higher)" if refuted else ""
+    top = ""
+    if row["value"] > 0.98 * row["detail"]["highest_tried"]:
+        top = "; it is the highest that was tried, the server may hold more: measure longer"
     return (
-        f"{row['load']}: {100 * detail['of_peak']:.1f} % of the peak; {refusals}; resident "
-        f"{memory['before']:.0f} MB before, {memory['highest']:.0f} at most, {memory['after']:.0f} after; "
-        + (f"recovered after {recovery:.2f} s" if recovery is not None else "not recovered")
+        f"server: p99 {row['p99_ms']:.2f} ms within the bound of {row['settings']['p99_ms']:g} ms at "
+        f"{row['value']:.1f} Poisson arrivals/s, confirmed by a run of {row['seconds']:.1f} s{again}; "
+        f"{len(steps)} runs{top}"
     )
+
+
+def _missing(rows: Sequence[dict[str, Any]]) -> str:
+    few = [f"{row['scenario']} {_QUERIES[row['scenario']]} queries (here {row['n']:,})" for row in rows]
+    return ", ".join(few)

@@ -21,26 +21,30 @@ from typing import Any
 
 import numpy as np
 
-from bench.ancestry import find_parent
 from bench.environment import environment
+from bench.families import Network
 from bench.paired import Logits, agreement
-from bench.peer_worker import DEFAULTS, INSTALL, PEERS, Job
+from bench.peer_rows import starting, timing, with_ratios
+from bench.peer_runtimes import DEFAULTS, INSTALL, PEERS, REFERENCE
+from bench.peer_worker import Job
 from bench.pictures import Pictures
 from zoo import checkpoint, graph
-from zoo.card import Card
-from zoo.clock import alternate, summarise
+from zoo.clock import alternate
 from zoo.datasets.base import Sample
 from zoo.errors import PocketzooError, UsageError, unknown_name
 from zoo.evaluate import accuracy
-from zoo.files import CHECKPOINT, GRAPH, output_root, sha256_file
+from zoo.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.latency import LatencyConfig
 from zoo.machine import cores
 from zoo.progress import note, track
 
-__all__ = ["CompareConfig", "Network", "compare", "families"]
+__all__ = ["ALL", "CompareConfig", "compare"]
 
-REFERENCE = "pocketzoo"
+TRUTH = "pocketzoo"
 """The exported graph in zoo.predictor: what the other answers are held against."""
+
+ALL = "all"
+"""Stands for every peer that is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,59 +52,35 @@ class CompareConfig:
     """What to measure, and how."""
 
     peers: tuple[str, ...] = ()
-    """Names in bench.peer_worker.PEERS; default: all but torch-compile, as far as they are installed. Ours are always
-    measured."""
+    """Names in bench.peer_runtimes.PEERS, or `all` that are installed; default: those but torch-compile. ONNX Runtime
+    and ours are always measured."""
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
         known = [name for name, peer in PEERS.items() if not peer.ours]
         for name in self.peers:
+            if name == ALL:
+                continue
             if name not in known:
-                raise unknown_name("peer", name, known)
+                raise unknown_name("peer", name, [*known, ALL])
             if absent := _absent(name):
                 raise UsageError(f"--peers {name}: {absent} is not installed; {INSTALL}")
 
     @property
     def chosen(self) -> list[str]:
         """Names of the peers to measure, then ours."""
-        asked = [name for name in PEERS if name in (self.peers or DEFAULTS) and not _absent(name)]
-        return asked + [name for name, peer in PEERS.items() if peer.ours]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """One artefact of a family: its folder and the card of its exported graph."""
-
-    folder: Path
-    form: str
-    """`parent`, or `pruned`."""
-    card: Card
+        always = (REFERENCE, *(name for name, peer in PEERS.items() if peer.ours))
+        return [name for name in PEERS if name in always or (name in self._asked and not _absent(name))]
 
     @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
+    def absent(self) -> dict[str, str]:
+        """Peers that would be measured, were they installed: what each lacks, and the command that installs it."""
+        missing = {name: _absent(name) for name in self._asked}
+        return {name: f"{package} is not installed; {INSTALL}" for name, package in missing.items() if package}
 
-
-def families(artefacts: Sequence[Path]) -> list[list[Network]]:
-    """Artefacts with those that they were pruned from, one list per family, the unpruned one first.
-
-    Raises:
-        ArtefactError: an artefact has no exported graph.
-    """
-    found: dict[Path, list[Network]] = {}
-    for artefact in artefacts:
-        folder = (artefact if artefact.is_dir() or not artefact.suffix else artefact.parent).resolve()
-        card = graph.read_card(folder / GRAPH)
-        parent = find_parent(folder / GRAPH, card, [output_root()])
-        first = folder if parent is None else parent.parent
-        own = Network(folder=folder, form="parent" if parent is None else "pruned", card=card)
-        members = found.setdefault(first, [])
-        if parent is not None and not any(member.folder == first for member in members):
-            members.append(Network(folder=first, form="parent", card=graph.read_card(parent)))
-        if not any(member.folder == folder for member in members):
-            members.append(own)
-    return [sorted(members, key=lambda member: member.form != "parent") for members in found.values()]
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        return tuple(PEERS) if ALL in self.peers else self.peers or DEFAULTS
 
 
 def compare(
@@ -113,7 +93,7 @@ def compare(
     """One complete row per network and variant that it can be run as; what is left out is said on standard error.
 
     Args:
-        family: as :func:`families` makes it.
+        family: as bench.families makes it.
         config: what and how.
         calibration: images for the peers that quantize.
         pictures: measure the accuracy, or without labels the agreement with the exported graph, on these.
@@ -121,8 +101,6 @@ def compare(
     Raises:
         PocketzooError: a measuring process failed.
     """
-    for name in () if config.peers else (peer for peer in DEFAULTS if _absent(peer)):
-        note(f"{name} is left out: {_absent(name)} is not installed; {INSTALL}")
     with (
         _folder_of(calibration) as images,
         _folder_of(pictures.samples if pictures else ()) as questions,
@@ -131,7 +109,7 @@ def compare(
         jobs = _jobs(family, config, Path(scratch), images if calibration else None)
         prepared = _prepare(jobs)
         jobs = {key: jobs[key] for key in prepared}
-        samples = _times(jobs, config.latency.rounds)
+        turns = _times(jobs, config.latency.rounds)
         logits = _answers(jobs, questions) if pictures else {}
     common = {
         "family": family[0].name,
@@ -143,17 +121,19 @@ def compare(
         "environment": _environment(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return [
+    rows = [
         common
         | _what(network, peer)
-        | _timing(samples[key])
+        | timing(turns[key])
+        | starting(turns[key])
         | {name: prepared[key][name] for name in ("bytes", "convert_seconds", "setup_seconds")}
-        | {"difference": _difference(prepared[key], prepared[_key(network, REFERENCE)])}
+        | {"difference": _difference(prepared[key], prepared[_key(network, TRUTH)])}
         | _accuracy(network, peer, logits, pictures)
         for network in family
         for peer in PEERS
         if (key := _key(network, peer)) in prepared
     ]
+    return with_ratios(rows, family[0].name)
 
 
 def _absent(peer: str) -> str | None:
@@ -185,6 +165,7 @@ def _jobs(family: Sequence[Network], config: CompareConfig, scratch: Path, image
                 threads=config.latency.threads or cores(),
                 seconds=config.latency.seconds,
                 warmup=config.latency.warmup,
+                shape=network.card.use.input.shape,
             )
     return jobs
 
@@ -219,19 +200,19 @@ def _prepare(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
             for _, _, answer in alternate({key: _command(job, "prepare")}, 1):
                 found[key] = answer
         except PocketzooError as error:
-            if PEERS[job.peer].ours:
+            if PEERS[job.peer].ours or job.peer == REFERENCE:
                 raise
             note(f"{key} is left out: {error}")
     return found
 
 
-def _times(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[list[float]]]:
-    """Milliseconds of each inference, by round; the processes take turns."""
-    samples: dict[str, list[list[float]]] = {key: [] for key in jobs}
+def _times(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """What each process measured, by round; the processes take turns."""
+    found: dict[str, list[dict[str, Any]]] = {key: [] for key in jobs}
     turns = alternate({key: _command(job, "time") for key, job in jobs.items()}, rounds)
     for key, _, answer in track(turns, total=len(jobs) * rounds, description="Measuring"):
-        samples[key].append(answer["samples_ms"])
-    return samples
+        found[key].append(answer)
+    return found
 
 
 def _answers(jobs: Mapping[str, Job], questions: Path) -> dict[str, Logits]:
@@ -263,17 +244,6 @@ def _what(network: Network, name: str) -> dict[str, Any]:
     }
 
 
-def _timing(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    timing = summarise([duration for turn in rounds for duration in turn])
-    return {
-        "n": timing.n,
-        "p50_ms": round(timing.p50_ms, 4),
-        "p95_ms": round(timing.p95_ms, 4),
-        "p99_ms": round(timing.p99_ms, 4),
-        "round_ms": [round(summarise(turn).p50_ms, 4) for turn in rounds],
-    }
-
-
 def _difference(found: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
     """The largest difference from the exported graph's logits for the same picture."""
     return float(f"{np.abs(np.subtract(found['logits'], reference['logits'])).max():.3g}")
@@ -285,7 +255,7 @@ def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], picture
     if pictures is not None:
         row |= {"dataset": pictures.name, "split": pictures.split or None, "pictures": len(pictures.samples)}
         answers = logits[_key(network, name)]
-        row["agreement"] = agreement(logits[_key(network, REFERENCE)], answers)
+        row["agreement"] = agreement(logits[_key(network, TRUTH)], answers)
         labels = pictures.truth(network.card.use.labels, where=network.name)
         metrics = None
         if labels is not None:

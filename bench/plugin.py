@@ -1,42 +1,70 @@
-"""`pytest --benchmark`: latency of every artefact through pytest-benchmark, with percentiles.
+"""`pytest --benchmark`: latency of every artefact through pytest-benchmark, with percentiles, and its accuracy.
 
 The bare flag is ours: pytest refuses abbreviations, so it clashes with none of pytest-benchmark's own options, which
-keep working (`--benchmark-json`, `--benchmark-compare`).
+keep working. Every run is saved, so that `pytest --benchmark --benchmark-compare` compares with the one before.
 """
 
 from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from bench.environment import environment
-from bench.rows import PYTEST, append
+from bench.rows import ACCURACY, PYTEST, append
 from bench.table import graphs
-from zoo.clock import summarise
+from zoo.clock import Timing, summarise
 from zoo.errors import ArtefactError
 from zoo.files import output_root
+from zoo.machine import cores
 
-__all__ = ["BENCHMARKS", "timing_row"]
+__all__ = ["BENCHMARKS", "accuracy_row", "timing_row"]
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench" / "test_benchmark.py"
 _ROWS: list[dict[str, Any]] = []
+_ACCURACIES: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the flag."""
-    parser.addoption("--benchmark", action="store_true", help="measure the artefacts' latency instead of testing")
+    parser.addoption(
+        "--benchmark", action="store_true", help="measure the artefacts' latency and accuracy instead of testing"
+    )
+    parser.addoption(
+        "--benchmark-split",
+        choices=("validation", "test"),
+        default="validation",
+        help="images to measure accuracy on; the test split is to be read once, at the end",
+    )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Run the benchmarks alone."""
-    if config.getoption("--benchmark"):
-        config.args = [str(BENCHMARKS)]
+    """Run the benchmarks alone, and save what they measure, unless the command line says where or under which name.
+
+    Raises:
+        pytest.UsageError: there is no artefact; or --benchmark-compare, and nothing was saved before.
+    """
+    if not config.getoption("--benchmark"):
+        return
+    if not graphs(output_root()):
+        raise pytest.UsageError(f"no exported artefacts under {output_root()}; run `make train compress export`")
+    config.args = [str(BENCHMARKS)]
+    # What pytest-benchmark says where -k leaves accuracy alone.
+    config.addinivalue_line("filterwarnings", "ignore:Not saving anything, no benchmarks")
+    given = [argument.split("=")[0] for argument in config.invocation_params.args]
+    if "--benchmark-storage" not in given:
+        folder = output_root() / "bench" / "pytest"
+        config.option.benchmark_storage = f"file://{folder}"
+        if config.getoption("--benchmark-compare") and not any(folder.rglob("*.json")):
+            raise pytest.UsageError(f"nothing under {folder} to compare with; run `pytest --benchmark` first")
+    if not {"--benchmark-save", "--benchmark-autosave"} & set(given):
+        config.option.benchmark_save = "pocketzoo"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -45,15 +73,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One benchmark per artefact."""
-    if "artefact" in metafunc.fixturenames and metafunc.config.getoption("--benchmark"):
+    """Benchmarks per artefact and, where they ask for it, on one thread and on all cores."""
+    if not metafunc.config.getoption("--benchmark"):
+        return
+    if "threads" in metafunc.fixturenames:
+        metafunc.parametrize("threads", sorted({1, cores()}), ids=lambda count: f"threads {count}")
+    if "artefact" in metafunc.fixturenames:
         paths = graphs(output_root())
-        if not paths:
-            raise pytest.UsageError(f"no exported artefacts under {output_root()}; run `make train compress export`")
         metafunc.parametrize("artefact", paths, ids=[f"{path.parent.name}/{path.name}" for path in paths])
 
 
-def timing_row(path: Path, digest: str, seconds: list[float], *, batch: int, threads: int, warmup: int) -> None:
+def timing_row(
+    path: Path, digest: str, seconds: list[float], *, model: str, batch: int, threads: int, warmup: int
+) -> Timing:
     """Remember the durations of one benchmark for the summary and the rows."""
     timing = summarise([duration * 1000 for duration in seconds])
     _ROWS.append(
@@ -61,6 +93,7 @@ def timing_row(path: Path, digest: str, seconds: list[float], *, batch: int, thr
             "artefact": path.parent.name,
             "file": path.name,
             "digest": digest,
+            "model": model,
             "batch": batch,
             "threads": threads,
             "rounds": timing.n,
@@ -71,33 +104,62 @@ def timing_row(path: Path, digest: str, seconds: list[float], *, batch: int, thr
             "p99_ms": round(timing.p99_ms, 4),
         }
     )
+    return timing
+
+
+def accuracy_row(row: dict[str, Any]) -> None:
+    """Remember a row of bench.accuracy for the summary and the rows."""
+    _ACCURACIES.append(row)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print p50, p95 and p99 per artefact, and keep them as rows."""
-    if not _ROWS:
-        return
-    common = {
-        "run": uuid.uuid4().hex,
-        "environment": environment(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    target = output_root() / "bench" / PYTEST
-    try:
-        append(target, [row | common for row in _ROWS])
-    except (ArtefactError, OSError) as error:
-        terminalreporter.write_line(f"rows not kept: {error}", red=True)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("artefact", no_wrap=True)
-    for heading in ("batch", "threads", "n", "p50 ms", "p95 ms", "p99 ms"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in _ROWS:
-        times = [f"{row[key]:.3f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
-        counts = [str(row[key]) for key in ("batch", "threads", "n")]
-        table.add_row(f"{row['artefact']}/{row['file']}", *counts, *times)
-    console = Console(width=120)
+    """Print accuracy, and p50, p95 and p99 by model, threads and batch; keep them as rows."""
+    if _ACCURACIES:
+        heading = ["<artefact", "<data", "<split", "n", "top-1 %", "95 % CI"]
+        _show(terminalreporter, "accuracy per artefact", heading, [_accuracy_cells(row) for row in _ACCURACIES])
+        _keep(terminalreporter, ACCURACY, _ACCURACIES)
+    if _ROWS:
+        common = {
+            "run": uuid.uuid4().hex,
+            "environment": environment(),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        rows = sorted(_ROWS, key=lambda row: (row["model"], row["threads"], row["batch"]))
+        heading = ["<model", "threads", "batch", "<artefact", "n", "p50 ms", "p95 ms", "p99 ms"]
+        _show(terminalreporter, "latency per artefact", heading, [_latency_cells(row) for row in rows])
+        _keep(terminalreporter, PYTEST, [row | common for row in rows])
+
+
+def _accuracy_cells(row: Mapping[str, Any]) -> list[str]:
+    counts = [row["dataset"], row["split"], f"{row['n']:,}"]
+    return [_name(row), *counts, f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
+
+
+def _latency_cells(row: Mapping[str, Any]) -> list[str]:
+    times = [f"{row[key]:.3f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
+    return [row["model"], str(row["threads"]), str(row["batch"]), _name(row), str(row["n"]), *times]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['artefact']}/{row['file']}"
+
+
+def _show(reporter: pytest.TerminalReporter, title: str, heading: list[str], cells: list[list[str]]) -> None:
+    # Every pytest run loads this plugin; few need what tables need.
+    from bench.report_text import rich_table
+
+    console = Console(width=160)
     with console.capture() as capture:
-        console.print(table)
-    terminalreporter.section("latency per artefact")
-    terminalreporter.write_line(capture.get())
-    terminalreporter.write_line(f"rows: {target}")
+        console.print(rich_table(heading, cells))
+    reporter.section(title)
+    reporter.write_line(capture.get())
+
+
+def _keep(reporter: pytest.TerminalReporter, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    target = output_root() / "bench" / name
+    try:
+        append(target, rows)
+    except (ArtefactError, OSError) as error:
+        reporter.write_line(f"rows not kept: {error}", red=True)
+    else:
+        reporter.write_line(f"rows: {target}")

@@ -14,6 +14,8 @@ from bench.ancestry import find_parent
 from bench.environment import environment
 from bench.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
 from bench.pictures import Pictures
+from bench.report_answers import Answers, judge
+from bench.report_history import Curve, PeerRows, read_curves, read_peers
 from compress.quantization.verdict import read_report, sentence
 from zoo.card import Card, Metrics
 from zoo.clock import Timing, summarise
@@ -64,6 +66,8 @@ class Comparison:
     """The labels that lost most recall, worst first."""
     speed: Mapping[int, float]
     """Threads -> how many times faster than the reference."""
+    smaller: float
+    """How many times smaller than the reference's file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,15 @@ class Report:
     comparisons: tuple[Comparison, ...]
     remarks: tuple[str, ...]
     """On files that were made and not written, since they are no better than what they were made from."""
+    subject: Line
+    """The file whose answers are looked at more closely: the first of those that were asked for."""
+    answers: Answers | None
+    """None where the pictures have no labels."""
+    curves: tuple[Curve, ...]
+    """Trainings of the artefact and of what it was made from, oldest first."""
+    curve_problems: tuple[str, ...]
+    """Why logs that are there are not among them."""
+    peers: PeerRows
     latency: LatencyConfig
     run: str
     environment: Mapping[str, Any]
@@ -144,13 +157,21 @@ def measure_report(
             ("parent", "origin"), dict.fromkeys((*ancestors[:1], *ancestors[-1:])), strict=False
         ):
             comparisons.append(_compare(path, reference, relation, logits, labels, cards[path], timed))
+    lines = {path: _line(path, cards[path], *found[path], pictures, labels, timed) for path in paths}
+    subject = lines[asked[0]]
+    curves, curve_problems = read_curves((path.parent, cards[path]) for path in paths)
     return Report(
         artefact=asked[0].parent.name,
         command=command,
         pictures=pictures,
-        lines=tuple(_line(path, cards[path], *found[path], pictures, labels, timed) for path in paths),
+        lines=tuple(lines.values()),
         comparisons=tuple(comparisons),
         remarks=tuple(_remarks(asked[0].parent)),
+        subject=subject,
+        answers=judge(logits[subject.path], labels, pictures.samples, subject.card.use) if labels is not None else None,
+        curves=curves,
+        curve_problems=curve_problems,
+        peers=read_peers({line.digest for line in lines.values()}),
         latency=latency,
         run=uuid.uuid4().hex,
         environment=environment(),
@@ -255,4 +276,5 @@ def _compare(
         paired=compare_answers(before, after, labels) if labels is not None else None,
         worst=worst_losses(before, after, labels, card.use.labels) if labels is not None else (),
         speed={threads: speedup(found, reference, path) for threads, found in timed.items()},
+        smaller=reference.stat().st_size / path.stat().st_size,
     )

@@ -1,65 +1,44 @@
-"""A report for people (tables on a terminal, Markdown) and for scripts (JSON)."""
+"""Tables on a terminal, and pages in Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from collections.abc import Iterator, Sequence
+from html import escape as escape_html
 from typing import Any
 
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from bench.report import Comparison, Line, Report, name_of
+from bench.report_blocks import Block, Command, Facts, Figure, Gallery, Section, Table, Text
 from zoo.evaluate import CALIBRATION_BINS
 
-__all__ = ["document", "environment_text", "markdown", "markdown_table", "rich_table", "tables"]
+__all__ = [
+    "METHOD",
+    "compression_tables",
+    "environment_text",
+    "escape_markdown",
+    "markdown",
+    "markdown_table",
+    "rich_table",
+    "tables",
+]
 
-_Cells = list[list[str]]
+_Cells = Sequence[Sequence[str]]
+_MARKUP = re.compile(r"[\\`*|\[\]]")
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: Report) -> list[RichTable]:
     """What the terminal shows: the files, the comparisons, the labels that lost most."""
-    return [rich_table(heading, rows) for heading, rows in _sections(report) if rows]
+    return [rich_table(heading, rows) for heading, rows in compression_tables(report) if rows]
 
 
-def markdown(report: Report) -> str:
-    """The report as a Markdown page; every table says how many images it counts and where it was timed."""
-    pictures = report.pictures
-    counted = f"{len(pictures.samples):,} images of {pictures.name}" + (
-        f", split `{pictures.split}`" if pictures.split else ", without labels"
-    )
-    latency = report.latency
-    digest = f" (SHA-256 {pictures.dataset.digest[:12]})" if pictures.dataset else ""
-    facts = [
-        f"command: `{report.command}`",
-        f"images: n = {counted}{digest}; the same for every file",
-        f"latency: one image, {latency.rounds} processes per file that take turns, {latency.seconds:g} s each after "
-        f"{latency.warmup} uncounted inferences, one session alive at a time; ratios are medians over the rounds",
-        f"environment: {environment_text(report.environment)}",
-        f"time: {report.time}, run {report.run}",
-    ]
-    sections = [markdown_table(heading, rows) for heading, rows in _sections(report) if rows]
-    parts = [f"# {report.artefact}", "\n".join(f"- {fact}" for fact in facts), *sections, *report.remarks, _METHOD]
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """A page as Markdown; labels and names of files are no markup there."""
+    parts = [f"# {escape_markdown(title)}"]
+    for section in sections:
+        parts += [f"## {section.title}", *(_block(block) for block in section.blocks if not isinstance(block, Figure))]
     return "\n\n".join(parts) + "\n"
-
-
-def document(report: Report) -> dict[str, Any]:
-    """The report as JSON values."""
-    pictures = report.pictures
-    return {
-        "artefact": report.artefact,
-        "command": report.command,
-        "run": report.run,
-        "time": report.time,
-        "environment": dict(report.environment),
-        "dataset": pictures.name,
-        "dataset_digest": pictures.dataset.digest if pictures.dataset else None,
-        "split": pictures.split or None,
-        "n": len(pictures.samples),
-        "latency": dataclasses.asdict(report.latency),
-        "remarks": list(report.remarks),
-        "files": [_line_values(line) for line in report.lines],
-        "comparisons": [_comparison_values(comparison) for comparison in report.comparisons],
-    }
 
 
 def environment_text(found: Any) -> str:
@@ -72,9 +51,9 @@ def environment_text(found: Any) -> str:
     )
 
 
-def rich_table(heading: Sequence[str], rows: _Cells) -> Table:
+def rich_table(heading: Sequence[str], rows: _Cells) -> RichTable:
     """A table for the terminal; text columns are marked by a leading "<"."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = RichTable(box=None, pad_edge=False, header_style="bold")
     for name in heading:
         table.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right", no_wrap=True)
     for row in rows:
@@ -86,18 +65,24 @@ def markdown_table(heading: Sequence[str], rows: _Cells) -> str:
     """The same as Markdown."""
     lines = [[name.removeprefix("<") for name in heading]]
     lines.append(["---" if name.startswith("<") else "---:" for name in heading])
-    lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines += [[escape_markdown(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _sections(report: Report) -> Iterator[tuple[list[str], _Cells]]:
+def escape_markdown(text: str) -> str:
+    """A text without markup, on one line, also in a table's cell."""
+    return " ".join(_MARKUP.sub(r"\\\g<0>", text).replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def compression_tables(report: Report) -> Iterator[tuple[list[str], _Cells]]:
+    """Headings and cells: the files, the comparisons, the labels that lost most recall."""
     threads = list(report.lines[0].timings)
     labelled = report.pictures.dataset is not None
     files = ["<file", *(["top-1 % (95 % CI)", "calib. err. %"] if labelled else [])]
     files += ["MMACs", "M params", "MB", *(f"p50 / p95 ms, {_threads(count)}" for count in threads)]
     yield files, [_line_cells(line) for line in report.lines]
     against = ["<file", "<against", *(["points (95 % CI)", "p"] if labelled else []), "same answer %"]
-    against += [f"faster, {_threads(count)}" for count in threads]
+    against += ["smaller", *(f"faster, {_threads(count)}" for count in threads)]
     yield against, [_comparison_cells(comparison) for comparison in report.comparisons]
     yield (
         ["<file", "<against", "<class that lost recall", "recall %", "n"],
@@ -134,39 +119,27 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
     cells = [name_of(comparison.path), name_of(comparison.reference)]
     if paired:
         cells += [f"{paired.points:+.2f} ({paired.low:+.2f} to {paired.high:+.2f})", f"{paired.p:.2g}"]
-    return [*cells, f"{100 * comparison.agreement:.2f}", *(f"{speed:.2f}x" for speed in comparison.speed.values())]
+    cells += [f"{100 * comparison.agreement:.2f}", f"{comparison.smaller:.2f}x"]
+    return cells + [f"{speed:.2f}x" for speed in comparison.speed.values()]
 
 
-def _line_values(line: Line) -> dict[str, Any]:
-    inform = line.card.inform
-    return {
-        "artefact": line.path.parent.name,
-        "file": line.path.name,
-        "digest": line.digest,
-        "precision": inform.precision,
-        "metrics": dataclasses.asdict(line.metrics) if line.metrics else None,
-        "calibration_error": line.calibration_error,
-        "macs": inform.macs,
-        "parameters": inform.parameters,
-        "bytes": line.path.stat().st_size,
-        "latency": [{"threads": threads, **dataclasses.asdict(timing)} for threads, timing in line.timings.items()],
-    }
+def _block(block: Block) -> str:
+    if isinstance(block, Text):
+        return escape_markdown(block.text)
+    if isinstance(block, Command):
+        mark = "``" if "`" in block.text else "`"
+        return f"{mark}{block.text}{mark}"
+    if isinstance(block, Facts):
+        return "\n".join(f"- {term}: {escape_markdown(value)}" for term, value in block.rows.items())
+    table = block.table if isinstance(block, Gallery) else block
+    assert isinstance(table, Table)
+    rows = markdown_table(table.heading, table.rows)
+    if table.folded:
+        return f"<details><summary>{escape_html(table.title)}</summary>\n\n{rows}\n\n</details>"
+    return f"{escape_markdown(table.title)}:\n\n{rows}"
 
 
-def _comparison_values(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "file": name_of(comparison.path),
-        "against": name_of(comparison.reference),
-        "relation": comparison.relation,
-        "n": comparison.n,
-        "agreement": comparison.agreement,
-        "paired": dataclasses.asdict(comparison.paired) if comparison.paired else None,
-        "worst": [dataclasses.asdict(loss) for loss in comparison.worst],
-        "speed": [{"threads": threads, "times": times} for threads, times in comparison.speed.items()],
-    }
-
-
-_METHOD = f"""\
+METHOD = f"""\
 Top-1 has its Wilson 95 % interval. Points are the difference of two accuracies on the same images, with the interval of
 Agresti & Min 2005 (Statistics in Medicine 24:729) and p of McNemar's exact test. The calibration error is the expected
 one of the top answer, {CALIBRATION_BINS} bins (Guo et al. 2017). MACs and parameters are the card's, MB the file's. Of

@@ -3,51 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ArtefactError
 from zoo.files import write_bytes
 
-__all__ = ["ACCURACY", "COMPARE", "LATENCY", "LOAD", "PYTEST", "REQUIRED", "TRAINING", "append", "read"]
+__all__ = [
+    "ACCURACY",
+    "COMPARE",
+    "LATENCY",
+    "LOAD",
+    "PYTEST",
+    "REQUIRED",
+    "SCORE",
+    "SERVING",
+    "TRAINING",
+    "append",
+    "read",
+    "write",
+]
 
 ACCURACY = "accuracy.jsonl"
 COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
 LOAD = "load.jsonl"
 PYTEST = "pytest.jsonl"
+SCORE = "score.jsonl"
+SERVING = "serving.jsonl"
 TRAINING = "training.jsonl"
 
 _COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
 _WHAT = {"data", "model", "part", "variant", "image_size", "n", "validation_n", "images", "batch", "epochs", "threads"}
 _TOOK = {"setup_seconds", "seconds", "round_seconds", "images_per_s", "ratio", "rounds"}
+_KNOWN = _COMMON | {"bytes", "macs", "precision", "role", "trained_on"}
 _TIMED = _COMMON | {"run", "batch", "threads", "rounds", "warmup", "n", "p50_ms", "p95_ms", "p99_ms"}
 _RUN = {"family", "form", "variant", "precision", "macs", "parameters", "bytes", "difference", "round_ms"}
-_LOADED = {"way", "load", "connections", "seconds", "images_per_s", "ratio", "status", "errors", "image", "detail"}
+_SERVED = {"way", "load", "connections", "seconds", "images_per_s", "ratio", "status", "errors", "image", "detail"}
+_ANSWERING = frozenset({"url", "model", "version", "digest", "images", "environment", "time", "run"})
+_SCENARIO = {"scenario", "metric", "value", "unit", "valid", "seconds", "settings", "status", "errors", "detail"}
 _ANSWERED = {"dataset", "split", "pictures", "top1", "low", "high", "agreement"}
+_STARTED = {"convert_seconds", "setup_seconds", "startup_seconds", "first_ms", "peak_mb"}
+_SURE = {"low_ms", "high_ms", "reference", "ratio", "ratio_low", "ratio_high"}
 REQUIRED = {
-    ACCURACY: _COMMON | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
-    COMPARE: _TIMED | _RUN | _ANSWERED | {"convert_seconds", "setup_seconds"},
-    LATENCY: _TIMED,
-    LOAD: _COMMON | _LOADED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
+    ACCURACY: _KNOWN | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
+    COMPARE: _TIMED | _RUN | _ANSWERED | _STARTED | _SURE,
+    LATENCY: _TIMED | _KNOWN,
+    LOAD: _ANSWERING | _SCENARIO | {"n", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms", "histogram"},
     PYTEST: _TIMED,
+    SCORE: _COMMON | {"run", "n", "images_per_s", "ratio"},
+    SERVING: _COMMON | _SERVED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
 }
 
 
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows to a file of one kind (a key of REQUIRED), atomically.
 
     Raises:
         ValueError: a row lacks a key.
     """
-    new = list(rows)
-    for row in new:
+    new = _lines(path, rows)
+    write_bytes(path, (path.read_bytes() if path.is_file() else b"") + new)
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of one kind anew, atomically; errors as :func:`append`."""
+    write_bytes(path, _lines(path, rows))
+
+
+def _lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    lines = []
+    for row in rows:
         if missing := REQUIRED[path.name] - set(row):
             raise ValueError(f"incomplete row for {path.name}: {sorted(missing)} missing")
-    old = path.read_bytes() if path.is_file() else b""
-    write_bytes(path, old + "".join(json.dumps(row, sort_keys=True) + "\n" for row in new).encode())
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
+    return "".join(lines).encode()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.load_job import Job, prepare
-from bench.load_workers import Client, generate
+from bench.load_process import Client, generate
 from bench.server import Memory, Server, serving
 from bench.soak_artefacts import write_tiny
 

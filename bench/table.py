@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+from bench.identity import identity
 from bench.rows import ACCURACY, LATENCY, read
-from zoo.card import Card
-from zoo.errors import ArtefactError
-from zoo.files import GRAPH, INT8_GRAPH, sha256_file
-from zoo.graph import read_card
+from zoo.files import GRAPH, INT8_GRAPH
 from zoo.machine import cores
-from zoo.workspace import read_notes, without_data
 
-__all__ = ["Line", "collect", "graphs", "render", "unmeasured"]
+__all__ = ["Line", "collect", "graphs", "lines_of", "render", "text", "unmeasured"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One ONNX file with its latest measurements."""
 
-    path: Path
-    card: Card
-    digest: str
-    role: str
-    accuracy: dict[str, Any] | None
-    latency: dict[str, Any] | None
+    what: Mapping[str, Any]
+    """As bench.identity makes it."""
+    accuracy: Mapping[str, Any] | None
+    latency: Mapping[str, Any] | None
 
     @property
     def name(self) -> str:
         """Name of the artefact's folder, with `-int8` for the quantized file."""
-        return self.path.parent.name + ("-int8" if self.path.name == INT8_GRAPH else "")
+        return str(self.what["artefact"]) + ("-int8" if self.what["file"] == INT8_GRAPH else "")
+
+    @property
+    def role(self) -> str:
+        """`model` or `control`."""
+        return str(self.what["role"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return str(self.what["digest"])
 
 
 def graphs(output: Path) -> list[Path]:
@@ -46,32 +53,36 @@ def graphs(output: Path) -> list[Path]:
 
 def collect(output: Path) -> list[Line]:
     """What is known of every ONNX file: its card, and the latest rows measured on exactly these bytes."""
-    accuracy = {row["digest"]: row for row in read(output / "bench" / ACCURACY) if row["split"] == "test"}
-    digests = {path: sha256_file(path) for path in graphs(output)}
-    latency = _latest_run(read(output / "bench" / LATENCY), set(digests.values()))
-    lines = []
-    for path, digest in digests.items():
-        try:
-            role = read_notes(path.parent).role
-        except ArtefactError:
-            role = "model"
-        lines.append(
-            Line(
-                path=path,
-                card=read_card(path),
-                digest=digest,
-                role=role,
-                accuracy=accuracy.get(digest),
-                latency=latency.get(digest),
-            )
-        )
-    return lines
+    found = [identity(path) for path in graphs(output)]
+    return lines_of(found, read(output / "bench" / ACCURACY), read(output / "bench" / LATENCY), threads=cores())
 
 
-def _latest_run(rows: list[dict[str, Any]], digests: set[str]) -> dict[str, dict[str, Any]]:
-    """Digest -> row of the latest run, at batch 1 and on all cores, that measured every artefact; else of any run."""
-    rows = [row for row in rows if row["batch"] == 1 and row["threads"] == cores()]
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
+def lines_of(
+    found: Iterable[Mapping[str, Any]],
+    accuracy: Iterable[Mapping[str, Any]],
+    latency: Iterable[Mapping[str, Any]],
+    *,
+    threads: int,
+) -> list[Line]:
+    """Files with their rows.
+
+    Args:
+        found: the files, as bench.identity makes them, or rows that say the same.
+        accuracy: rows of which the latest on the test split count.
+        latency: rows of which the latest run at batch 1 counts that measured every file, else the latest row.
+        threads: of these latencies.
+    """
+    found = list(found)
+    accurate = {row["digest"]: row for row in accuracy if row["split"] == "test"}
+    rows = [row for row in latency if row["batch"] == 1 and row["threads"] == threads]
+    timed = _latest_run(rows, {str(what["digest"]) for what in found})
+    return [
+        Line(what=what, accuracy=accurate.get(what["digest"]), latency=timed.get(what["digest"])) for what in found
+    ]
+
+
+def _latest_run(rows: Sequence[Mapping[str, Any]], digests: set[str]) -> dict[str, Mapping[str, Any]]:
+    runs: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         runs.setdefault(row["run"], {})[row["digest"]] = row
     complete = [found for found in runs.values() if digests <= set(found)]
@@ -83,46 +94,52 @@ def unmeasured(output: Path) -> tuple[list[Path], list[Path]]:
 
     Latencies are compared with each other, so one missing row means measuring all of them again, side by side.
     """
-    lines = collect(output)
+    paths, lines = graphs(output), collect(output)
     runs = {line.latency["run"] if line.latency else None for line in lines}
     return (
-        [line.path for line in lines if line.accuracy is None],
-        [] if len(runs) == 1 and None not in runs else [line.path for line in lines],
+        [path for path, line in zip(paths, lines, strict=True) if line.accuracy is None],
+        [] if len(runs) == 1 and None not in runs else paths,
     )
 
 
-def render(lines: list[Line]) -> Table:
+def render(lines: Sequence[Line]) -> Table:
     """A table for people; `-` where nothing was measured."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("artefact", no_wrap=True)
     for heading in ("test top-1 %", "95 % CI", "n", "MB", "MMACs", "p50 ms", "p95 ms", "vs FP32"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note")
-    by_path = {line.path: line for line in lines}
+    whole = {line.what["artefact"]: line for line in lines if line.what["file"] == GRAPH}
     for line in lines:
-        parent = by_path.get(line.path.parent / GRAPH)
-        table.add_row(*_cells(line, parent))
+        table.add_row(*_cells(line, whole.get(line.what["artefact"])))
     return table
+
+
+def text(lines: Sequence[Line]) -> str:
+    """The same table as plain text, for documents."""
+    console = Console(width=240, color_system=None)
+    with console.capture() as capture:
+        console.print(render(lines))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def _cells(line: Line, parent: Line | None) -> list[str]:
     accuracy, latency = line.accuracy, line.latency
     speed = _speed(line, parent)
     notes = [line.role] if line.role == "control" else []
-    if line.path.name == INT8_GRAPH and speed is not None and speed < 1:
+    if line.what["file"] == INT8_GRAPH and speed is not None and speed < 1:
         notes.append("slower than its FP32")
-    if accuracy is None and without_data(line.path.parent, line.card):
+    if accuracy is None and line.what["trained_on"] is None:
         notes.append("imported: no data set to measure it on")
-    trained_on = [entry.config["data"]["name"] for entry in line.card.lineage if "data" in entry.config]
-    if accuracy and trained_on and accuracy["dataset"] != trained_on[-1]:
+    if accuracy and line.what["trained_on"] not in (None, accuracy["dataset"]):
         notes.append(f"on {accuracy['dataset']}")
     return [
         line.name,
         f"{accuracy['top1'] * 100:.1f}" if accuracy else "-",
         f"{accuracy['low'] * 100:.1f}-{accuracy['high'] * 100:.1f}" if accuracy else "-",
         f"{accuracy['n']}" if accuracy else "-",
-        f"{line.path.stat().st_size / 1e6:.2f}",
-        f"{line.card.inform.macs / 1e6:.1f}",
+        f"{line.what['bytes'] / 1e6:.2f}",
+        f"{line.what['macs'] / 1e6:.1f}",
         f"{latency['p50_ms']:.3f}" if latency else "-",
         f"{latency['p95_ms']:.3f}" if latency else "-",
         f"{speed:.2f}x" if speed is not None else "-",

@@ -115,7 +115,7 @@ class Settings:
         return self.state or self.models / ".serve"
 
 
-_OF_OTHERS = frozenset({f"{PREFIX}OUTPUT"})
+_OF_OTHERS = frozenset({f"{PREFIX}OUTPUT", f"{PREFIX}STARTED"})
 _ZERO_IS_FINE = frozenset({"keep_versions", "page", "queue"})
 
 

@@ -44,7 +44,7 @@ SHORTER = {
     "--minutes 5": "--minutes 0.05",
     "bench compare": "bench compare --peers ort,openvino --rounds 1 --seconds 0.05",
     "pocketzoo report": "pocketzoo report --rounds 1 --seconds 0.05",
-    "bench load": "bench load --rounds 1 --seconds 0.2 --open-seconds 0.3 --overload-seconds 0.3",
+    "bench serving": "bench serving --rounds 1 --seconds 0.2 --open-seconds 0.3 --overload-seconds 0.3",
 }
 """What a long command gets besides, to be short."""
 

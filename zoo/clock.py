@@ -7,6 +7,7 @@ and slow the other one down, up to threefold.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,10 @@ import numpy as np
 
 from zoo.errors import PocketzooError
 
-__all__ = ["Timing", "alternate", "sample_ms", "summarise"]
+__all__ = ["Timing", "alternate", "sample_ms", "since_start", "summarise"]
+
+_STARTED = "POCKETZOO_STARTED"
+"""Tells a process when it was started, on the machine's monotonic clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,21 @@ def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tu
     """
     for number in range(rounds):
         for name, arguments in commands.items():
-            done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+            environment = os.environ | {_STARTED: str(time.monotonic())}
+            done = subprocess.run(
+                [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
+            )
             if done.returncode != 0:
                 raise PocketzooError(f"measuring {name} failed: {done.stderr.strip()[-500:]}")
             yield name, number, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def since_start() -> float:
+    """Seconds since :func:`alternate` started this process; the interpreter's own start is among them.
+
+    Raises:
+        PocketzooError: something else started it.
+    """
+    if _STARTED not in os.environ:
+        raise PocketzooError("this process was not started by zoo.clock.alternate, which tells it the time")
+    return time.monotonic() - float(os.environ[_STARTED])

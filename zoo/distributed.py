@@ -8,14 +8,31 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
-__all__ = ["World", "barrier", "first_decides", "gather", "interleaved", "join_world", "pick_device"]
+from zoo.errors import TrainingError, UsageError
+from zoo.files import write_bytes
+
+__all__ = [
+    "World",
+    "barrier",
+    "check_alone",
+    "check_shared",
+    "first_decides",
+    "gather",
+    "interleaved",
+    "join_world",
+    "others_alive",
+    "pick_device",
+]
 
 T = TypeVar("T")
 
@@ -83,6 +100,67 @@ def first_decides(decide: Callable[[], T], world: World) -> T:
         distributed.broadcast_object_list(answer, src=0)
     decided: T = answer[0]
     return decided
+
+
+def check_shared(folder: Path, world: World) -> None:
+    """Check that a file which the first process writes is there for all: they read their start and their state from it.
+
+    Args:
+        folder: where the first process writes; made if it is not there.
+        world: the processes; one alone has nothing to check.
+
+    Raises:
+        UsageError: on some machine it is another folder; raised in every process, so that none waits for another.
+        ArtefactError: the first process cannot write there.
+    """
+    if world.size == 1:
+        return
+
+    def leave_mark() -> str:
+        # A new name each time: a network's file system may remember for a while that an old one was not there.
+        name = f".shared-{uuid.uuid4().hex}.tmp"
+        write_bytes(folder / name, b"")
+        return name
+
+    mark = folder / first_decides(leave_mark, world)
+    seen = gather(mark.is_file(), world)
+    if world.first:
+        mark.unlink(missing_ok=True)
+    if not all(seen):
+        raise UsageError(
+            f"process {seen.index(False)} does not see the files that process 0 writes to {folder}; give all machines "
+            "one shared folder, as POCKETZOO_OUTPUT"
+        )
+
+
+@contextmanager
+def others_alive() -> Iterator[None]:
+    """Say in a sentence that another process has ended, which torch.distributed says in many words.
+
+    Raises:
+        TrainingError: the connection to another process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            "the connection to another process of this training was lost; its own message says why it ended. The same "
+            "command continues after the last state that was written"
+        ) from error
+
+
+def check_alone(command: str, instead: str) -> None:
+    """Check that `torchrun` did not start this process.
+
+    Raises:
+        UsageError: it did, several times; says what to do instead.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"`pocketzoo {command}` does not run under torchrun, which is for `pocketzoo train`; {instead}"
+        )
 
 
 def interleaved(chunks: Sequence[T], world: World) -> Sequence[T]:

@@ -6,21 +6,27 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
-from torch import nn
 
-from zoo.batches import Images, Normalise
 from zoo.card import Card, Input, Metrics, Reference
 from zoo.datasets.base import Dataset, Sample
-from zoo.errors import DataError, unknown_name
-from zoo.image import batch
-from zoo.predictor import softmax
+from zoo.errors import DataError, ImageError, unknown_name
+from zoo.files import sha256_file
+from zoo.image import normalise, pixels
+from zoo.predictor import Predictor, softmax
 from zoo.progress import track
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoo.batches import Images
 
 __all__ = [
     "Averages",
@@ -29,6 +35,7 @@ __all__ = [
     "averages",
     "calibration_error",
     "check_labels",
+    "file_logits",
     "fit_temperature",
     "logits_of",
     "per_class",
@@ -74,6 +81,11 @@ class Averages:
 
 def torch_logits(model: nn.Module, images: Images, *, device: torch.device, batch_size: int = 128) -> Logits:
     """Logits float32 [N, K] of decoded pictures, from a torch model in evaluation mode."""
+    # What judges an ONNX file's answers does not wait seconds for torch.
+    import torch
+
+    from zoo.batches import Normalise
+
     prepare = Normalise(images.spec, device)
     training = model.training
     model.eval()
@@ -86,12 +98,50 @@ def torch_logits(model: nn.Module, images: Images, *, device: torch.device, batc
 
 
 def logits_of(classify: Classifier, samples: Sequence[Sample], spec: Input, *, batch_size: int = 64) -> Logits:
-    """Logits float32 [N, K] from any function that maps inputs [B, C, H, W] to logits [B, K]."""
+    """Logits float32 [N, K] from any function that maps inputs [B, C, H, W] to logits [B, K].
+
+    Raises:
+        ImageError: a picture cannot be decoded, or is too elongated; names it.
+    """
     starts = range(0, len(samples), batch_size)
     chunks = track(starts, total=len(starts), description="Evaluating")
-    return np.concatenate(
-        [classify(batch([s.read() for s in samples[start : start + batch_size]], spec)) for start in chunks]
-    )
+    return np.concatenate([classify(_inputs(samples[start : start + batch_size], spec)) for start in chunks])
+
+
+def _inputs(samples: Sequence[Sample], spec: Input) -> npt.NDArray[np.float32]:
+    inputs = np.empty((len(samples), *spec.shape), dtype=np.float32)
+    for sample, row in zip(samples, inputs, strict=True):
+        try:
+            normalise(pixels(sample.read(), spec), spec, out=row)
+        except ImageError as error:
+            raise type(error)(f"{sample.name}: {error}; leave it out") from error
+    return inputs
+
+
+def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, str]:
+    """What an ONNX file answers, or a checkpoint, which needs torch: logits float32 [N, K], its card and its digest.
+
+    Raises:
+        ArtefactError, CardError, CheckError: the file cannot be used.
+        ImageError: a picture cannot be used; names it.
+    """
+    if path.suffix != ".safetensors":
+        predictor = Predictor(path)
+        return logits_of(predictor.logits, samples, predictor.card.use.input), predictor.card, predictor.digest
+    import torch
+
+    from zoo.checkpoint import load
+
+    model, card = load(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    def classify(inputs: npt.NDArray[np.float32]) -> Logits:
+        with torch.inference_mode():
+            found: Logits = model(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
+        return found
+
+    return logits_of(classify, samples, card.use.input), card, sha256_file(path)
 
 
 def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str) -> Metrics:

@@ -17,6 +17,7 @@ __all__ = [
     "GRAPH",
     "HALF_GRAPH",
     "INT8_GRAPH",
+    "PROJECT",
     "UNMERGED",
     "checkpoint_path",
     "code_commit",
@@ -33,12 +34,13 @@ GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
 HALF_GRAPH = "model.fp16.onnx"
 
-_PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parent.parent
+"""The folder that holds the packages."""
 
 
 def output_root() -> Path:
     """The folder of artefacts: `POCKETZOO_OUTPUT`, else `output/` beside the packages."""
-    return Path(os.environ.get("POCKETZOO_OUTPUT") or _PROJECT / "output")
+    return Path(os.environ.get("POCKETZOO_OUTPUT") or PROJECT / "output")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -100,7 +102,7 @@ def code_commit() -> str | None:
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"],
-            cwd=_PROJECT,
+            cwd=PROJECT,
             capture_output=True,
             text=True,
             check=True,

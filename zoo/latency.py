@@ -10,6 +10,7 @@ from pathlib import Path
 from zoo.clock import alternate
 from zoo.errors import UsageError
 from zoo.machine import cores
+from zoo.progress import track
 
 __all__ = ["LatencyConfig", "latencies", "speedup", "turns"]
 
@@ -52,9 +53,9 @@ def turns(paths: Sequence[Path], config: LatencyConfig) -> Iterator[tuple[Path, 
 
 
 def latencies(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
-    """Milliseconds of each inference, by file and round; errors as :func:`turns`."""
+    """Milliseconds of each inference, by file and round, with a progress bar; errors as :func:`turns`."""
     found: dict[Path, list[list[float]]] = {path: [] for path in paths}
-    for path, samples in turns(paths, config):
+    for path, samples in track(turns(paths, config), total=len(paths) * config.rounds, description="Timing"):
         found[path].append(samples)
     return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import matplotlib
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["axes", "save_figure"]
+__all__ = ["axes", "figure_png", "save_figure"]
 
 _DPI = 120
 
@@ -39,13 +40,21 @@ def axes(path: Path, *, width: float = 8.0, height: float = 5.0) -> Iterator[Axe
     save_figure(figure, path)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, with nothing cut off and no trace of when it was made."""
-    write_atomically(path, lambda temporary: _save(figure, temporary))
+def save_figure(figure: Figure, path: Path, *, remarks: Mapping[str, str] | None = None) -> None:
+    """Write a figure as PNG, with nothing cut off and no trace of when it was made; `remarks` are kept in the file."""
+    write_atomically(path, lambda temporary: _save(figure, temporary, remarks or {}))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def figure_png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file, as :func:`save_figure` writes it."""
+    stream = io.BytesIO()
+    _save(figure, stream, {})
+    return stream.getvalue()
+
+
+def _save(figure: Figure, path: Path | IO[bytes], remarks: Mapping[str, str]) -> None:
     with warnings.catch_warnings(), matplotlib.rc_context({"savefig.facecolor": "white"}):
         # A glyph that the font lacks (a class name in another script) is drawn as a box; no reason to stop.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
+        metadata = {"Software": None, **remarks}
+        figure.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15, metadata=metadata)

@@ -31,6 +31,7 @@ from scipy.stats import spearmanr
 from zoo.checkpoint import read_card
 from zoo.datasets.registry import DATASETS
 from zoo.decode import DecodeError, decode
+from zoo.distributed import check_alone
 from zoo.errors import ArtefactError, DataError, TrainingError, UsageError, unknown_name
 from zoo.files import CHECKPOINT, sha256_file, write_bytes
 from zoo.plots import save_figure
@@ -204,10 +205,12 @@ def sweep(
         start: the folder of artefacts, where `run.start` is looked up.
 
     Raises:
-        UsageError: a key that no recipe has (with close matches), a value the run does not take, or the study in
-            `folder` searches something else.
+        UsageError: a key that no recipe has (with close matches), a value the run does not take, the study in
+            `folder` searches something else, or torchrun started this process: its processes would train one network
+            with the settings of several trials.
         TrainingError: no trial was completed.
     """
+    check_alone("sweep", "start it several times by itself: the processes share the study")
     for key, values in space.items():
         if key in _FIXED:
             raise UsageError(f"{key!r} cannot be searched: trials on other data say nothing about each other")
@@ -437,11 +440,14 @@ def _run_trial(
     settings: dict[str, Scalar] = {key: trial.params[key] for key in space}
     shown = ", ".join(f"{key} = {_shown(value)}" for key, value in settings.items())
     note(f"trial {trial.number}: {shown}")
-    for step, value in trial.user_attrs.get("before", {}).items():
-        trial.report(value, int(step))
+    before = {int(step): value for step, value in trial.user_attrs.get("before", {}).items()}
+    for step, value in before.items():
+        trial.report(value, step)
 
     def on_epoch(result: Any) -> None:
-        trial.report(result.validation_top1, result.epoch)
+        # state.pt is not written after every short epoch, so that some are done, and would be reported, once more.
+        if result.epoch not in before:
+            trial.report(result.validation_top1, result.epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
 

@@ -16,7 +16,7 @@ from zoo.batches import Images, canvas
 from zoo.card import Build, Card, Inform, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
-from zoo.distributed import barrier, first_decides, join_world, pick_device
+from zoo.distributed import barrier, check_shared, first_decides, join_world, pick_device
 from zoo.errors import ArtefactError, DataError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
@@ -64,6 +64,7 @@ def train(
     world = join_world()
     test = run.test if test is None else test
     folder = output / run.artefact
+    check_shared(folder, world)
     source = source_of(run)
     dataset = source.open()
     if run.unlabelled and not dataset.unlabelled:

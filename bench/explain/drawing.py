@@ -25,6 +25,8 @@ _FRAME = 2.5
 _FONT = 8.0
 _LINE = 0.145
 """Inches of a line of a title at that size."""
+_HEADING_LINE = 0.2
+"""Inches of a line of the heading, which is larger."""
 _CHARACTER = 0.068
 """Inches of a character, on average."""
 
@@ -61,7 +63,7 @@ def draw_panels(
         path: of the PNG file.
         rows: None leaves a place free; rows may have different lengths.
         heading: above all.
-        row_titles: left of each row.
+        row_titles: left of each row; "" for none.
         column_titles: above each column.
         edge: of a panel in inches, at 120 pixels each.
 
@@ -75,7 +77,9 @@ def draw_panels(
     width = int(edge / _CHARACTER)
     texts = [[_wrapped(panel.title, width) if panel else "" for panel in row] for row in rows]
     lines = max(text.count("\n") + 1 if text else 0 for row in texts for text in row)
-    figure = Figure(figsize=(columns * (edge + 0.1) + 0.3, len(rows) * (edge + 0.1 + _LINE * lines) + 0.5))
+    above = textwrap.fill(heading, max(24, int((columns * edge) / _CHARACTER)))
+    height = len(rows) * (edge + 0.1 + _LINE * lines) + 0.3 + _HEADING_LINE * (above.count("\n") + 1)
+    figure = Figure(figsize=(columns * (edge + 0.1) + 0.3, height))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -87,13 +91,15 @@ def draw_panels(
             else:
                 _draw(place, panel, row_texts[number])
     for place, title in zip(grid[:, 0], row_titles, strict=False):
+        if not title:
+            continue
         place.set_axis_on()
         place.set_ylabel(_wrapped(title, int(edge / _CHARACTER)), fontsize=_FONT, color=NEUTRAL)
     for place, title in zip(grid[0], column_titles, strict=False):
-        above = _wrapped(title, width)
-        place.set_title("\n".join(filter(None, (above, place.get_title()))), fontsize=_FONT)
+        over = _wrapped(title, width)
+        place.set_title("\n".join(filter(None, (over, place.get_title()))), fontsize=_FONT)
     if heading:
-        figure.suptitle(textwrap.fill(heading, max(24, int((columns * edge) / _CHARACTER))), fontsize=_FONT + 2)
+        figure.suptitle(above, fontsize=_FONT + 2)
     save_figure(figure, path)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.peer_worker import PEERS, Job
+from bench.peer_runtimes import PEERS
+from bench.peer_worker import Job
 from zoo.errors import PocketzooError
 
 MS = {
     "torch": 40.0,
     "torch-channels-last": 20.0,
+    "torch-compile": 16.0,
     "ort": 10.0,
     "ort-defaults-int8": 9.0,
     "openvino": 8.0,
@@ -50,7 +52,8 @@ class Processes:
     def time(self, job: Job, number: int) -> dict[str, Any]:
         self.rounds.append(f"{number} {Path(job.folder).name} {job.peer}")
         pace = MS[job.peer] * (number + 1) / (2 if job.folder.endswith("pruned") else 1)
-        return {"samples_ms": [pace, pace, 3 * pace]}
+        started = {"startup_seconds": 0.5 + number, "first_ms": 2 * pace, "peak_mb": 100.0 + number}
+        return started | {"samples_ms": [pace, pace, 3 * pace]}
 
     @staticmethod
     def answer(job: Job, number: int) -> dict[str, Any]:

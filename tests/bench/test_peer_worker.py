@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from bench import peer_worker
-from bench.peer_worker import DEFAULTS, PEERS, Job, answer, prepare, timed
+from bench import peer_runtimes, peer_worker
+from bench.peer_runtimes import DEFAULTS, PEERS
+from bench.peer_worker import Job, answer, peak_mb, prepare, timed
 from compress.export import export
 from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_samples
@@ -33,8 +36,9 @@ INT8 = [name for name in INSTALLED if PEERS[name].precision == "int8" and not PE
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What a measuring process sets for itself."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a measuring process sets for itself, and is told."""
+    monkeypatch.setenv("POCKETZOO_STARTED", str(time.monotonic()))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -56,7 +60,7 @@ def job(network: Path, tmp_path: Path) -> Job:
         path.write_bytes(sample.read())
     (tmp_path / "scratch").mkdir()
     common = {"folder": str(network), "scratch": str(tmp_path / "scratch"), "pictures": str(tmp_path / "pictures")}
-    return Job(action="", peer="torch", seconds=0.01, warmup=1, **common)
+    return Job(action="", peer="torch", seconds=0.01, warmup=1, shape=(3, SIZE, SIZE), **common)
 
 
 def expected(network: Path, images: list[bytes]) -> npt.NDArray[np.float32]:
@@ -102,9 +106,23 @@ def test_peers_that_quantize_are_smaller_and_answer_nearly_so(job: Job, peer: st
 
 @pytest.mark.parametrize("peer", ["torch-channels-last", "ort", "pocketzoo"])
 def test_times(job: Job, peer: str) -> None:
-    samples = timed(dataclasses.replace(job, peer=peer, batch=2))["samples_ms"]
-    assert len(samples) >= 20
-    assert min(samples) > 0
+    found = timed(dataclasses.replace(job, peer=peer, batch=2))
+    assert len(found["samples_ms"]) >= 20
+    assert min(found["samples_ms"]) > 0
+    assert 0 < found["first_ms"] / 1000 < found["startup_seconds"]
+    assert found["peak_mb"] > 20
+
+
+def test_memory_and_start_are_those_of_the_process_and_what_it_needs(job: Job) -> None:
+    ballast = np.ones(100_000_000, dtype=np.uint8)  # what started a process is not counted as its own
+    job = dataclasses.replace(job, peer="ort", action="time")
+    values = dataclasses.asdict(job)
+    ((_, _, found),) = alternate({"one": ["-m", "bench.peer_worker", json.dumps(values)]}, 1)
+    assert 20 < found["peak_mb"] < peak_mb() - ballast.nbytes / 2e6
+    assert 0.01 < found["startup_seconds"] < 60
+    script = "import sys, bench.peer_worker; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "onnx", "onnxruntime", "openvino", "PIL"} & set(modules)
 
 
 def test_a_batch_is_answered_alike(job: Job) -> None:
@@ -114,7 +132,7 @@ def test_a_batch_is_answered_alike(job: Job) -> None:
 
 @pytest.mark.skipif("openvino" not in INSTALLED, reason="openvino is an extra")
 def test_no_usage_data_is_sent() -> None:
-    assert peer_worker._optional("openvino").__version__
+    assert peer_runtimes._optional("openvino").__version__
     assert sys.modules["openvino_telemetry"] is None
     assert importlib.import_module("openvino.tools.ovc.telemetry_utils").tm.__name__.endswith("telemetry_stub")
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from bench import peers, peers_text
-from bench.peer_worker import DEFAULTS, Job
-from bench.peers import CompareConfig, compare, families
-from bench.report import Pictures, labelled
+from bench import peers
+from bench.families import families
+from bench.peer_runtimes import DEFAULTS
+from bench.peer_worker import Job
+from bench.peers import CompareConfig, compare
+from bench.pictures import Pictures, labelled
 from bench.rows import COMPARE, REQUIRED, read
 from tests.bench.artefacts import exported, family, quantized, rewrite
 from tests.bench.processes import Processes
@@ -125,6 +127,7 @@ def test_what_is_left_out_is_said(
     files: dict[str, Path], processes: Processes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "_absent", lambda name: "nncf" if name == "openvino-int8" else None)
+    assert CONFIG.absent == {"openvino-int8": "nncf is not installed; pip install '.[peers]'"}
     exported(files["parent"].with_name("model.safetensors"), seed=9)  # the INT8 file is of the graph before
     (files["pruned"].with_name("model.safetensors")).unlink()
     processes.fail.add("openvino")
@@ -132,7 +135,6 @@ def test_what_is_left_out_is_said(
     rows = compare([network], CONFIG)
     assert [row["variant"] for row in rows] == ["torch", "torch-channels-last", "ort", "pocketzoo"]
     said = capsys.readouterr().err
-    assert "openvino-int8 is left out: nncf is not installed; pip install '.[peers]'" in said
     assert (
         "cat: ort-defaults-int8 is left out: there are no images to calibrate it with; add --calibrate FOLDER" in said
     )
@@ -150,7 +152,7 @@ def test_an_int8_file_that_was_never_made_is_no_news(
 ) -> None:
     files["int8"].unlink()
     rows = compare(families([files["parent"]])[0], CompareConfig(peers=("torch",)), calibration=make_samples(1))
-    assert [row["variant"] for row in rows] == ["torch", "pocketzoo"]
+    assert [row["variant"] for row in rows] == ["torch", "ort", "pocketzoo"]
     assert capsys.readouterr().err == ""
 
 
@@ -159,11 +161,11 @@ def test_a_checkpoint_of_another_training_is_left_out(
 ) -> None:
     rewrite(files["parent"].with_name("model.safetensors"))  # another digest, the same lineage
     config = CompareConfig(peers=("torch",))
-    assert len(compare(families([files["parent"]])[0], config)) == 3
+    assert len(compare(families([files["parent"]])[0], config)) == 4
     quantized(files["parent"], seed=4)
     (network,) = families([files["parent"]])[0]
     other = dataclasses.replace(network, card=dataclasses.replace(network.card, lineage=network.card.lineage[1:]))
-    assert [row["variant"] for row in compare([other], config)] == ["pocketzoo", "pocketzoo-int8"]
+    assert [row["variant"] for row in compare([other], config)] == ["ort", "pocketzoo", "pocketzoo-int8"]
     assert "is not what model.onnx was exported from; export it again" in capsys.readouterr().err
 
 
@@ -185,41 +187,40 @@ def test_unknown_and_missing_peers(monkeypatch: pytest.MonkeyPatch) -> None:
         *("torch", "torch-channels-last", "ort", "ort-defaults-int8"),
         *("pocketzoo", "pocketzoo-int8"),
     ]
+    everything = CompareConfig(peers=("all",))
+    assert "torch-compile" in everything.chosen
+    assert set(everything.absent) == {"openvino", "openvino-int8"}
 
 
-def test_tables_by_hand(files: dict[str, Path], processes: Processes) -> None:
+def test_numbers_by_hand(files: dict[str, Path], processes: Processes) -> None:
     (found,) = families([files["pruned"].parent])
-    rows = compare(found, CONFIG, calibration=make_samples(3), pictures=labelled(DATASET, "validation"))
-    heading, cells = peers_text.closing(rows)
-    assert cells == [
-        ["cat", form, name, top1, macs, "1.00", ms, eager, openvino, faster, rival]
-        for form, name, top1, macs, ms, eager, openvino, faster, rival in (
-            ("parent", "cat", "100.00", "4.0", "20.000", "80.000", "16.000", "4.00x", "0.50x"),
-            ("pruned", "cat-pruned", "100.00", "2.0", "10.000", "40.000", "8.000", "8.00x", "1.00x"),
-            ("INT8", "cat", "66.67", "4.0", "8.000", "80.000", "10.000", "10.00x", "1.25x"),
-            ("both", "cat-pruned", "66.67", "2.0", "4.000", "40.000", "5.000", "20.00x", "2.50x"),
-        )
-    ]
-    assert len(heading) == len(cells[0])
-    page = peers_text.markdown(rows, "pocketzoo bench compare x")
-    for fact in (
-        "`pocketzoo bench compare x`",
-        "n = 12 images of tiny, split `validation`",
-        "threads 1,",
-        "onnxruntime 1.",
-    ):
-        assert fact in page
-    assert page.count("\n| cat") == 4 + len(rows)
+    rows = {(row["artefact"], row["variant"]): row for row in compare(found, CONFIG, calibration=make_samples(3))}
+    assert {(row["reference"]) for row in rows.values()} == {"ort cat"}
+    assert {
+        key: rows[key]["ratio"] for key in (("cat", "torch"), ("cat", "ort"), ("cat-pruned", "pocketzoo-int8"))
+    } == {
+        ("cat", "torch"): 0.25,
+        ("cat", "ort"): 1.0,
+        ("cat-pruned", "pocketzoo-int8"): 5.0,
+    }
+    row = rows["cat", "pocketzoo-int8"]
+    # Two rounds, of 4 and 8 ms: their median is one of 4, 8 and what lies between.
+    assert (row["low_ms"], row["high_ms"]) == (4.0, 8.0)
+    assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (2.5, 2.5, 2.5)
+    assert (row["startup_seconds"], row["first_ms"], row["peak_mb"]) == (1.0, 12.0, 101.0)
 
 
-def test_rows_without_peers_have_dashes(files: dict[str, Path], processes: Processes) -> None:
-    rows = compare(families([files["parent"]])[0], CompareConfig(peers=("ort",)))
-    assert peers_text.closing(rows)[1][0][-4:] == ["-", "-", "-", "-"]
-    assert all(row[5] == "-" for row in peers_text.details(rows)[1])
+def test_a_single_round_has_no_interval(files: dict[str, Path], processes: Processes) -> None:
+    config = CompareConfig(peers=("ort",), latency=LatencyConfig(rounds=1, threads=1))
+    row = compare(families([files["parent"]])[0], config)[-1]
+    assert (row["low_ms"], row["high_ms"], row["ratio_low"], row["ratio_high"]) == (None, None, None, None)
+    assert row["ratio"] == 2.5
 
 
-def test_ratios_are_medians_over_rounds() -> None:
-    assert peers_text.times_faster({"round_ms": [1.0, 10.0, 1.0]}, {"round_ms": [2.0, 20.0, 9.0]}) == 2
+def test_the_reference_must_run(files: dict[str, Path], processes: Processes) -> None:
+    processes.fail.add("ort")
+    with pytest.raises(PocketzooError, match="no such kernel"):
+        compare(families([files["parent"]])[0], CompareConfig(peers=("torch",)))
 
 
 @pytest.fixture
@@ -235,18 +236,43 @@ def birds(tmp_path: Path) -> Path:
 def test_the_command(files: dict[str, Path], processes: Processes, birds: Path, tmp_path: Path) -> None:
     folder = tmp_path / "output" / "bench"
     done = run_cli("bench", "compare", files["pruned"].parent, "--data", birds, "--accuracy", "--rounds", "1")
-    assert "vs OpenVINO INT8" in done.output
+    for heading in ("vs ORT (95 % CI)", "times as fast as", "fastest peer"):
+        assert heading in done.output
+    assert max(len(line.rstrip()) for line in done.output.splitlines() if "/" not in line) <= 160
     assert len(read(folder / COMPARE)) == 16
     page = (folder / "compare.md").read_text()
     assert (
         f"`pocketzoo bench compare {files['pruned'].parent} --calibration-images 256 --accuracy --data {birds}" in page
     )
+    rows = read(folder / COMPARE)
+    assert all(row["pictures"] and row["split"] == "validation" for row in rows)
     options = ("--peers", "ort, torch", "--calibrate", birds, "--images", birds, "--json")
     lines = run_cli("bench", "compare", *options).output.splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["variant"] for row in rows] == 2 * ["torch", "ort", "pocketzoo", "pocketzoo-int8"]
     assert {row["pictures"] for row in rows} == {30}
     assert len(read(folder / COMPARE)) == 16 + 8
+
+
+def test_accuracy_is_measured_where_the_data_is_known(
+    files: dict[str, Path], processes: Processes, birds: Path
+) -> None:
+    folder = Path(files["parent"]).parents[1] / "bench"
+    options = ("--data", birds, "--peers", "ort", "--rounds", "1")
+    run_cli("bench", "compare", files["parent"], *options)
+    assert all(row["top1"] is not None for row in read(folder / COMPARE))
+    run_cli("bench", "compare", files["parent"], *options, "--no-accuracy")
+    assert all(row["top1"] is None for row in read(folder / COMPARE)[-3:])
+    assert " --no-accuracy" in (folder / "compare.md").read_text()
+
+
+def test_all_peers_and_those_that_are_absent(
+    files: dict[str, Path], processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_absent", lambda name: "openvino" if "openvino" in name else None)
+    done = run_cli("bench", "compare", files["parent"], "--peers", "all", "--rounds", "1")
+    assert "openvino is left out: openvino is not installed; pip install '.[peers]'" in done.output
+    assert "torch-compile" in done.output
 
 
 def test_the_command_calibrates_with_the_images_that_quantize_takes(

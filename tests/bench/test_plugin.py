@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from bench.rows import PYTEST, read
+import pytest
+
+from bench.rows import ACCURACY, PYTEST, read
+from zoo.machine import cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(output: Path) -> subprocess.CompletedProcess[str]:
+def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "--benchmark", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "--benchmark", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
         env=os.environ | {"POCKETZOO_OUTPUT": str(output)},
         capture_output=True,
@@ -23,21 +27,47 @@ def run(output: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_bare_flag_prints_percentiles_per_artefact(chain: Path, tmp_path: Path) -> None:
+def test_the_bare_flag_measures_every_artefact_and_the_next_run_compares(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(chain / "tiny-vit-full")
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "latency per artefact" in done.stdout
-    assert "p50 ms" in done.stdout
-    assert "4 passed" in done.stdout
+    for text in ("latency per artefact", "p99 ms", "accuracy per artefact", "one/model.int8.onnx", "95 % CI"):
+        assert text in done.stdout
     rows = read(tmp_path / "bench" / PYTEST)
-    assert {(row["file"], row["batch"], row["n"]) for row in rows} == {
-        (file, batch, 200) for file in ("model.onnx", "model.int8.onnx") for batch in (1, 8)
+    assert {(row["artefact"], row["file"], row["batch"], row["threads"]) for row in rows} == {
+        ("one", file, batch, threads)
+        for file in ("model.onnx", "model.int8.onnx")
+        for batch in (1, 8)
+        for threads in {1, cores()}
     }
-    assert all(row["artefact"] == "one" for row in rows)
+    assert all(20 <= row["n"] <= 200 for row in rows)
+    measured = read(tmp_path / "bench" / ACCURACY)
+    assert [(row["file"], row["split"]) for row in measured] == [
+        ("model.onnx", "validation"),
+        ("model.int8.onnx", "validation"),
+    ]
+    assert all(row["low"] < row["top1"] <= row["high"] for row in measured)
+    (saved,) = (tmp_path / "bench" / "pytest").rglob("*.json")
+    benchmarks = json.loads(saved.read_text())["benchmarks"]
+    assert len(benchmarks) == len(rows)
+    assert all(entry["extra_info"]["p50_ms"] > 0 and "batch" in entry["group"] for entry in benchmarks)
+    again = run(tmp_path, "--benchmark-compare", "-k", "int8 and batch")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "(NOW)" in again.stdout
+    assert "(0001_pocket" in again.stdout
 
 
 def test_without_artefacts_it_says_what_to_run(tmp_path: Path) -> None:
     done = run(tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "Traceback" not in done.stdout + done.stderr
     assert "run `make train compress export`" in done.stdout + done.stderr
+
+
+def test_nothing_to_compare_with(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "model.onnx").write_bytes(b"")
+    done = run(tmp_path, "--benchmark-compare")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "to compare with; run `pytest --benchmark` first" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +15,11 @@ import pytest
 from bench import report
 from bench.accuracy import truth
 from bench.paired import compare_answers, worst_losses
-from bench.report import Pictures, Report, artefact_files, labelled, measure_report
-from bench.report_text import document, markdown, tables
+from bench.pictures import Pictures, labelled
+from bench.report import Report, artefact_files, measure_report
+from bench.report_sections import sections
+from bench.report_text import markdown, tables
+from bench.report_values import document
 from compress.quantization.verdict import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
 from tests.conftest import run_cli
@@ -134,7 +138,7 @@ def test_pictures_without_labels_give_agreement_alone(files: dict[str, Path], tm
     assert 0 <= done.comparisons[0].agreement <= 1
     values = document(done)
     assert (values["n"], values["split"], values["files"][0]["metrics"]) == (9, None, None)
-    assert "n = 9 images of pictures, without labels" in markdown(done)
+    assert "n = 9 images of pictures, without labels" in markdown(done.artefact, sections(done))
 
 
 def test_a_file_that_was_not_worth_writing_is_told_of(files: dict[str, Path], tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def test_a_file_that_was_not_worth_writing_is_told_of(files: dict[str, Path], tm
     assert [line.path for line in done.lines] == [files["parent"], files["pruned"]]
     (remark,) = done.remarks
     assert remark.startswith("cat-pruned/model.int8.onnx: not written: INT8 0.80x the speed of FP32")
-    assert remark in markdown(done)
+    assert remark in markdown(done.artefact, sections(done))
     assert document(done)["remarks"] == [remark]
     exported(files["pruned"].with_name("model.safetensors"), seed=8)  # the remark is about the graph before
     assert measure(files["pruned"].parent).remarks == ()
@@ -171,10 +175,12 @@ def test_what_cannot_be_compared(files: dict[str, Path], tmp_path: Path) -> None
 
 def test_the_page_carries_count_command_and_environment(files: dict[str, Path]) -> None:
     done = measure(files["pruned"].parent)
-    page = markdown(done)
-    for fact in ("n = 40 images of tiny, split `validation`", "`pocketzoo report x`", "onnxruntime 1.", "2 processes"):
+    page = markdown(done.artefact, sections(done))
+    for fact in ("n = 40 images of tiny, split validation", "`pocketzoo report x`", "onnxruntime 1.", "2 processes"):
         assert fact in page
     rows = [line for line in page.splitlines() if line.startswith("| cat")]
+    # Files, comparisons, labels that lost recall; `cat` is a label, too, of the tables by label.
+    rows = [row for row in rows if row.startswith("| cat/") or row.startswith("| cat-pruned/")]
     assert len(rows) == 3 + 3 + sum(len(c.worst) for c in done.comparisons)
     metrics = done.lines[1].metrics
     assert metrics
@@ -209,6 +215,7 @@ def test_the_command_writes_both_files(files: dict[str, Path], tmp_path: Path) -
     assert [entry["file"] for entry in values["files"]] == ["model.onnx", "model.onnx", "model.int8.onnx"]
     assert values["command"].startswith(f"pocketzoo report {folder} --split validation --data")
     assert f"`{values['command']}`" in (folder / "report.md").read_text()
+    assert values["command"] in html.unescape((folder / "report.html").read_text())
     options = ("--data", tmp_path / "birds", "--split", "test", "--json")
     assert json.loads(run_cli("report", folder, *options).output)["split"] == "test"
     found = json.loads(run_cli("report", folder, "--images", tmp_path / "birds", "--json").output)

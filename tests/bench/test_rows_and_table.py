@@ -114,10 +114,16 @@ def test_environment_names_the_machine() -> None:
 
 def test_the_latest_complete_run_counts(chain: Path) -> None:
     rows = read(chain / "bench" / LATENCY)
-    digests = {row["digest"] for row in rows}
+    threads = rows[0]["threads"]
+
+    def runs(*given: dict[str, object], of: list[dict[str, object]] = rows) -> list[object]:
+        lines = table.lines_of(of, [], given, threads=threads)
+        return [line.latency and line.latency["run"] for line in lines]
+
     single = rows[0] | {"run": "later", "p50_ms": 99.0}
-    other_threads = [row | {"run": "threads", "threads": row["threads"] + 1} for row in rows]
+    others = [row | {"run": "others", change: row[change] + 1} for row in rows for change in ("threads", "batch")]
     again = [row | {"run": "again"} for row in rows]
-    assert table._latest_run([*rows, single, *other_threads], digests)[single["digest"]] == rows[0]
-    assert {row["run"] for row in table._latest_run([*rows, *again, single], digests).values()} == {"again"}
-    assert table._latest_run([single], digests) == {single["digest"]: single}
+    assert set(runs(*rows, single, *others)) == {rows[0]["run"]}
+    assert set(runs(*rows, *again, single)) == {"again"}
+    assert runs(single) == ["later"] + [None] * 13
+    assert runs(*rows, single, of=rows[:1]) == ["later"]

@@ -12,7 +12,7 @@ from torch import nn
 
 from bench import peers, shapes
 from bench.ancestry import find_parent
-from bench.peers import families
+from bench.families import families
 from bench.shapes import ShapesConfig, _settle, make_artefacts, noise
 from tests.bench.processes import Processes
 from tests.conftest import run_cli
@@ -95,6 +95,6 @@ def test_the_command(made: list[Path], tmp_path: Path, monkeypatch: pytest.Monke
     options = ("--macs", "0.5", "--size", "28", "--classes", "3", "--peers", "ort")
     done = run_cli("bench", "shapes", "lenet", *options)
     assert [(model, config.macs, config.size, config.classes) for model, config in asked] == [("lenet", 0.5, 28, 3)]
-    for title in ("parent", "pruned", "INT8", "both"):
+    for title in ("FP32", "pruned", "INT8", "pruned INT8"):
         assert title in done.output
     assert "`pocketzoo bench shapes lenet --macs 0.5" in (tmp_path / "bench" / "shapes.md").read_text()

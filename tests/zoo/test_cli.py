@@ -90,7 +90,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr("zoo.cli.main.app", without_torch)
     assert exit_code(monkeypatch) == 1
-    assert "pip install 'pocketzoo[train]'" in capsys.readouterr().err
+    assert "pip install '.[train]'" in capsys.readouterr().err
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

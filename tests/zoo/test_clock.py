@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.clock import Timing, alternate, sample_ms, summarise
+from zoo.clock import Timing, alternate, sample_ms, since_start, summarise
 from zoo.errors import PocketzooError
 
 
@@ -32,3 +32,12 @@ def test_processes_take_turns():
 def test_a_failing_process_says_why():
     with pytest.raises(PocketzooError, match="measuring x failed: no such model"):
         list(alternate({"x": ["-c", "raise SystemExit('no such model')"]}, 1))
+
+
+def test_a_process_knows_how_long_ago_it_was_started(monkeypatch):
+    script = "import time; time.sleep(0.2); from zoo.clock import since_start; print(since_start())"
+    ((_, _, seconds),) = alternate({"one": ["-c", script]}, 1)
+    assert 0.2 < seconds < 60
+    monkeypatch.delenv("POCKETZOO_STARTED", raising=False)
+    with pytest.raises(PocketzooError, match=r"not started by zoo\.clock\.alternate"):
+        since_start()

@@ -14,7 +14,8 @@ from torch import nn
 
 from tests.zoo.test_fit import UNLABELLED, Net, _config, _fit, _same
 from zoo.datasets.augment import Augment
-from zoo.distributed import World
+from zoo.distributed import World, check_shared, others_alive
+from zoo.errors import TrainingError
 from zoo.freeze import Freezing
 from zoo.masks import Mask
 from zoo.semi import Unlabelled
@@ -58,16 +59,7 @@ def settings(name: str):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    done = subprocess.run(
-        [*torchrun, sys.executable, "-c", CODE, folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    _torchrun(CODE, folder)
     return folder
 
 
@@ -85,6 +77,62 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, together, name):
     for key, tensor in torch.load(together / name / "done.pt", weights_only=True).items():
         assert torch.allclose(tensor, alone.state_dict()[key], atol=1e-4), key
     assert not _same(alone, net())
+
+
+APART = """
+import os, sys
+from pathlib import Path
+from zoo.distributed import check_shared, join_world
+from zoo.errors import UsageError
+
+world = join_world()
+check_shared(Path(sys.argv[1]) / "shared", world)
+own = Path(sys.argv[1]) / f"own-{world.rank}"
+try:
+    check_shared(own, world)
+except UsageError as error:
+    (Path(sys.argv[1]) / f"said-{world.rank}.txt").write_text(str(error))
+"""
+
+
+def _torchrun(code: str, folder: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run(
+        [*torchrun, sys.executable, "-c", code, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_folders_that_are_not_shared_are_refused_in_every_process(tmp_path):
+    _torchrun(APART, tmp_path)
+    for rank in range(2):
+        said = (tmp_path / f"said-{rank}.txt").read_text()
+        assert f"process 1 does not see the files that process 0 writes to {tmp_path / f'own-{rank}'}; give" in said
+        assert "one shared folder, as POCKETZOO_OUTPUT" in said
+    assert list((tmp_path / "shared").iterdir()) == list((tmp_path / "own-0").iterdir()) == []
+
+
+def test_one_process_leaves_no_mark(tmp_path):
+    check_shared(tmp_path / "new", World(0, 1, torch.device("cpu")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:561] Connection closed by peer"), True),
+        (torch.distributed.DistBackendError("NCCL error"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lost_connection_is_a_sentence(error, told):
+    with pytest.raises(TrainingError if told else RuntimeError, match="was lost" if told else "mat1"), others_alive():
+        raise error
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8])

@@ -220,6 +220,57 @@ def test_an_interrupted_trial_is_begun_again_with_its_values(tmp_path, monkeypat
     assert [name for name, _ in tried] == ["trial-0", "trial-1", "trial-1", "trial-3"]
 
 
+def test_epochs_that_are_done_once_more_are_reported_once(tmp_path, monkeypatch):
+    """state.pt is not written after every epoch: what came after it is repeated, with the same result."""
+    begun = []
+
+    def outcome(run):
+        begun.append(run.name)
+        yield 0.25
+        yield 0.5
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        yield 0.75
+
+    trained(monkeypatch, lambda run: Epochs(outcome(run)))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path / "s", 1, pruner="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_sweep(tmp_path / "s", 1, pruner="none")
+    assert begun == ["trial-0", "trial-0"]
+    assert [(row["state"], row["epochs"]) for row in rows(tmp_path / "s" / "trials.csv")] == [
+        ("fail", "2"),
+        ("complete", "3"),
+    ]
+
+
+class Epochs(list):
+    """The epochs of a training that may stop between two of them; afterwards, all of them."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def __iter__(self):
+        if self:
+            yield from super().__iter__()
+            return
+        for value in self.epochs:
+            self.append(value)
+            yield value
+
+
+def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
+    trained(monkeypatch, lambda run: [0.5])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"`pocketzoo sweep` does not run under torchrun.*start it several times"):
+        run_sweep(tmp_path / "s", 1)
+    assert not (tmp_path / "s").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run_sweep(tmp_path / "s", 1).states == {"complete": 1}
+
+
 def test_a_trial_that_is_interrupted_too_often_is_given_up(tmp_path, monkeypatch):
     def outcome(run):
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +24,14 @@ __all__ = [
     "Only",
     "RecipeName",
     "Resume",
+    "Rounds",
+    "Seconds",
     "Settings",
     "Weights",
     "app",
     "bench",
     "chosen_runs",
+    "command_line",
     "compare",
     "console",
     "named_source",
@@ -63,6 +67,8 @@ Only = Annotated[list[str] | None, typer.Option("--only", help="Only this run of
 Force = Annotated[bool, typer.Option("--force", help="Do it even if the result is up to date.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue an interrupted run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Rounds = Annotated[int, typer.Option(help="Processes per variant; they take turns.")]
+Seconds = Annotated[float, typer.Option(help="Measured time per process.")]
 
 
 def chosen_runs(
@@ -131,6 +137,24 @@ def compare(cards: list[Any]) -> Table:
             str(test.n) if test else "",
         )
     return table
+
+
+def command_line(words: list[str], options: dict[str, Any]) -> str:
+    """What was typed, as a shell understands it, with the defaults that matter.
+
+    Args:
+        words: the command and its arguments.
+        options: flag -> value. A flag is given by true, repeated for each value of a list, and left out by false or
+            None.
+    """
+    given = [
+        part
+        for flag, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None and value is not False
+        for part in ([flag] if value is True else [flag, str(value)])
+    ]
+    return shlex.join(["pocketzoo", *words, *given])
 
 
 def short(path: Path) -> Path:

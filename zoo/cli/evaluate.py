@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of an artefact's ONNX files on a data set; without any, of its checkpoint."""
     from zoo.datasets.base import SPLITS
-    from zoo.evaluate import rare_labels
+    from zoo.evaluate import file_logits, rare_labels
 
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
@@ -50,7 +50,7 @@ def evaluate(
     source = notes_of(paths[0], data).data
     for path in paths:
         dataset = source.open_for(_card(path))
-        logits, card, digest = _logits(path, dataset.splits[split])
+        logits, card, digest = file_logits(path, dataset.splits[split])
         row, per_label = _measured(path, card, digest, dataset, split, logits)
         details = None
         if classes or rare:
@@ -96,30 +96,6 @@ def _card(path: Path) -> Card:
     from zoo import checkpoint, graph
 
     return checkpoint.read_card(path) if path.suffix == ".safetensors" else graph.read_card(path)
-
-
-def _logits(path: Path, samples: Sequence[Any]) -> tuple[Any, Any, str]:
-    """Logits float32 [N, K], the card, and the file's digest."""
-    from zoo.evaluate import logits_of
-
-    if path.suffix != ".safetensors":
-        from zoo.predictor import Predictor
-
-        predictor = Predictor(path)
-        return logits_of(predictor.logits, samples, predictor.card.use.input), predictor.card, predictor.digest
-    import torch
-
-    from zoo.checkpoint import load
-
-    model, card = load(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-
-    @torch.inference_mode()
-    def classify(inputs: Any) -> Any:
-        return model(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
-
-    return logits_of(classify, samples, card.use.input), card, sha256_file(path)
 
 
 def _measured(

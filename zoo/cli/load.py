@@ -1,4 +1,4 @@
-"""The command that measures the server under load."""
+"""The command that measures a running server under load."""
 
 from __future__ import annotations
 
@@ -8,47 +8,75 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.app import Artefact, AsJson, bench, console
-from zoo.files import graph_paths, output_root
+from zoo.cli.app import AsJson, bench, console, short
+from zoo.files import output_root
 
 __all__ = ["load"]
 
 
 @bench.command()
 def load(
-    artefact: Artefact,
-    image: Annotated[
-        Path | None, typer.Option(help="JPEG file to send; default: a photograph of scikit-learn, 640 x 427 pixels.")
+    url: Annotated[str, typer.Argument(help="Of the running server.")] = "http://127.0.0.1:3000",
+    model: Annotated[
+        str | None, typer.Option("--model", help="By name; default: the one that the server answers with.")
     ] = None,
-    connections: Annotated[int, typer.Option(help="Of the closed loops; each also runs with one.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Turns of every way in and every reference.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Measured time of a turn.")] = 2.0,
-    open_seconds: Annotated[float, typer.Option(help="Of the loads at 30 % and 70 % of the capacity; 0: none.")] = 30.0,
-    overload_seconds: Annotated[float, typer.Option(help="Of the load at three times the capacity; 0: none.")] = 60.0,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Image file, or folder of images, sent in turn; default: a photograph of scikit-learn. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="single-stream, multi-stream, offline, server, or all. Repeatable.", show_default="all"),
+    ] = None,
+    p99: Annotated[float, typer.Option("--p99", help="Bound of the scenario server, milliseconds.")] = 50.0,
+    seconds: Annotated[float, typer.Option(help="Each scenario takes at least so long.")] = 10.0,
+    queries: Annotated[int, typer.Option(help="At least, in each scenario.")] = 100,
+    streams: Annotated[int, typer.Option(help="Images of a query of the scenario multi-stream.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the Poisson arrivals.")] = 0,
+    key: Annotated[str | None, typer.Option(envvar="POCKETZOO_KEY", help="API key, if the server wants one.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG of the percentiles and of the search; default: load.png beside the rows.")
+    ] = None,
     as_json: AsJson = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
 ) -> None:
-    """Measure `bentoml serve` with one artefact (INT8 if there is one) against the same pipeline in process."""
-    from bench.load import LoadConfig, default_image, measure
-    from bench.load_text import facts, markdown, render
+    """Measure a running server in MLPerf's scenarios: single stream, multi-stream, offline, and server (Poisson)."""
+    from bench.load import SCENARIOS, LoadConfig, measure
+    from bench.load_images import images_of
+    from bench.load_plot import draw_load
+    from bench.load_target import parse_url
+    from bench.load_text import facts, render
     from bench.rows import LOAD, append
+    from zoo.progress import note
 
+    chosen = tuple(scenario or ("all",))
     config = LoadConfig(
-        image=image or default_image(),
-        connections=connections,
-        rounds=rounds,
+        scenarios=SCENARIOS if "all" in chosen else chosen,
+        p99_ms=p99,
         seconds=seconds,
-        open_seconds=open_seconds,
-        overload_seconds=overload_seconds,
+        queries=queries,
+        streams=streams,
+        seed=seed,
+        warmup=min(1.0, seconds / 10),
     )
-    rows = measure(graph_paths(artefact)[-1], config)
-    append(output_root() / "bench" / LOAD, rows)
-    if as_json:
-        for row in rows:
-            print(json.dumps(row))
-    elif as_markdown:
-        print(markdown(rows))
-    else:
-        console().print(render(rows))
-        for fact in facts(rows):
-            print(fact)
+    target = parse_url(url, model=model, key=key)
+    folder = output_root() / "bench"
+    rows = []
+    try:
+        for row in measure(target, images_of(image or ()), config):
+            append(folder / LOAD, [row])
+            rows.append(row)
+            if as_json:
+                print(json.dumps(row))
+    finally:
+        # What was measured before the server went away, or before Ctrl-C, is shown too.
+        if rows:
+            picture = out or folder / "load.png"
+            draw_load(rows, picture)
+            if not as_json:
+                console().print(render(rows))
+                for fact in facts(rows):
+                    print(fact)
+            note(f"{short(picture.resolve())}, {short(folder / LOAD)}")

@@ -7,10 +7,15 @@ import sys
 from zoo.cli import (
     adapters,
     bench_training,
+    compare,
     compression,
     data,
     decoding,
     evaluate,
+    explain_answers,
+    explain_attention,
+    explain_inside,
+    explain_summary,
     forgetting,
     imports,
     keys,
@@ -19,9 +24,12 @@ from zoo.cli import (
     models,
     optimize,
     pruning,
+    publish,
     quantization,
     report,
+    score,
     search,
+    serving,
     ship,
     training,
 )
@@ -34,10 +42,15 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = (
     adapters,
     bench_training,
+    compare,
     compression,
     data,
     decoding,
     evaluate,
+    explain_answers,
+    explain_attention,
+    explain_inside,
+    explain_summary,
     forgetting,
     imports,
     keys,
@@ -46,15 +59,28 @@ COMMANDS = (
     models,
     optimize,
     pruning,
+    publish,
     quantization,
     report,
+    score,
     search,
+    serving,
     ship,
     training,
 )
 """The modules that registered their commands when they were imported."""
 
 _INTERRUPTED = 130
+_EXTRAS = {
+    **dict.fromkeys(("filelock", "matplotlib", "mlxtend", "onnxscript", "optuna", "safetensors"), "train"),
+    **dict.fromkeys(("scipy", "sklearn", "sympy", "timm", "tomli_w", "torch", "torch_pruning", "torchvision"), "train"),
+    **dict.fromkeys(("hdrh", "jinja2", "psutil", "pytest", "pytest_benchmark"), "bench"),
+    **dict.fromkeys(("openvino", "nncf"), "peers"),
+    "captum": "explain",
+    "pyarrow": "score",
+    "ray": "ray",
+}
+"""Package -> the extra of pyproject.toml that installs it."""
 
 
 def main() -> None:
@@ -66,22 +92,10 @@ def main() -> None:
     except PocketzooError as error:
         sys.exit(_complain(error, 1))
     except ModuleNotFoundError as error:
-        if error.name not in {
-            "filelock",
-            "matplotlib",
-            "optuna",
-            "torch",
-            "timm",
-            "tomli_w",
-            "torch_pruning",
-            "mlxtend",
-            "sklearn",
-            "scipy",
-            "onnxscript",
-            "safetensors",
-        }:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
             raise
-        sys.exit(_complain(ArtefactError(f"{error.name} is not installed; pip install 'pocketzoo[train]'"), 1))
+        sys.exit(_complain(ArtefactError(f"{package} is not installed; pip install '.[{_EXTRAS[package]}]'"), 1))
     except SystemExit as stop:
         # What typer makes of Ctrl-C, without a word.
         if stop.code == _INTERRUPTED:

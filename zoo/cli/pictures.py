@@ -31,7 +31,13 @@ Images = Annotated[
 
 
 def pictures_of(
-    path: Path, card: Card, *, images: Sequence[Path] | None = None, data: str | None = None, split: str = "validation"
+    path: Path,
+    card: Card,
+    *,
+    images: Sequence[Path] | None = None,
+    data: str | None = None,
+    split: str = "validation",
+    labels_needed: bool = False,
 ) -> Pictures:
     """What was named on the command line, else the split of the data that the artefact was trained on.
 
@@ -41,9 +47,10 @@ def pictures_of(
         images: files and folders named with --images.
         data: --data.
         split: --split.
+        labels_needed: what is asked for makes no sense without true labels.
 
     Raises:
-        UsageError: both images and data, or an unknown split.
+        UsageError: both images and data, images where labels are needed, or an unknown split.
         ArtefactError: nothing says where the artefact's data is.
         DataError: the data, or what was named, cannot be used.
     """
@@ -51,6 +58,8 @@ def pictures_of(
 
     if split not in ("validation", "test"):
         raise unknown_name("split", split, ("validation", "test"))
+    if images and labels_needed:
+        raise UsageError("this needs pictures with labels, and those of --images are not known; name --data instead")
     if images and data:
         raise UsageError("--images are pictures without labels, --data is a data set with labels; give one of them")
     if images:
@@ -58,5 +67,8 @@ def pictures_of(
     try:
         notes = notes_of(path, data)
     except ArtefactError as error:
-        raise ArtefactError(f"{error}, or --images FOLDER for pictures without labels") from error
+        without = (
+            " with labels, which this needs" if labels_needed else ", or --images FOLDER for pictures without labels"
+        )
+        raise ArtefactError(f"{error}{without}") from error
     return labelled((notes.test if split == "test" else notes.data).open_for(card), split)

@@ -44,7 +44,7 @@ def train(
 ) -> None:
     """Train the checkpoints of a recipe: output/NAME/model.safetensors."""
     from zoo.checkpoint import read_card
-    from zoo.distributed import join_world
+    from zoo.distributed import join_world, others_alive
     from zoo.train import train as stage
     from zoo.validate import write_state_dicts
 
@@ -52,7 +52,8 @@ def train(
     for run in chosen:
         if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():
             _tell_if_not_prunable(run)
-    paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
+    with others_alive():
+        paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
     if not join_world().first:
         return
     # A recipe without both kinds of fine-tuned ViT leaves nothing for validators to load.

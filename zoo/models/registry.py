@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ __all__ = [
     "classifier_names",
     "classifier_width",
     "count_macs",
+    "counting",
+    "empty_input",
     "input_channels",
     "input_for",
     "last_layers",
@@ -243,8 +246,18 @@ def count_macs(model: nn.Module, spec: Input | Sequence[int]) -> int:
         model: stays as it is.
         spec: its input, or the shape of one without the batch.
     """
-    shape = spec.shape if isinstance(spec, Input) else spec
-    like = next(model.parameters())
+    with counting(model) as counter:
+        model(empty_input(model, spec))
+    return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[FlopCounterMode]:
+    """Count the operations of what is computed meanwhile, two for a multiply-accumulate, in evaluation mode.
+
+    Args:
+        model: gets its modes and its wish for gradients back.
+    """
     modes = [(module, module.training) for module in model.modules()]
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -253,10 +266,16 @@ def count_macs(model: nn.Module, spec: Input | Sequence[int]) -> int:
             # torch 2.15's counter fails on a view of a parameter that wants gradients (CaiT's class token).
             parameter.requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+            yield counter
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)
         for module, training in modes:
             module.training = training
-    return int(counter.get_total_flops()) // 2
+
+
+def empty_input(model: nn.Module, spec: Input | Sequence[int]) -> torch.Tensor:
+    """Zeros [1, C, H, W] of the kind of the model's weights, on their device; `spec`: see :func:`count_macs`."""
+    like = next(model.parameters())
+    shape = spec.shape if isinstance(spec, Input) else spec
+    return torch.zeros(1, *shape, dtype=like.dtype, device=like.device)

@@ -22,7 +22,7 @@ from zoo.errors import UsageError, unknown_name
 from zoo.models.registry import classifier_names, input_channels
 from zoo.models.sizes import REFUSALS, declared_size, run_on_shapes
 
-__all__ = ["Features", "Truncated", "features_of", "layer_names", "truncate"]
+__all__ = ["Features", "Truncated", "channels_last", "features_of", "layer_names", "truncate"]
 
 
 class Features(nn.Module):
@@ -304,7 +304,7 @@ def _pooling(model: nn.Module, layer: str, output: torch.Tensor) -> tuple[str, i
     if output.ndim == 2:
         return "none", 0
     if output.ndim == 4:
-        return ("maps, channels last" if _channels_last(model, output) else "maps"), 0
+        return ("maps, channels last" if channels_last(model, output) else "maps"), 0
     tokens, prefix = output.shape[1], int(getattr(model, "num_prefix_tokens", 0))
     patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
     if prefix == 0 or tokens == patches:
@@ -317,7 +317,7 @@ def _pooling(model: nn.Module, layer: str, output: torch.Tensor) -> tuple[str, i
     return ("class token", 0) if getattr(model, "cls_token", None) is not None else ("tokens", prefix)
 
 
-def _channels_last(model: nn.Module, output: torch.Tensor) -> bool:
+def channels_last(model: nn.Module, output: torch.Tensor) -> bool:
     """Whether maps are [B, H, W, C]: two axes must have the proportions of the image."""
     height, width = declared_size(model)
     first, second, third = output.shape[1:]

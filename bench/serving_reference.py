@@ -1,6 +1,6 @@
 """What the server is compared with: the same pipeline in a process without any server.
 
-Run as `python -m bench.load_reference FILE IMAGE THREADS SESSION_THREADS`. It loads one session per Python thread,
+Run as `python -m bench.serving_reference FILE IMAGE THREADS SESSION_THREADS`. It loads one session per Python thread,
 says `{"ready": ...}`, and then measures once for every line of JSON on its standard input, a :class:`Turn`. Between
 turns it waits for the next line, so that it takes nothing from the processes whose turn it is.
 """

@@ -1,4 +1,4 @@
-"""The requests of a load measurement: one picture, in every way that the server takes it."""
+"""The requests of a comparison: one picture, in every way that the server takes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a load measurement besides the server: generators, and the pipelines it is compared with."""
+"""The processes that a server is compared with: the same pipeline without a server."""
 
 from __future__ import annotations
 
@@ -12,66 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bench.load_job import Job
-from bench.load_reference import Turn
 from bench.server import ROOT
+from bench.serving_reference import Turn
 from zoo.errors import ArtefactError
 from zoo.machine import cores
 
-__all__ = ["REFERENCES", "Client", "References", "generate", "references"]
+__all__ = ["REFERENCES", "References", "references"]
 
 REFERENCES = ("threads", "wide", "processes")
 """One process whose threads have a one-thread session each; one of one session on all cores; one-thread processes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Client:
-    """A running load generator."""
-
-    process: subprocess.Popen[str]
-
-    def result(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Wait for its result.
-
-        Raises:
-            ArtefactError: it failed.
-        """
-        out, err = self.process.communicate(timeout=timeout)
-        if self.process.returncode:
-            raise ArtefactError(f"the load generator failed: {err[-1000:]}")
-        found: dict[str, Any] = json.loads(out)
-        return found
-
-    def stop(self) -> dict[str, Any]:
-        """End it now; its result."""
-        self.process.terminate()
-        return self.result(timeout=60)
-
-
-@contextlib.contextmanager
-def generate(job: Job) -> Iterator[Client]:
-    """Run a job in a process of its own while the block runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.load_client"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(dataclasses.asdict(job)))
-        process.stdin.close()
-        process.stdin = None  # so that communicate() does not touch it again
-        yield Client(process=process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +56,15 @@ def references(file: Path, image: Path) -> Iterator[References]:
     groups: dict[str, tuple[subprocess.Popen[str], ...]] = {}
     try:
         for name, (processes, threads, session) in shapes.items():
-            command = [sys.executable, "-m", "bench.load_reference", str(file), str(image), str(threads), str(session)]
+            command = [
+                sys.executable,
+                "-m",
+                "bench.serving_reference",
+                str(file),
+                str(image),
+                str(threads),
+                str(session),
+            ]
             new = [
                 subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
                 for _ in range(processes)

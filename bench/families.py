@@ -1,0 +1,50 @@
+"""Which artefacts belong together: one, and what was pruned from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.ancestry import find_parent
+from zoo import graph
+from zoo.card import Card
+from zoo.files import GRAPH, output_root
+
+__all__ = ["Network", "families"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One artefact of a family: its folder and the card of its exported graph."""
+
+    folder: Path
+    form: str
+    """`parent`, or `pruned`."""
+    card: Card
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+
+def families(artefacts: Sequence[Path]) -> list[list[Network]]:
+    """Artefacts with those that they were pruned from, one list per family, the unpruned one first.
+
+    Raises:
+        ArtefactError: an artefact has no exported graph.
+    """
+    found: dict[Path, list[Network]] = {}
+    for artefact in artefacts:
+        folder = (artefact if artefact.is_dir() or not artefact.suffix else artefact.parent).resolve()
+        card = graph.read_card(folder / GRAPH)
+        parent = find_parent(folder / GRAPH, card, [output_root()])
+        first = folder if parent is None else parent.parent
+        own = Network(folder=folder, form="parent" if parent is None else "pruned", card=card)
+        members = found.setdefault(first, [])
+        if parent is not None and not any(member.folder == first for member in members):
+            members.append(Network(folder=first, form="parent", card=graph.read_card(parent)))
+        if not any(member.folder == folder for member in members):
+            members.append(own)
+    return [sorted(members, key=lambda member: member.form != "parent") for members in found.values()]

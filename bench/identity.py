@@ -1,0 +1,42 @@
+"""What a measured row says of the ONNX file it belongs to: enough to print a table without the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo.card import Card
+from zoo.files import sha256_file
+from zoo.graph import read_card
+from zoo.workspace import card_if_readable, read_notes
+
+__all__ = ["identity", "trained_on"]
+
+
+def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
+    """Names, digest, size and origin of an ONNX file.
+
+    Args:
+        path: the file.
+        card: its card, where the caller has read it.
+
+    Raises:
+        ArtefactError, CardError: there is no file, or no card in it.
+    """
+    card = card or read_card(path)
+    notes = card_if_readable(read_notes, path.parent)
+    return {
+        "artefact": path.resolve().parent.name,
+        "file": path.name,
+        "digest": sha256_file(path),
+        "bytes": path.stat().st_size,
+        "macs": card.inform.macs,
+        "precision": card.inform.precision,
+        "role": notes.role if notes else "model",
+        "trained_on": trained_on(card),
+    }
+
+
+def trained_on(card: Card) -> str | None:
+    """The data set of the last training; None for what was imported."""
+    return next((str(entry.config["data"]["name"]) for entry in reversed(card.lineage) if "data" in entry.config), None)

@@ -1,0 +1,136 @@
+"""Measured rows that are kept with the code, and what is made from them alone: the README's tables and a picture.
+
+A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts) or
+`compare` (the summary of the comparison with other runtimes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.pareto import draw_pareto
+from bench.peers_text import summary_table
+from bench.rows import ACCURACY, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
+from bench.table import Line, collect, lines_of, text
+from zoo.errors import ArtefactError, unknown_name
+from zoo.files import write_bytes
+
+__all__ = ["PARETO", "digest_of", "filled", "groups", "publish", "render"]
+
+PARETO = "pareto.png"
+
+_BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
+
+_Row = Mapping[str, Any]
+_KEYS: dict[str, Callable[[_Row], Any]] = {
+    ACCURACY: lambda row: (row["artefact"], row["file"], row["split"]),
+    LATENCY: lambda row: (row["artefact"], row["file"], row["batch"], row["threads"]),
+    COMPARE: lambda row: row["family"],
+    SERVING: lambda row: (row["artefact"], row["file"]),
+    LOAD: lambda row: row["model"],
+    SCORE: lambda row: row["artefact"],
+}
+"""What a newer run replaces an older one of."""
+
+
+def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path]:
+    """Keep the latest rows under `output`, and make from the kept rows what shows them.
+
+    A run's rows replace the kept ones of the same artefacts (families, models); other kept rows stay. Accuracies and
+    latencies are kept only of files that are still there, byte for byte.
+
+    Args:
+        output: folder of artefacts.
+        results: folder of the kept rows.
+        documents: whose tables are made anew.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ArtefactError: an incomplete row, or a document that cannot be read or written.
+        UsageError: a document asks for rows of an unknown name.
+    """
+    measured = {line.digest for line in collect(output) if line.accuracy and line.latency}
+    for name, key in _KEYS.items():
+        new = read(output / "bench" / name)
+        if name in (ACCURACY, LATENCY):
+            new = [row for row in new if row["digest"] in measured]
+        write(results / name, _merged(read(results / name), _latest(new, key), key))
+    written = [results / name for name in _KEYS]
+    found = groups(results)
+    if found:
+        draw_pareto(found, results / PARETO, digest=digest_of(results))
+        written.append(results / PARETO)
+    for document in documents:
+        write_bytes(document, filled(_read(document), results).encode())
+    return [*written, *documents]
+
+
+def _latest(rows: Sequence[_Row], key: Callable[[_Row], Any]) -> list[_Row]:
+    """Of each key the rows of the last run; rows without a run are runs of their own."""
+    last = {key(row): row.get("run", index) for index, row in enumerate(rows)}
+    return [row for index, row in enumerate(rows) if row.get("run", index) == last[key(row)]]
+
+
+def _merged(old: Sequence[_Row], new: Sequence[_Row], key: Callable[[_Row], Any]) -> list[_Row]:
+    replaced = {key(row) for row in new}
+    return [*(row for row in old if key(row) not in replaced), *new]
+
+
+def groups(results: Path) -> dict[str, list[Line]]:
+    """Data set -> its artefacts' lines, as the kept rows have them, in the order of their names."""
+    accuracy, latency = read(results / ACCURACY), read(results / LATENCY)
+    found: dict[str, dict[str, _Row]] = {}
+    for row in accuracy:
+        if row["split"] == "test":
+            found.setdefault(row["dataset"], {})[row["digest"]] = row
+    threads = {row["digest"]: row["environment"]["cores"] for row in latency}
+    lines = {}
+    for dataset, rows in sorted(found.items()):
+        ordered = sorted(rows.values(), key=lambda row: (row["artefact"], row["precision"] == "int8"))
+        cores = next((threads[row["digest"]] for row in ordered if row["digest"] in threads), 0)
+        lines[dataset] = lines_of(ordered, accuracy, latency, threads=cores)
+    return lines
+
+
+def render(name: str, results: Path) -> str:
+    """The table of this name, as text, from the kept rows alone.
+
+    Raises:
+        UsageError: there are no such rows; lists close names.
+    """
+    lines = groups(results)
+    compared = read(results / COMPARE)
+    if name == "compare" and compared:
+        return summary_table(compared)
+    if name not in lines:
+        raise unknown_name("rows", name, [*lines, *(["compare"] if compared else [])])
+    return text(lines[name])
+
+
+def filled(document: str, results: Path) -> str:
+    """A document with its tables made anew; errors as :func:`render`."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}```\n{render(match[2], results)}\n```\n{match[3]}"
+
+    return _BLOCK.sub(block, document)
+
+
+def digest_of(results: Path) -> str:
+    """SHA-256 over the kept rows that the picture shows."""
+    rows = [read(results / name) for name in (ACCURACY, LATENCY)]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _read(document: Path) -> str:
+    try:
+        return document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ArtefactError(f"{document}: cannot be read: {error}; name another --document") from error

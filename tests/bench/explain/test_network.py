@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.explain.network import open_network, picture
+from tests.bench.artefacts import TRAIN, write_checkpoint
+from tests.zoo import factories
+from zoo.errors import ArtefactError
+from zoo.image import encode_png, preprocess
+
+
+def test_opens_folders_and_files(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "cat", (TRAIN,), size=28)
+    for artefact in (path, path.parent):
+        model, card = open_network(artefact)
+        assert card.name == "cat" and not model.training
+    with pytest.raises(ArtefactError, match="no checkpoint"):
+        open_network(tmp_path)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [("RGB", 3), ("L", 1)])
+def test_a_picture_for_the_network_and_to_look_at(colour: str, channels: int) -> None:
+    card = factories.make_card(spec=factories.make_input(32, colour))
+    data = encode_png(factories.picture(1, 40, 50))
+    inputs, shown = picture(data, card)
+    assert inputs.shape == (1, channels, 32, 32)
+    assert torch.equal(inputs[0], torch.from_numpy(preprocess(data, card.use.input)))
+    assert (shown.shape, shown.dtype) == ((32, 32, 3), np.uint8)
+    assert (channels == 3) == bool((shown[..., 0] != shown[..., 1]).any())

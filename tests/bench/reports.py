@@ -1,0 +1,40 @@
+"""A report that was not measured with a clock, on pictures whose names and labels are hostile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from bench.report import Pictures, Report, measure_report
+from tests.bench.artefacts import family
+from tests.zoo.factories import make_dataset
+from zoo.datasets.base import Dataset
+from zoo.latency import LatencyConfig
+
+HOSTILE = "<script>alert(1)</script>|`b`"
+
+
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, labels: bool = True) -> Report:
+    """A report on the pruned artefact and its parents, whose pictures have hostile names."""
+
+    def fake(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+        return {path: [[4.0 / config.threads] * 3] * config.rounds for path in paths}
+
+    monkeypatch.setattr(report, "latencies", fake)
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "output"))
+    files = family(tmp_path / "output")
+    dataset: Dataset = make_dataset(40)
+    samples = [dataclasses.replace(sample, name=HOSTILE) for sample in dataset.splits["validation"]]
+    dataset = dataclasses.replace(dataset, splits={**dataset.splits, "validation": samples})
+    pictures = Pictures(
+        name="birds",
+        split="validation" if labels else "",
+        samples=samples,
+        dataset=dataset if labels else None,
+    )
+    config = LatencyConfig(threads=2, rounds=1)
+    return measure_report(files["pruned"].parent, pictures, latency=config, command="pocketzoo report x")
