@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bench.explain.confusion import Counts, confusion_counts
+from bench.explain.losses import top_losses
 from bench.paired import Labels, Logits
 from zoo.card import Use
 from zoo.datasets.base import Sample
@@ -146,19 +147,19 @@ def worst_errors(
         count: how many at most.
     """
     probabilities = softmax(logits, use.temperature)
-    true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    chosen = wrong[np.argsort(true[wrong], kind="stable")][:count]
+    wrong = logits.argmax(axis=1) != labels
+    ordered = top_losses(logits, labels, use.temperature, len(labels))
     found = []
-    for index in chosen:
+    for entry in [loss for loss in ordered if wrong[loss.place]][:count]:
+        index = entry.place
         best = np.argsort(-probabilities[index], kind="stable")[:3]
         found.append(
             WorstError(
                 name=samples[index].name,
                 truth=use.labels[labels[index]],
                 answer=use.labels[best[0]],
-                loss=float(-np.log(max(true[index], np.finfo(np.float32).tiny))),
-                true_probability=float(true[index]),
+                loss=entry.loss,
+                true_probability=float(probabilities[index, labels[index]]),
                 top=tuple((use.labels[label], float(probabilities[index, label])) for label in best),
                 picture=_shown(pixels(samples[index].read(), use.input)),
             )
