@@ -59,7 +59,7 @@ check: setup
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
 # killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment.
 soak: setup
-	$(RUN)python -m bench.soak
+	$(RUN)python -m bench.soak.run
 	POCKETZOO_FUZZ_EXAMPLES=2000 $(RUN)python -m pytest tests/serve/test_fuzz.py
 	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/test_shipping.py tests/serve/test_shipping_manifests.py
 

@@ -146,7 +146,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _show(reporter: pytest.TerminalReporter, title: str, heading: list[str], cells: list[list[str]]) -> None:
     # Every pytest run loads this plugin; few need what tables need.
-    from bench.report_text import rich_table
+    from bench.report.text import rich_table
 
     console = Console(width=160)
     with console.capture() as capture:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.pareto import draw_pareto
-from bench.peers_text import summary_table
+from bench.peers.text import summary_table
 from bench.rows import ACCURACY, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
 from bench.table import Line, collect, lines_of, text
 from zoo.errors import ArtefactError, unknown_name

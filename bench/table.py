@@ -76,9 +76,7 @@ def lines_of(
     accurate = {row["digest"]: row for row in accuracy if row["split"] == "test"}
     rows = [row for row in latency if row["batch"] == 1 and row["threads"] == threads]
     timed = _latest_run(rows, {str(what["digest"]) for what in found})
-    return [
-        Line(what=what, accuracy=accurate.get(what["digest"]), latency=timed.get(what["digest"])) for what in found
-    ]
+    return [Line(what=what, accuracy=accurate.get(what["digest"]), latency=timed.get(what["digest"])) for what in found]
 
 
 def _latest_run(rows: Sequence[Mapping[str, Any]], digests: set[str]) -> dict[str, Mapping[str, Any]]:

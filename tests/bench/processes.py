@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.peer_runtimes import PEERS
-from bench.peer_worker import Job
+from bench.peers.runtimes import PEERS
+from bench.peers.worker import Job
 from zoo.errors import PocketzooError
 
 MS = {
@@ -37,7 +37,7 @@ class Processes:
     def __call__(self, commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for number in range(rounds):
             for name, (flag, module, values) in commands.items():
-                assert (flag, module) == ("-m", "bench.peer_worker")
+                assert (flag, module) == ("-m", "bench.peers.worker")
                 job = Job(**json.loads(values))
                 self.jobs.append(job)
                 if job.peer in self.fail:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
-from bench.report import Pictures, Report, measure_report
+from bench.report import measure as report
+from bench.report.measure import Pictures, Report, measure_report
 from tests.bench.artefacts import family
 from tests.zoo.factories import make_dataset
 from zoo.datasets.base import Dataset

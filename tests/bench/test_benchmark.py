@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.accuracy import measure_accuracy
-from bench.families import families
+from bench.peers.families import families
 from bench.plugin import accuracy_row, timing_row
 from zoo.clock import sample_ms
 from zoo.errors import ArtefactError

@@ -60,8 +60,8 @@ def compare(
     Everything runs on the CPU. Default: all artefacts but controls. Adds rows to output/bench/compare.jsonl and writes
     compare.md beside it.
     """
-    from bench.families import families
-    from bench.peers import compare as measure
+    from bench.peers.compare import compare as measure
+    from bench.peers.families import families
     from bench.pictures import labelled, named
     from zoo.datasets.unlabelled import open_images
 
@@ -103,9 +103,9 @@ def shapes(
     """
     import tempfile
 
-    from bench.families import families
-    from bench.peers import compare as measure
-    from bench.shapes import ShapesConfig, make_artefacts, noise
+    from bench.peers.compare import compare as measure
+    from bench.peers.families import families
+    from bench.peers.shapes import ShapesConfig, make_artefacts, noise
 
     config = _config(peers, threads, batch, rounds, seconds)
     wanted = ShapesConfig(macs=macs, round_to=round_to, size=size, classes=classes)
@@ -119,7 +119,7 @@ def shapes(
 
 
 def _config(peers: str | None, threads: int, batch: int, rounds: int, seconds: float) -> Any:
-    from bench.peers import CompareConfig
+    from bench.peers.compare import CompareConfig
     from zoo.latency import LatencyConfig
 
     names = tuple(name.strip() for name in peers.split(",") if name.strip()) if peers else ()
@@ -162,7 +162,7 @@ def _dataset(path: Path, data: str | None, *, needed: bool) -> Any:
 
 
 def _show(rows: list[dict[str, Any]], command: str, as_json: bool, *, page: str = "compare.md") -> None:
-    from bench.peers_text import markdown, tables
+    from bench.peers.text import markdown, tables
     from bench.rows import COMPARE, append
 
     folder = output_root() / "bench"

@@ -43,11 +43,11 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Measure a running server in MLPerf's scenarios: single stream, multi-stream, offline, and server (Poisson)."""
-    from bench.load import SCENARIOS, LoadConfig, measure
-    from bench.load_images import images_of
-    from bench.load_plot import draw_load
-    from bench.load_target import parse_url
-    from bench.load_text import facts, render
+    from bench.load.images import images_of
+    from bench.load.plot import draw_load
+    from bench.load.scenarios import SCENARIOS, LoadConfig, measure
+    from bench.load.target import parse_url
+    from bench.load.text import facts, render
     from bench.rows import LOAD, append
     from zoo.progress import note
 

@@ -34,11 +34,11 @@ def report(
 
     Writes report.html, which needs no other file, report.md and report.json beside the ONNX files.
     """
-    from bench.report import artefact_files, measure_report
-    from bench.report_page import html
-    from bench.report_sections import headline, pictures, sections
-    from bench.report_text import markdown, tables
-    from bench.report_values import document
+    from bench.report.measure import artefact_files, measure_report
+    from bench.report.page import html
+    from bench.report.sections import headline, pictures, sections
+    from bench.report.text import markdown, tables
+    from bench.report.values import document
     from zoo.graph import read_card
     from zoo.latency import LatencyConfig
 

@@ -29,10 +29,10 @@ def serving(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
 ) -> None:
     """Start `bentoml serve` with one artefact (INT8 if there is one), and compare it with its pipeline in process."""
-    from bench.load_images import default_image
+    from bench.load.images import default_image
     from bench.rows import SERVING, append
-    from bench.serving import ServingConfig, measure
-    from bench.serving_text import facts, markdown, render
+    from bench.serving.measure import ServingConfig, measure
+    from bench.serving.text import facts, markdown, render
 
     config = ServingConfig(
         image=image or default_image(),

@@ -1,0 +1,280 @@
+"""The evidence for an artefact: each of its files against what it was made from, on the same images, in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.ancestry import find_parent
+from bench.environment import environment
+from bench.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
+from bench.pictures import Pictures
+from bench.report.answers import Answers, judge
+from bench.report.history import Curve, PeerRows, read_curves, read_peers
+from compress.quantization.verdict import read_report, sentence
+from zoo.card import Card, Metrics
+from zoo.clock import Timing, summarise
+from zoo.errors import ArtefactError, DataError
+from zoo.evaluate import accuracy, calibration_error, logits_of
+from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, output_root, sha256_file
+from zoo.graph import read_card
+from zoo.latency import LatencyConfig, latencies, speedup
+from zoo.machine import cores
+from zoo.predictor import Predictor, softmax
+from zoo.progress import note
+
+__all__ = ["Comparison", "Line", "Report", "artefact_files", "measure_report", "name_of"]
+
+_Timed = Mapping[int, Mapping[Path, list[list[float]]]]
+"""Threads -> file -> milliseconds of each inference, by round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One ONNX file on its own."""
+
+    path: Path
+    card: Card
+    digest: str
+    metrics: Metrics | None
+    """None where the pictures have no labels."""
+    calibration_error: float | None
+    """Expected calibration error of the top answer, a fraction."""
+    timings: Mapping[int, Timing]
+    """Threads -> latency of one image, over all rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One ONNX file against another one."""
+
+    path: Path
+    reference: Path
+    relation: str
+    """`parent`: what it was made from; `origin`: the first of all that led to it."""
+    n: int
+    agreement: float
+    """Share of the images that both answer with the same label."""
+    paired: Paired | None
+    """None where the pictures have no labels."""
+    worst: tuple[ClassLoss, ...]
+    """The labels that lost most recall, worst first."""
+    speed: Mapping[int, float]
+    """Threads -> how many times faster than the reference."""
+    smaller: float
+    """How many times smaller than the reference's file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All of it, and where and how it was measured."""
+
+    artefact: str
+    command: str
+    pictures: Pictures
+    lines: tuple[Line, ...]
+    """Parents before what was made from them."""
+    comparisons: tuple[Comparison, ...]
+    remarks: tuple[str, ...]
+    """On files that were made and not written, since they are no better than what they were made from."""
+    subject: Line
+    """The file whose answers are looked at more closely: the first of those that were asked for."""
+    answers: Answers | None
+    """None where the pictures have no labels."""
+    curves: tuple[Curve, ...]
+    """Trainings of the artefact and of what it was made from, oldest first."""
+    curve_problems: tuple[str, ...]
+    """Why logs that are there are not among them."""
+    peers: PeerRows
+    latency: LatencyConfig
+    run: str
+    environment: Mapping[str, Any]
+    time: str
+
+
+def name_of(path: Path) -> str:
+    """Folder and file: what an ONNX file is called in tables."""
+    return f"{path.resolve().parent.name}/{path.name}"
+
+
+def artefact_files(artefact: Path) -> list[Path]:
+    """The ONNX files that a folder or file name means, the exported graph first.
+
+    Raises:
+        ArtefactError: there is none; says which command writes one.
+    """
+    found = sorted(artefact.glob("model*.onnx"), key=lambda path: (path.name != GRAPH, path.name))
+    paths = found if artefact.is_dir() else [artefact] if artefact.is_file() else []
+    if not paths:
+        raise ArtefactError(f"no ONNX file at {artefact}; `pocketzoo export {artefact}` writes one")
+    return paths
+
+
+def measure_report(
+    artefact: Path,
+    pictures: Pictures,
+    *,
+    against: Path | None = None,
+    latency: LatencyConfig | None = None,
+    command: str = "",
+) -> Report:
+    """Measure an artefact's files and what they were made from.
+
+    Args:
+        artefact: a folder, or one of its ONNX files.
+        pictures: what all of them answer.
+        against: folder or ONNX file to compare with instead of what the lineage says.
+        latency: rounds and seconds; `threads` is the larger number of threads, the smaller one is 1.
+        command: what was typed, for the record.
+
+    Raises:
+        ArtefactError, CardError, CheckError: a file cannot be used.
+        DataError: the files have different labels, or the data set has others.
+        PocketzooError: a measuring process failed.
+    """
+    latency = latency or LatencyConfig()
+    asked = artefact_files(artefact.resolve())
+    parents = _parents(asked, artefact_files(against.resolve())[0] if against else None)
+    paths = sorted(parents, key=lambda path: len(_ancestors(path, parents)))
+    cards = {path: read_card(path) for path in paths}
+    _check_same_labels(cards)
+    found = {path: _answer(path, pictures) for path in paths}
+    timed = {
+        threads: latencies(paths, dataclasses.replace(latency, threads=threads))
+        for threads in sorted({1, latency.threads or cores()})
+    }
+    labels = pictures.truth(cards[paths[0]].use.labels, where=name_of(paths[0]))
+    logits = {path: answers for path, (answers, _) in found.items()}
+    comparisons = []
+    for path in paths:
+        ancestors = _ancestors(path, parents)
+        for relation, reference in zip(
+            ("parent", "origin"), dict.fromkeys((*ancestors[:1], *ancestors[-1:])), strict=False
+        ):
+            comparisons.append(_compare(path, reference, relation, logits, labels, cards[path], timed))
+    lines = {path: _line(path, cards[path], *found[path], pictures, labels, timed) for path in paths}
+    subject = lines[asked[0]]
+    curves, curve_problems = read_curves((path.parent, cards[path]) for path in paths)
+    return Report(
+        artefact=asked[0].parent.name,
+        command=command,
+        pictures=pictures,
+        lines=tuple(lines.values()),
+        comparisons=tuple(comparisons),
+        remarks=tuple(_remarks(asked[0].parent)),
+        subject=subject,
+        answers=judge(logits[subject.path], labels, pictures.samples, subject.card.use) if labels is not None else None,
+        curves=curves,
+        curve_problems=curve_problems,
+        peers=read_peers({line.digest for line in lines.values()}),
+        latency=latency,
+        run=uuid.uuid4().hex,
+        environment=environment(),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _parents(asked: Sequence[Path], against: Path | None) -> dict[Path, Path | None]:
+    """The files and all that they were made from, each with its parent."""
+    parents: dict[Path, Path | None] = dict.fromkeys(asked)
+    waiting = list(asked)
+    while waiting:
+        path = waiting.pop(0)
+        card = read_card(path)
+        parent = find_parent(path, card, [output_root()])
+        if against is not None and path in asked and parent not in asked:
+            parent = against if against != path else None
+        elif parent is None and {"prune", "quantize"} & {entry.stage for entry in card.lineage}:
+            note(
+                f"{name_of(path)}: what it was made from is not in {path.parent.parent}, or was made anew since; "
+                "name it with --against, or make this file again"
+            )
+        parents[path] = parent
+        if parent is not None and parent not in parents:
+            parents[parent] = None
+            waiting.append(parent)
+    return parents
+
+
+def _remarks(folder: Path) -> Iterator[str]:
+    """What quantization said of files that it did not write, of the graph that is there now."""
+    source = folder / GRAPH
+    digest = sha256_file(source) if source.is_file() else None
+    for name in (INT8_GRAPH, HALF_GRAPH):
+        found = read_report(folder / name)
+        if found and not found["written"] and found["parent"] == digest:
+            yield f"{folder.name}/{name}: {sentence(found)}"
+
+
+def _ancestors(path: Path, parents: Mapping[Path, Path | None]) -> list[Path]:
+    """What a file was made from, the nearest first."""
+    found: list[Path] = []
+    parent = parents[path]
+    while parent is not None and parent not in (path, *found):
+        found.append(parent)
+        parent = parents[parent]
+    return found
+
+
+def _check_same_labels(cards: Mapping[Path, Card]) -> None:
+    first, *others = cards
+    for other in others:
+        if cards[other].use.labels != cards[first].use.labels:
+            raise DataError(
+                f"{name_of(other)} knows the labels {list(cards[other].use.labels)[:5]}, {name_of(first)} knows "
+                f"{list(cards[first].use.labels)[:5]}; only files with the same labels can be compared"
+            )
+
+
+def _answer(path: Path, pictures: Pictures) -> tuple[Logits, str]:
+    """Logits [N, K] of all pictures, and the file's digest."""
+    predictor = Predictor(path)
+    return logits_of(predictor.logits, pictures.samples, predictor.card.use.input), predictor.digest
+
+
+def _line(
+    path: Path, card: Card, logits: Logits, digest: str, pictures: Pictures, labels: Labels | None, timed: _Timed
+) -> Line:
+    metrics = error = None
+    if labels is not None:
+        metrics = accuracy(logits, labels, dataset=pictures.name, split=pictures.split)
+        error = calibration_error(softmax(logits, card.use.temperature), labels)
+    return Line(
+        path=path,
+        card=card,
+        digest=digest,
+        metrics=metrics,
+        calibration_error=error,
+        timings={
+            threads: summarise([duration for turn in found[path] for duration in turn])
+            for threads, found in timed.items()
+        },
+    )
+
+
+def _compare(
+    path: Path,
+    reference: Path,
+    relation: str,
+    logits: Mapping[Path, Logits],
+    labels: Labels | None,
+    card: Card,
+    timed: _Timed,
+) -> Comparison:
+    before, after = logits[reference], logits[path]
+    return Comparison(
+        path=path,
+        reference=reference,
+        relation=relation,
+        n=len(after),
+        agreement=agreement(before, after),
+        paired=compare_answers(before, after, labels) if labels is not None else None,
+        worst=worst_losses(before, after, labels, card.use.labels) if labels is not None else (),
+        speed={threads: speedup(found, reference, path) for threads, found in timed.items()},
+        smaller=reference.stat().st_size / path.stat().st_size,
+    )

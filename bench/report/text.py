@@ -1,0 +1,146 @@
+"""Tables on a terminal, and pages in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from html import escape as escape_html
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section, Table, Text
+from bench.report.measure import Comparison, Line, Report, name_of
+from zoo.evaluate import CALIBRATION_BINS
+
+__all__ = [
+    "METHOD",
+    "compression_tables",
+    "environment_text",
+    "escape_markdown",
+    "markdown",
+    "markdown_table",
+    "rich_table",
+    "tables",
+]
+
+_Cells = Sequence[Sequence[str]]
+_MARKUP = re.compile(r"[\\`*|\[\]]")
+
+
+def tables(report: Report) -> list[RichTable]:
+    """What the terminal shows: the files, the comparisons, the labels that lost most."""
+    return [rich_table(heading, rows) for heading, rows in compression_tables(report) if rows]
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """A page as Markdown; labels and names of files are no markup there."""
+    parts = [f"# {escape_markdown(title)}"]
+    for section in sections:
+        parts += [f"## {section.title}", *(_block(block) for block in section.blocks if not isinstance(block, Figure))]
+    return "\n\n".join(parts) + "\n"
+
+
+def environment_text(found: Any) -> str:
+    """A line about the machine."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    flags = ", ".join(found["flags"]) or "no known vector extensions"
+    return (
+        f"{found['cpu']} ({flags}), {found['cores']} cores, {found['system']}, {found['provider']}; {versions}; "
+        f"commit {found['commit']}"
+    )
+
+
+def rich_table(heading: Sequence[str], rows: _Cells) -> RichTable:
+    """A table for the terminal; text columns are marked by a leading "<"."""
+    table = RichTable(box=None, pad_edge=False, header_style="bold")
+    for name in heading:
+        table.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(heading: Sequence[str], rows: _Cells) -> str:
+    """The same as Markdown."""
+    lines = [[name.removeprefix("<") for name in heading]]
+    lines.append(["---" if name.startswith("<") else "---:" for name in heading])
+    lines += [[escape_markdown(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """A text without markup, on one line, also in a table's cell."""
+    return " ".join(_MARKUP.sub(r"\\\g<0>", text).replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def compression_tables(report: Report) -> Iterator[tuple[list[str], _Cells]]:
+    """Headings and cells: the files, the comparisons, the labels that lost most recall."""
+    threads = list(report.lines[0].timings)
+    labelled = report.pictures.dataset is not None
+    files = ["<file", *(["top-1 % (95 % CI)", "calib. err. %"] if labelled else [])]
+    files += ["MMACs", "M params", "MB", *(f"p50 / p95 ms, {_threads(count)}" for count in threads)]
+    yield files, [_line_cells(line) for line in report.lines]
+    against = ["<file", "<against", *(["points (95 % CI)", "p"] if labelled else []), "same answer %"]
+    against += ["smaller", *(f"faster, {_threads(count)}" for count in threads)]
+    yield against, [_comparison_cells(comparison) for comparison in report.comparisons]
+    yield (
+        ["<file", "<against", "<class that lost recall", "recall %", "n"],
+        [
+            [
+                name_of(comparison.path),
+                name_of(comparison.reference),
+                loss.label,
+                f"{100 * loss.before:.1f} -> {100 * loss.after:.1f}",
+                str(loss.n),
+            ]
+            for comparison in report.comparisons
+            for loss in comparison.worst
+        ],
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thr."
+
+
+def _line_cells(line: Line) -> list[str]:
+    metrics, inform = line.metrics, line.card.inform
+    cells = [name_of(line.path)]
+    if metrics and line.calibration_error is not None:
+        cells += [f"{100 * metrics.top1:.2f} ({100 * metrics.low:.1f} to {100 * metrics.high:.1f})"]
+        cells += [f"{100 * line.calibration_error:.2f}"]
+    cells += [f"{inform.macs / 1e6:.1f}", f"{inform.parameters / 1e6:.2f}", f"{line.path.stat().st_size / 1e6:.2f}"]
+    return cells + [f"{timing.p50_ms:.3f} / {timing.p95_ms:.3f}" for timing in line.timings.values()]
+
+
+def _comparison_cells(comparison: Comparison) -> list[str]:
+    paired = comparison.paired
+    cells = [name_of(comparison.path), name_of(comparison.reference)]
+    if paired:
+        cells += [f"{paired.points:+.2f} ({paired.low:+.2f} to {paired.high:+.2f})", f"{paired.p:.2g}"]
+    cells += [f"{100 * comparison.agreement:.2f}", f"{comparison.smaller:.2f}x"]
+    return cells + [f"{speed:.2f}x" for speed in comparison.speed.values()]
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Text):
+        return escape_markdown(block.text)
+    if isinstance(block, Command):
+        mark = "``" if "`" in block.text else "`"
+        return f"{mark}{block.text}{mark}"
+    if isinstance(block, Facts):
+        return "\n".join(f"- {term}: {escape_markdown(value)}" for term, value in block.rows.items())
+    table = block.table if isinstance(block, Gallery) else block
+    assert isinstance(table, Table)
+    rows = markdown_table(table.heading, table.rows)
+    if table.folded:
+        return f"<details><summary>{escape_html(table.title)}</summary>\n\n{rows}\n\n</details>"
+    return f"{escape_markdown(table.title)}:\n\n{rows}"
+
+
+METHOD = f"""\
+Top-1 has its Wilson 95 % interval. Points are the difference of two accuracies on the same images, with the interval of
+Agresti & Min 2005 (Statistics in Medicine 24:729) and p of McNemar's exact test. The calibration error is the expected
+one of the top answer, {CALIBRATION_BINS} bins (Guo et al. 2017). MACs and parameters are the card's, MB the file's. Of
+many classes the worst looks bad by chance alone where it has few images."""

@@ -1,0 +1,57 @@
+"""Logs and comparisons as they are found on disk, whole, of another training, or broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bench.report.history import LOG, read_curves, read_peers
+from tests.zoo.factories import make_card
+from zoo.card import Card, Stage
+
+_HEAD = "epoch,lr,loss,validation_loss,validation_top1,seconds\n"
+_ROWS = "1,0.001,2.0,1.5,0.4,3.0\n2,0.002,nan,1.0,0.6,3.0\n"
+
+
+def card(epochs: int = 2, best: int = 2) -> Card:
+    trained = Stage(stage="train", config={}, parent=None, summary={"epochs": epochs, "best_epoch": best})
+    pruned = Stage(stage="prune", config={}, parent="0" * 64, summary={})
+    return dataclasses.replace(make_card(), lineage=(trained, pruned))
+
+
+def test_a_log_of_the_lineages_training(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text(_HEAD + _ROWS)
+    (curve,), problems = read_curves([(tmp_path, card())])
+    assert (curve.artefact, curve.stage, curve.best_epoch, problems) == (tmp_path.name, "train", 2, ())
+    assert [row["validation_top1"] for row in curve.epochs] == [0.4, 0.6]
+    assert [row["loss"] for row in curve.epochs] == [2.0, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_HEAD + _ROWS + _ROWS, "has 4 epochs and the lineage says 2"),
+        ("epoch,loss\n1,2\n", "cannot be read"),
+        (_HEAD + "1,a,b,c,d,e\n", "cannot be read"),
+        (_HEAD + "1,2\n", "cannot be read"),
+    ],
+)
+def test_other_logs_are_told_of(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / LOG).write_text(text)
+    curves, (problem,) = read_curves([(tmp_path, card())])
+    assert curves == ()
+    assert said in problem
+
+
+def test_no_log_is_no_problem(tmp_path: Path) -> None:
+    assert read_curves([(tmp_path, card())]) == ((), ())
+
+
+def test_comparisons_that_cannot_be_read_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    assert (read_peers({"0"}).rows, read_peers({"0"}).problem) == ((), "")
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "compare.jsonl").write_text("{}\n")
+    assert "an incomplete row" in read_peers({"0"}).problem
