@@ -10,7 +10,7 @@ WEIGHTS =
 RECIPE = $(if $(DATA),folder,quickstart)
 FLAGS := --recipe $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
-.PHONY: all setup train compress export table test check soak serve bench clean
+.PHONY: all setup train compress export table test check soak serve bench pictures clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
 
@@ -38,10 +38,38 @@ table: setup
 	$(RUN)pocketzoo bench latency --missing
 	$(RUN)pocketzoo list
 
+# Measures everything anew, beside what else there is to pick (about half an hour), keeps the rows and writes the README's
+# tables from them.
+SHAPES := --rounds 3 --seconds 0.5
 bench: setup
 	$(RUN)pocketzoo bench accuracy
 	$(RUN)pocketzoo bench latency
+	$(RUN)pocketzoo bench compare
+	$(RUN)pocketzoo bench shapes resnet18 resnet50 tf_efficientnet_lite0 --round-to 16 $(SHAPES)
+	$(RUN)pocketzoo bench shapes vit_tiny_patch16_224 --macs 0.6 $(SHAPES)
+	$(RUN)pocketzoo bench publish
 	$(RUN)pocketzoo list
+
+# The pictures that the README shows, of the quickstart's artefacts.
+PICTURES := bench/results/pictures
+OF_DIGIT := $(PICTURES)/digit.png --out $(PICTURES)
+EXPLAIN := $(RUN)pocketzoo explain
+pictures: setup
+	@mkdir -p $(PICTURES)
+	$(RUN)python -c "from zoo.datasets.registry import open_dataset as o; import sys; \
+	  sys.stdout.buffer.write(o('mnist5k').splits['validation'][3].read())" > $(PICTURES)/digit.png
+	$(EXPLAIN) predictions output/vit-lora --out $(PICTURES)/predictions.png
+	$(EXPLAIN) confusion output/vit-lora --out $(PICTURES)/confusion.png
+	$(EXPLAIN) pairs output/vit-lora --out $(PICTURES)/pairs.png
+	$(EXPLAIN) losses output/vit-lora --out $(PICTURES)/losses.png
+	$(EXPLAIN) changes output/resnet-pruned/model.onnx --out $(PICTURES)/changes.png
+	$(EXPLAIN) filters output/resnet --out $(PICTURES)/filters.png
+	$(EXPLAIN) features output/resnet $(OF_DIGIT)/features.png --layer layer1
+	$(EXPLAIN) guided output/resnet $(OF_DIGIT)/guided.png --layer layer2
+	$(EXPLAIN) gradcam output/resnet $(OF_DIGIT)/gradcam.png
+	$(EXPLAIN) attention output/vit-digits output/vit-full output/vit-lora --image $(OF_DIGIT)/attention.png
+	$(RUN)pocketzoo report output/vit-lora-pruned
+	cp output/vit-lora-pruned/report.html $(PICTURES)/report.html
 
 serve: setup
 	$(RUN)bentoml serve

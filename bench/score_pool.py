@@ -24,7 +24,7 @@ from zoo.machine import cores
 
 __all__ = ["Scored", "in_processes"]
 
-_AHEAD = 2
+_AHEAD = 4
 """Chunks per worker that are being scored or wait for it."""
 
 _START_SECONDS = 600.0

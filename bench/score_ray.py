@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _BLOCK_BYTES = 1 << 20
 
 _READING = 0.5
 """Processors of a reading task. As many as an actor's, and Ray would make the actors read, a row group each."""
+
+_KNOCK_SECONDS = 5.0
 
 _CHUNKS = pa.schema(
     [
@@ -93,6 +96,7 @@ def _connect(ray: Any, threads: int, workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **quiet)
         else:
             processors = (workers or max(1, cores() // threads)) * threads
@@ -109,6 +113,17 @@ def _connect(ray: Any, threads: int, workers: int) -> None:
             "start one with `ray start --head`, unset RAY_ADDRESS" if address else "see /tmp/ray/session_latest/logs"
         )
         raise PocketzooError(f"{where} ({error}); {remedy}, or use --engine embedded") from error
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds what Ray takes minutes for.
+
+    Raises:
+        OSError: nobody listens at HOST:PORT; other forms of an address (`auto`, `local`) are left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _results(job: Job, source: Source, start: int, workers: int) -> Iterator[Scored]:

@@ -74,3 +74,14 @@ def test_chunks_are_found_in_whatever_tables_come(sizes):
         ([6], 6),
     ]
     assert all(batch.schema == SCHEMA for batch, _ in found)
+
+
+def test_a_cluster_that_does_not_answer(tmp_path):
+    pytest.importorskip("ray")
+    write_artefact(tmp_path / "model.onnx")
+    (tmp_path / "1.png").write_bytes(encode(picture(1)))
+    arguments = (str(tmp_path / "model.onnx"), str(tmp_path / "1.png"), "--out", str(tmp_path / "r.parquet"))
+    done = _ray(*arguments, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 1
+    assert "error: RAY_ADDRESS=127.0.0.1:1: no cluster answers" in done.stderr and "ray start" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "model.onnx"]
