@@ -81,7 +81,7 @@ def score(
 @bench.command(name="score")
 def bench_score(
     artefact: Artefact,
-    source: Annotated[str, typer.Argument(help="Folder or glob in quotes; a thousand small pictures or more.")],
+    source: Annotated[str, typer.Argument(help="Folder or glob in quotes; half a minute of pictures or more.")],
     rounds: Annotated[int, typer.Option(help="Turns of scoring and of every reference.")] = 5,
     workers: Workers = 0,
     threads: Threads = 1,
