@@ -136,9 +136,7 @@ def test_make_targets_exist(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("pocketzoo")])
-def test_commands_run(
-    command: str, copy: Path, digit: Path, photographs: Path, request: pytest.FixtureRequest
-) -> None:
+def test_commands_run(command: str, copy: Path, digit: Path, photographs: Path, request: pytest.FixtureRequest) -> None:
     if "http://localhost:3000" in command:
         command = command.replace("http://localhost:3000", request.getfixturevalue("address"))
     if "lite0-imagenet" in command and " import " not in command:

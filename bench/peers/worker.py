@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -20,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.memory import peak_bytes
 from bench.peers.runtimes import PEERS
 from zoo.clock import sample_ms, since_start
 from zoo.files import GRAPH
 
-__all__ = ["Job", "answer", "peak_mb", "prepare", "timed"]
+__all__ = ["Job", "answer", "prepare", "timed"]
 
 _BATCH = 32
 
@@ -108,7 +108,7 @@ def timed(job: Job) -> dict[str, Any]:
 
     Returns:
         `startup_seconds` from the start of the process to its first answer, `first_ms` of that inference alone,
-        `samples_ms` of those after the warm-up, and :func:`peak_mb`.
+        `samples_ms` of those after the warm-up, and `peak_mb`, the most memory so far in 10^6 bytes.
     """
     shape = (job.batch, *job.shape)
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -122,22 +122,8 @@ def timed(job: Job) -> dict[str, Any]:
         "startup_seconds": round(started, 4),
         "first_ms": round(1000 * first, 4),
         "samples_ms": [round(sample, 5) for sample in samples],
-        "peak_mb": round(peak_mb(), 2),
+        "peak_mb": round(peak_bytes() / 1e6, 2),
     }
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held so far, in MB (10^6 bytes).
-
-    Resident pages of everything: interpreter, libraries, network and activations. Linux's `VmHWM` (proc_pid_status(5))
-    where there is one: `ru_maxrss` begins there with what the parent process held when it started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e6
-    # macOS counts bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _file(job: Job) -> Path:

@@ -41,8 +41,8 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Classify every picture of a folder, glob or Parquet file into one Parquet file; continues where it stopped."""
-    from bench.score import ScoreConfig
-    from bench.score import score as run
+    from bench.score.run import ScoreConfig
+    from bench.score.run import score as run
 
     report = run(
         ScoreConfig(
@@ -90,7 +90,7 @@ def bench_score(
 ) -> None:
     """Compare bulk scoring with loops that only read, decode and infer: pictures/s, and the ratio."""
     from bench.rows import SCORE, append
-    from bench.score_speed import SpeedConfig, measure_speed
+    from bench.score.speed import SpeedConfig, measure_speed
 
     row = measure_speed(
         SpeedConfig(artefact=artefact, source=source, rounds=rounds, workers=workers, threads=threads, batch=batch)

@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from bench.memory import peak_bytes
 from bench.peers import runtimes as peer_runtimes
 from bench.peers import worker as peer_worker
 from bench.peers.runtimes import DEFAULTS, PEERS
-from bench.peers.worker import Job, answer, peak_mb, prepare, timed
+from bench.peers.worker import Job, answer, prepare, timed
 from compress.export import export
 from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_samples
@@ -119,7 +120,7 @@ def test_memory_and_start_are_those_of_the_process_and_what_it_needs(job: Job) -
     job = dataclasses.replace(job, peer="ort", action="time")
     values = dataclasses.asdict(job)
     ((_, _, found),) = alternate({"one": ["-m", "bench.peers.worker", json.dumps(values)]}, 1)
-    assert 20 < found["peak_mb"] < peak_mb() - ballast.nbytes / 2e6
+    assert 20 < found["peak_mb"] < peak_bytes() / 1e6 - ballast.nbytes / 2e6
     assert 0.01 < found["startup_seconds"] < 60
     script = "import sys, bench.peers.worker; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()

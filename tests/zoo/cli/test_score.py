@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-import bench.score_speed
+import bench.score.speed
 from bench.rows import SCORE, read
 from tests.conftest import run_cli
 from tests.zoo.factories import encode, picture, write_artefact
@@ -48,7 +48,7 @@ def test_bench_score_keeps_its_row(tmp_path, monkeypatch):
                     {"images_per_s": 95.0 if way == "score" else 100.0, "peak_mb": 1, "worker_peak_mb": 2},
                 )
 
-    monkeypatch.setattr(bench.score_speed, "alternate", alternate)
+    monkeypatch.setattr(bench.score.speed, "alternate", alternate)
     result = run_cli("bench", "score", artefact, tmp_path / "photos", "--rounds", "2")
     assert "95.0 pictures/s" in result.stdout and "95.0% (95.0% to 95.0%) of the fastest loop" in result.stdout
     (row,) = read(tmp_path / "bench" / SCORE)

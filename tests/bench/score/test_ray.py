@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.score import ScoreConfig, score
-from bench.score_ray import _ROWS, _by_chunk
-from bench.score_worker import SCHEMA
+from bench.score.ray import _ROWS, _by_chunk
+from bench.score.run import ScoreConfig, score
+from bench.score.worker import SCHEMA
 from tests.zoo.factories import encode, picture, write_artefact
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.score_memory import peak_bytes
-from bench.score_pool import Scored
-from bench.score_source import Source, Span, read_span
-from bench.score_worker import SCHEMA, Chunk, Job, Scorer
+from bench.memory import peak_bytes
+from bench.score.pool import Scored
+from bench.score.source import Source, Span, read_span
+from bench.score.worker import SCHEMA, Chunk, Job, Scorer
 from zoo.errors import PocketzooError
 
 __all__ = ["on_ray"]

@@ -1,7 +1,7 @@
 """Bulk scoring: every picture of a source through one artefact, into one Parquet file.
 
-Two engines, one way: a source is cut into chunks (bench.score_source), an engine turns each into rows
-(bench.score_worker) in their order, and parts on disk (bench.score_parts) become the result. A run that was killed
+Two engines, one way: a source is cut into chunks (bench.score.source), an engine turns each into rows
+(bench.score.worker) in their order, and parts on disk (bench.score.parts) become the result. A run that was killed
 continues with the first chunk that no part has.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from bench.environment import environment
-from bench.score_memory import peak_bytes
-from bench.score_parts import Parts, check_out, count, opened_parts, read_metadata
-from bench.score_pool import Scored, in_processes
-from bench.score_source import Source, open_source
-from bench.score_worker import Job
+from bench.memory import peak_bytes
+from bench.score.parts import Parts, check_out, count, opened_parts, read_metadata
+from bench.score.pool import Scored, in_processes
+from bench.score.source import Source, open_source
+from bench.score.worker import Job
 from serve.settings import read_settings
 from zoo.errors import UsageError, unknown_name
 from zoo.files import graph_paths
@@ -47,7 +47,7 @@ class ScoreConfig:
     artefact: Path
     """Folder (its INT8 file where there is one) or ONNX file."""
     source: str
-    """Folder, glob, picture or Parquet file; see bench.score_source.open_source."""
+    """Folder, glob, picture or Parquet file; see bench.score.source.open_source."""
     out: Path
     """The result, a .parquet file."""
     engine: str = "embedded"
@@ -62,7 +62,7 @@ class ScoreConfig:
     """Labels per picture."""
     column: str | None = None
     key: str | None = None
-    """Columns of a Parquet source; see bench.score_source.open_source."""
+    """Columns of a Parquet source; see bench.score.source.open_source."""
     force: bool = False
     """Replace a result, or the parts of an interrupted run, that differ."""
     command: str = ""
@@ -200,7 +200,7 @@ class _Run:
 def _engine(name: str) -> _Engine:
     if name == "embedded":
         return in_processes
-    from bench.score_ray import on_ray
+    from bench.score.ray import on_ray
 
     return on_ray
 

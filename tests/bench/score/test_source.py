@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.score_source import Source, open_source
-from bench.score_worker import shown
+from bench.score.source import Source, open_source
+from bench.score.worker import shown
 from zoo.errors import DataError, UsageError
 
 

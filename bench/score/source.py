@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.score_worker import Chunk, shown
+from bench.score.worker import Chunk, shown
 from zoo.datasets.pictures import SUFFIXES
 from zoo.errors import DataError, UsageError, unknown_name
 

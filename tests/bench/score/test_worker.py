@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.score_worker import SCHEMA, Chunk, Job, Scorer
+from bench.score.worker import SCHEMA, Chunk, Job, Scorer
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.errors import ArtefactError
 from zoo.files import sha256_file

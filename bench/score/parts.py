@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.score_worker import SCHEMA
+from bench.score.worker import SCHEMA
 from zoo.errors import ArtefactError, UsageError
 from zoo.files import write_atomically, write_bytes
 

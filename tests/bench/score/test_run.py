@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bench.score
-from bench.score import ScoreConfig, score
-from bench.score_parts import read_metadata
-from bench.score_pool import Scored
-from bench.score_source import Source, open_source
-from bench.score_worker import Job, Scorer
+import bench.score.run
+from bench.score.parts import read_metadata
+from bench.score.pool import Scored
+from bench.score.run import ScoreConfig, score
+from bench.score.source import Source, open_source
+from bench.score.worker import Job, Scorer
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.errors import ArtefactError, DataError, PocketzooError, UsageError
 from zoo.files import sha256_file
 
-COMMAND = "import bench.score, zoo.cli.main; bench.score._PART_ROWS = 128; zoo.cli.main.main()"
+COMMAND = "import bench.score.run, zoo.cli.main; bench.score.run._PART_ROWS = 128; zoo.cli.main.main()"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch, *, fail_after: int | None 
 
         yield 1, results()
 
-    monkeypatch.setattr(bench.score, "in_processes", engine)
+    monkeypatch.setattr(bench.score.run, "in_processes", engine)
     return seen
 
 
@@ -84,7 +84,7 @@ def test_a_folder_in_two_processes(place, tmp_path):
 
 
 def test_no_torch_where_pictures_are_scored():
-    loaded = "import sys, bench.score, bench.score_pool; print('torch' in sys.modules)"
+    loaded = "import sys, bench.score.run, bench.score.pool; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -144,7 +144,7 @@ def _whole(place: Path, batch: int) -> pa.Table:
 
 def test_what_was_scored_before_a_failure_is_kept(place, tmp_path, monkeypatch):
     config = _config(place, tmp_path / "r.parquet", batch=128, source=str(place / "many.parquet"))
-    monkeypatch.setattr(bench.score, "_PART_ROWS", 10**6)
+    monkeypatch.setattr(bench.score.run, "_PART_ROWS", 10**6)
     seen = _in_this_process(monkeypatch, fail_after=3)
     with pytest.raises(PocketzooError, match="died"):
         score(config)
@@ -204,5 +204,8 @@ def test_a_worker_that_cannot_load_says_why(place, tmp_path):
         formats=(),
     )
     source = open_source(str(place / "photos"), batch=1)
-    with pytest.raises(ArtefactError, match="changed while it was in use"), bench.score.in_processes(job, source, 0, 1):
+    with (
+        pytest.raises(ArtefactError, match="changed while it was in use"),
+        bench.score.run.in_processes(job, source, 0, 1),
+    ):
         pytest.fail("started")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import bench.score_speed
+import bench.score.speed
 from bench.rows import REQUIRED, SCORE
-from bench.score_speed import REFERENCES, SpeedConfig, Turn, measure_speed, take_turn
+from bench.score.speed import REFERENCES, SpeedConfig, Turn, measure_speed, take_turn
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.errors import DataError, UsageError
 
@@ -52,10 +52,10 @@ def test_the_row(place, monkeypatch):
     def alternate(commands, rounds):
         for number in range(rounds):
             for way, (_, module, turn) in commands.items():
-                assert module == "bench.score_speed" and json.loads(turn)["way"] == way
+                assert module == "bench.score.speed" and json.loads(turn)["way"] == way
                 yield way, number, {"images_per_s": rates[way][number], "peak_mb": 1.0, "worker_peak_mb": 2.0}
 
-    monkeypatch.setattr(bench.score_speed, "alternate", alternate)
+    monkeypatch.setattr(bench.score.speed, "alternate", alternate)
     row = measure_speed(SpeedConfig(artefact=place / "model.onnx", source=str(place / "photos"), rounds=3, workers=2))
     assert set(row) >= REQUIRED[SCORE]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (0.9, 0.8, 1.0)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bench.score_parts
-from bench.score_parts import Totals, check_out, count, opened_parts, read_metadata
-from bench.score_worker import SCHEMA
+import bench.score.parts
+from bench.score.parts import Totals, check_out, count, opened_parts, read_metadata
+from bench.score.worker import SCHEMA
 from zoo.errors import ArtefactError, UsageError
 
 MANIFEST = {"source": "photos", "settings": {"top": 5}}
@@ -39,7 +39,7 @@ def test_any_number_of_parts_and_interruptions_makes_the_same_file(tmp_path_fact
         batches.append(_rows(first, first + size))
         first += size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.score_parts, "_GROUP", group)
+        patch.setattr(bench.score.parts, "_GROUP", group)
         with opened_parts(folder / "whole.parquet", MANIFEST, force=False) as parts:
             parts.write(batches)
             parts.assemble({"name": "x"})

@@ -3,7 +3,7 @@
 The references read files, decode, preprocess, infer and throw the answers away: one process with as many threads of
 inference as there are cores, one process with a thread and a session per core, and a process per core. Scoring also
 lists, hashes, collects, writes parts and makes the result of them. Loading the artefact counts nowhere. Run as
-`python -m bench.score_speed JOB`, this module is one such turn.
+`python -m bench.score.speed JOB`, this module is one such turn.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from statistics import median
 from typing import Any
 
 from bench.environment import environment
-from bench.score import ScoreConfig, score
-from bench.score_source import open_source
+from bench.score.run import ScoreConfig, score
+from bench.score.source import open_source
 from zoo.clock import alternate
 from zoo.errors import ArtefactError, DataError, ImageError, UsageError
 from zoo.files import graph_paths, sha256_file
@@ -94,7 +94,7 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         )
         for way in (_SCORE, *REFERENCES)
     ]
-    commands = {turn.way: ["-m", "bench.score_speed", json.dumps(asdict(turn))] for turn in turns}
+    commands = {turn.way: ["-m", "bench.score.speed", json.dumps(asdict(turn))] for turn in turns}
     found: dict[str, list[dict[str, Any]]] = {turn.way: [] for turn in turns}
     for way, _, result in alternate(commands, config.rounds):
         found[way].append(result)

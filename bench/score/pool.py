@@ -16,9 +16,9 @@ from multiprocessing.synchronize import Barrier
 
 import pyarrow as pa
 
-from bench.score_memory import peak_bytes
-from bench.score_source import Source
-from bench.score_worker import Chunk, Job, Scorer
+from bench.memory import peak_bytes
+from bench.score.source import Source
+from bench.score.worker import Chunk, Job, Scorer
 from zoo.errors import PocketzooError
 from zoo.machine import cores
 
