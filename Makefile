@@ -40,7 +40,7 @@ table: setup
 
 # Measures everything anew, beside what else there is to pick (about half an hour), keeps the rows and writes the README's
 # tables from them.
-SHAPES := --rounds 3 --seconds 0.5
+SHAPES := --rounds 6 --seconds 0.3
 bench: setup
 	$(RUN)pocketzoo bench accuracy
 	$(RUN)pocketzoo bench latency

@@ -29,10 +29,10 @@ _BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end of rows -->)", re.DOT
 _Row = Mapping[str, Any]
 _KEYS: dict[str, Callable[[_Row], Any]] = {
     ACCURACY: lambda row: (row["artefact"], row["file"], row["split"]),
-    LATENCY: lambda row: (row["artefact"], row["file"], row["batch"], row["threads"]),
-    COMPARE: lambda row: row["family"],
+    LATENCY: lambda row: (row["artefact"], row["file"]),
+    COMPARE: lambda row: (row["family"], row["batch"], row["threads"]),
     SERVING: lambda row: (row["artefact"], row["file"]),
-    LOAD: lambda row: row["model"],
+    LOAD: lambda row: (row["model"], row["scenario"]),
     SCORE: lambda row: row["artefact"],
 }
 """What a newer run replaces an older one of."""
@@ -41,8 +41,8 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
 def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path]:
     """Keep the latest rows under `output`, and make from the kept rows what shows them.
 
-    A run's rows replace the kept ones of the same artefacts (families, models); other kept rows stay. Accuracies and
-    latencies are kept only of files that are still there, byte for byte.
+    A run's rows replace the kept ones of the same artefacts (families, models); other kept rows stay. Of accuracies
+    and latencies it takes what `pocketzoo list` shows: of files that are there, byte for byte, and times of one run.
 
     Args:
         output: folder of artefacts.
@@ -56,12 +56,9 @@ def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path
         ArtefactError: an incomplete row, or a document that cannot be read or written.
         UsageError: a document asks for rows of an unknown name.
     """
-    measured = {line.digest for line in collect(output) if line.accuracy and line.latency}
-    for name, key in _KEYS.items():
-        new = read(output / "bench" / name)
-        if name in (ACCURACY, LATENCY):
-            new = [row for row in new if row["digest"] in measured]
-        write(results / name, _merged(read(results / name), _latest(new, key), key))
+    for name, new in _measured(output).items():
+        key = _KEYS[name]
+        write(results / name, _merged(read(results / name), new, key))
     written = [results / name for name in _KEYS]
     found = groups(results)
     if found:
@@ -70,6 +67,16 @@ def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path
     for document in documents:
         write_bytes(document, filled(_read(document), results).encode())
     return [*written, *documents]
+
+
+def _measured(output: Path) -> dict[str, list[_Row]]:
+    """The rows to keep, by file."""
+    lines = [line for line in collect(output) if line.accuracy and line.latency]
+    new: dict[str, list[_Row]] = {
+        ACCURACY: [line.accuracy for line in lines if line.accuracy],
+        LATENCY: [line.latency for line in lines if line.latency],
+    }
+    return new | {name: _latest(read(output / "bench" / name), key) for name, key in _KEYS.items() if name not in new}
 
 
 def _latest(rows: Sequence[_Row], key: Callable[[_Row], Any]) -> list[_Row]:
@@ -90,13 +97,17 @@ def groups(results: Path) -> dict[str, list[Line]]:
     for row in accuracy:
         if row["split"] == "test":
             found.setdefault(row["dataset"], {})[row["digest"]] = row
-    threads = {row["digest"]: row["environment"]["cores"] for row in latency}
+    threads = {row["digest"]: _cores(row) for row in latency}
     lines = {}
     for dataset, rows in sorted(found.items()):
         ordered = sorted(rows.values(), key=lambda row: (row["artefact"], row["precision"] == "int8"))
         cores = next((threads[row["digest"]] for row in ordered if row["digest"] in threads), 0)
         lines[dataset] = lines_of(ordered, accuracy, latency, threads=cores)
     return lines
+
+
+def _cores(row: _Row) -> int:
+    return int(row["environment"]["cores"])
 
 
 def render(name: str, results: Path) -> str:
@@ -108,7 +119,8 @@ def render(name: str, results: Path) -> str:
     lines = groups(results)
     compared = read(results / COMPARE)
     if name == "compare" and compared:
-        return summary_table(compared)
+        # Times of other batches and threads are kept, too, and cannot stand beside these.
+        return summary_table([row for row in compared if row["batch"] == 1 and row["threads"] == _cores(row)])
     if name not in lines:
         raise unknown_name("rows", name, [*lines, *(["compare"] if compared else [])])
     return text(lines[name])

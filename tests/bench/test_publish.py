@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,30 @@ def test_rows_of_files_that_are_gone_are_not_kept(chain: Path, tmp_path: Path):
         (output / "bench" / name).write_bytes((chain / "bench" / name).read_bytes())
     publish(output, tmp_path / "kept", [])
     assert kinds.read(tmp_path / "kept" / kinds.ACCURACY) == []
+
+
+def test_a_partial_measurement_does_not_mix_runs(chain: Path, tmp_path: Path):
+    output = tmp_path / "output"
+    shutil.copytree(chain, output)
+    latency = kinds.read(output / "bench" / kinds.LATENCY)
+    kinds.append(output / "bench" / kinds.LATENCY, [latency[0] | {"run": "later"}])
+    publish(output, tmp_path / "kept", [])
+    assert {row["run"] for row in kinds.read(tmp_path / "kept" / kinds.LATENCY)} == {latency[0]["run"]}
+    assert text(groups(tmp_path / "kept")["mnist5k"]) == text(collect(output))
+
+
+def test_scenarios_of_one_model_are_kept_apart(chain: Path, tmp_path: Path):
+    output = tmp_path / "output"
+    (output / "bench").mkdir(parents=True)
+    load = [
+        dict.fromkeys(kinds.REQUIRED[kinds.LOAD], 0) | {"model": "a", "scenario": name, "run": "r"} for name in "xy"
+    ]
+    kinds.append(output / "bench" / kinds.LOAD, load)
+    publish(output, tmp_path / "kept", [])
+    kinds.append(output / "bench" / kinds.LOAD, [load[0] | {"run": "s"}])
+    publish(output, tmp_path / "kept", [])
+    found = {(row["scenario"], row["run"]) for row in kinds.read(tmp_path / "kept" / kinds.LOAD)}
+    assert found == {("y", "r"), ("x", "s")}
 
 
 def test_an_unknown_table_is_a_sentence(tmp_path: Path):
