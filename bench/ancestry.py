@@ -10,7 +10,7 @@ from zoo.card import Card, Stage
 from zoo.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.workspace import card_if_readable
 
-__all__ = ["find_parent"]
+__all__ = ["find_ancestors", "find_parent"]
 
 
 def find_parent(path: Path, card: Card, roots: Iterable[Path]) -> Path | None:
@@ -38,6 +38,25 @@ def find_parent(path: Path, card: Card, roots: Iterable[Path]) -> Path | None:
             if found and found.lineage[:-1] == before and found.lineage[-1].stage == "export":
                 return folder / GRAPH
     return None
+
+
+def find_ancestors(path: Path, card: Card, roots: Sequence[Path]) -> list[Path]:
+    """What an ONNX file was made from, through quantization and every pruning, as far as it can be found.
+
+    Args:
+        path: the file.
+        card: its card.
+        roots: see :func:`find_parent`.
+
+    Returns:
+        The nearest first; empty where there is none.
+    """
+    found: list[Path] = []
+    parent = find_parent(path, card, roots)
+    while parent is not None:
+        found.append(parent)
+        parent = find_parent(parent, graph.read_card(parent), roots)
+    return found
 
 
 def _with_digest(digest: str | None, path: Path, places: Sequence[Path]) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -54,10 +55,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         _write_atomically(path, write)
     except OSError as error:
-        raise ArtefactError(
-            f"{path}: cannot be written ({error}); free some space or name another folder (POCKETZOO_OUTPUT), "
-            "then run the same command again"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space or name another folder (POCKETZOO_OUTPUT)" if full else "name a folder that can be"
+        raise ArtefactError(f"{path}: cannot be written ({error}); {remedy}, then run the same command again") from error
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:

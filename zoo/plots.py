@@ -53,6 +53,12 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def _save(figure: Figure, path: Path | IO[bytes], remarks: Mapping[str, str]) -> None:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # A dollar in a class or file name is a dollar. Still empty are the numbers of axes, whose powers are formulas.
+        if isinstance(text, Text) and text.get_text():
+            text.set_parse_math(False)
     with warnings.catch_warnings(), matplotlib.rc_context({"savefig.facecolor": "white"}):
         # A glyph that the font lacks (a class name in another script) is drawn as a box; no reason to stop.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

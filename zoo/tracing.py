@@ -20,7 +20,18 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import UsageError, unknown_name
 
-__all__ = ["ROOT", "Moving", "Shape", "TooDeepError", "Traced", "has_tensors", "moving", "restored", "trace"]
+__all__ = [
+    "ROOT",
+    "Moving",
+    "Shape",
+    "TooDeepError",
+    "Traced",
+    "has_tensors",
+    "moving",
+    "restored",
+    "trace",
+    "without_gradients_of_weights",
+]
 
 ROOT = "model"
 """First part of every name in a graph."""
@@ -108,13 +119,8 @@ def moving(model: nn.Module, trainable: Collection[str], live: Collection[str]) 
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Give every module the attributes back that it had, its mode among them: tracing runs `forward` on stand-ins.
-
-    Meanwhile no parameter wants gradients: FlopCounterMode fails on a view of one that does (torch 2.15, without
-    gradients; CaiT's class token is such a view).
-    """
-    before = [(module, dict(vars(module))) for module in model.modules()]
+def without_gradients_of_weights(model: nn.Module) -> Iterator[None]:
+    """Let no parameter want gradients meanwhile, so that none are computed that nobody asked for."""
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in wanting:
@@ -123,6 +129,20 @@ def restored(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give every module the attributes back that it had, its mode among them: tracing runs `forward` on stand-ins.
+
+    Meanwhile no parameter wants gradients: FlopCounterMode fails on a view of one that does (torch 2.15, without
+    gradients; CaiT's class token is such a view).
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with without_gradients_of_weights(model):
+            yield
+    finally:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)

@@ -87,13 +87,20 @@ def read_notes(folder: Path) -> Notes:
     """Read run.json of an artefact's folder.
 
     Raises:
-        ArtefactError: there is none, so the data set has to be named.
+        ArtefactError: there is none, or one that cannot be used, so the data set has to be named.
     """
     path = folder / _FILE
     try:
         return decode(Notes, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{folder.name} has no {_FILE}, which says where its data is; name the data set with --data"
+        ) from error
     except (OSError, ValueError, DecodeError) as error:
-        raise ArtefactError(f"{path} does not say where the data of {folder.name} is ({error}); add --data") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArtefactError(
+            f"{path}: cannot be used to find the data of {folder.name}: {reason}; name the data set with --data"
+        ) from error
 
 
 def notes_for(folder: Path, source: DataSource | None) -> Notes:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.explain.answers import percent
 from bench.explain.attention import attend, attention_layers, gradient_weighted, rollout, to_grid, tokens_of
 from bench.explain.drawing import Panel, draw_panels
 from bench.explain.network import open_network, picture
@@ -186,11 +187,12 @@ def draw_views(path: Path, found: Sequence[View], *, method: str, title: str) ->
         several = _rows(one, method)
         rows += several
         names += [_row_title(one), *("" for _ in several[1:])]
-    draw_panels(path, rows, heading=f"{title}: bright patches count most", row_titles=names)
+    heading = f"{title}: dark patches count least, yellow ones most; each map is scaled to its own largest value"
+    draw_panels(path, rows, heading=heading, row_titles=names)
 
 
 def _rows(one: View, method: str) -> list[list[Panel | None]]:
-    first = Panel(image=one.image, title=f"says {one.answer}\nat {one.probability:.0%}")
+    first = Panel(image=one.image, title=f"says {one.answer}\nat {percent(one.probability)}")
     last = one.block == one.blocks - 1
     mean = _panel(one, one.heads.mean(axis=0), f"mean of heads\n{'last block' if last else f'block {one.block}'}")
     fused = "" if one.fusion == "mean" else f", heads' {one.fusion}"

@@ -118,7 +118,7 @@ def sentence(changes: Changes) -> str:
     if (paired := changes.paired) and changes.changed:
         text += f": {paired.lost} lost, {paired.gained} gained, {len(changes.groups['different'])} wrong both times"
     if paired:
-        text += f"; accuracy {paired.points:+.2f} points ({paired.low:+.2f} to {paired.high:+.2f})"
+        text += f"; accuracy {paired.points:+.2f} points (95% interval {paired.low:+.2f} to {paired.high:+.2f})"
     return text
 
 

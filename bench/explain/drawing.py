@@ -29,6 +29,12 @@ _HEADING_LINE = 0.2
 """Inches of a line of the heading, which is larger."""
 _CHARACTER = 0.068
 """Inches of a character, on average."""
+_HEAT = 0.65
+"""Opacity of a heat map: what is left of the picture below it must not change the order of its colours."""
+_DIMMED = (0.25, 0.75)
+"""Brightness of black and white below a heat map."""
+_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class Panel:
     """Of its title, and of its frame where `framed`."""
     framed: bool = False
     overlay: npt.NDArray[np.float32] | None = None
-    """[h, w], stretched over the picture as a translucent heat map from its least to its largest value."""
+    """[h, w], stretched over the picture, grey and dimmed, as a heat map: its least value dark, its largest yellow."""
     colours: str = "viridis"
     """Matplotlib's name of the colour map of a picture with one channel."""
 
@@ -77,7 +83,7 @@ def draw_panels(
     width = int(edge / _CHARACTER)
     texts = [[_wrapped(panel.title, width) if panel else "" for panel in row] for row in rows]
     lines = max(text.count("\n") + 1 if text else 0 for row in texts for text in row)
-    above = textwrap.fill(heading, max(24, int((columns * edge) / _CHARACTER)))
+    above = _even(heading, max(24, int((columns * edge) / _CHARACTER)))
     height = len(rows) * (edge + 0.1 + _LINE * lines) + 0.3 + _HEADING_LINE * (above.count("\n") + 1)
     figure = Figure(figsize=(columns * (edge + 0.1) + 0.3, height))
     FigureCanvasAgg(figure)
@@ -109,18 +115,33 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(line for part in parts for line in part)
 
 
+def _even(text: str, width: int) -> str:
+    """Lines of at most `width` characters, as few as possible and about as long as each other."""
+    count = len(textwrap.wrap(text, width))
+    while width > 1 and len(textwrap.wrap(text, width - 1)) <= count:
+        width -= 1
+    return textwrap.fill(text, width)
+
+
+def _dimmed(image: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """A picture uint8 [H, W, 3] in greys from _DIMMED: float64 [H, W, 3] between 0 and 1."""
+    black, white = _DIMMED
+    grey = black + (white - black) * (image @ np.array(_LUMA)) / 255  # [H, W]
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
 def _draw(place: Axes, panel: Panel, text: str) -> None:
     height, width = panel.image.shape[:2]
     smooth = "nearest" if max(height, width) < 64 else "antialiased"
     if panel.image.ndim == 2:
         place.imshow(panel.image, cmap=panel.colours, interpolation="nearest")
     else:
-        place.imshow(panel.image, interpolation=smooth)
+        place.imshow(panel.image if panel.overlay is None else _dimmed(panel.image), interpolation=smooth)
     if panel.overlay is not None:
         place.imshow(
             panel.overlay,
             cmap="inferno",
-            alpha=0.55,
+            alpha=_HEAT,
             interpolation="bilinear",
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )

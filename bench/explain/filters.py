@@ -84,9 +84,9 @@ def draw_filters(path: Path, found: Filters, *, name: str, most: int = MOST) -> 
     panels = [Panel(image=signed(weights[index], limit), title=str(index)) for index in chosen]
     count, channels, height, width = weights.shape
     which = f"the {len(chosen)} of largest norm of its " if len(chosen) < count else "its "
-    scale = "grey is 0" if channels == 3 else "blue is below 0, white 0, red above"
+    scale = "zero is grey" if channels == 3 else "blue is below zero, white at zero, red above"
     heading = (
         f"First layer of {name}: {which}{count} filters, by index. Layer {found.layer}, "
-        f"weights {count} x {channels} x {height} x {width} between -{limit:.2g} and {limit:.2g}; {scale}"
+        f"weights {count} x {channels} x {height} x {width} from {weights[chosen].min():.2g} to {weights[chosen].max():.2g}; {scale}"
     )
     draw_panels(path, in_rows(panels), heading=heading, edge=0.75)

@@ -23,10 +23,12 @@ import torch
 from captum.attr import LayerGradCam
 from torch import nn
 
+from bench.explain.answers import percent
 from bench.explain.colours import in_rows
 from bench.explain.drawing import NEUTRAL, Panel, draw_panels
-from bench.explain.layers import find_layer, layer_output, places_of, without_gradients_of_weights
+from bench.explain.layers import check_output, find_layer, places_of
 from zoo.errors import UsageError
+from zoo.tracing import without_gradients_of_weights
 
 __all__ = ["Heat", "default_layer", "draw_heats", "explain_labels", "gradcam"]
 
@@ -62,19 +64,26 @@ def gradcam(model: nn.Module, inputs: torch.Tensor, labels: Sequence[int], layer
         layer: whose output is explained; maps or tokens.
 
     Raises:
-        UsageError: there is no such layer, its output has no places, or the answer does not depend on it.
+        UsageError: there is no such layer, it is not called, its output has no places, or the answer does not depend
+            on it.
     """
-    places = places_of(model, layer, layer_output(model, inputs, layer), inputs)
     maps = nn.Identity()  # stands for the layer, in the layout that Captum expects
-    handle = find_layer(model, layer).register_forward_hook(
-        lambda _, __, output: places.back(maps(places.maps(output)), output)
-    )
+    outputs: list[object] = []
+
+    def through_maps(module: nn.Module, given: object, output: object) -> torch.Tensor:
+        outputs.append(output)
+        tensor = check_output(model, layer, outputs)
+        places = places_of(model, layer, tensor, inputs)
+        return places.back(maps(places.maps(tensor)), tensor)
+
+    handle = find_layer(model, layer).register_forward_hook(through_maps)
     try:
         with without_gradients_of_weights(model):
             found = LayerGradCam(model, maps).attribute(
                 inputs.detach().clone().requires_grad_(), target=list(labels), relu_attributions=True
             )
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
+        check_output(model, layer, outputs)  # Captum looks in vain for a layer that is not called
         if "not have been used in the graph" not in str(error):
             raise
         raise UsageError(f"the answer does not depend on layer {layer!r}; take another one") from error
@@ -202,13 +211,13 @@ def draw_heats(path: Path, heats: Sequence[Heat], *, name: str, layer: str) -> N
     """
     panels: list[Panel | None] = []
     for one in heats:
-        nothing = not one.heat.any()
-        text = f"{one.label}\n{one.probability:.1%}" + (", nothing speaks for it" if nothing else "")
+        text = f"{one.label}\n{percent(one.probability)}" + ("" if one.heat.any() else ", nothing speaks for it")
         panels.append(Panel(image=one.image, title=f"{one.title}\nanswer: {one.answer}", colour=NEUTRAL))
-        panels.append(Panel(image=one.image, title=text, overlay=None if nothing else one.heat))
+        panels.append(Panel(image=one.image, title=text, overlay=one.heat))
     rows, columns = heats[0].heat.shape
     heading = (
         f"Grad-CAM of {name}, layer {layer} ({rows} x {columns} places): "
-        "left what the network sees, right what speaks for the label, the brighter the more"
+        "left what the network sees, right what speaks for the label, dark the least and yellow the most; "
+        "each map is scaled to its own largest value"
     )
     draw_panels(path, in_rows(panels, 2 if len(heats) <= 4 else 6), heading=heading)

@@ -6,6 +6,7 @@ is written here to be looked at, while ONNX is what is served.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import onnx
 
 from zoo.card import KEY, Card, to_json
 from zoo.errors import ArtefactError, CheckError, UsageError
-from zoo.files import write_atomically, write_bytes
+from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, write_bytes
 from zoo.graph import load as load_graph
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ def write_shaped(path: Path, out: Path) -> tuple[int, int]:
         How many values have a shape in the copy, and how many there are.
 
     Raises:
-        UsageError: both are the same file.
+        UsageError: both are the same file, or `out` has the name of an artefact's file.
         ArtefactError, CardError, CheckError: see zoo.graph.load.
     """
-    if out.resolve() == path.resolve():
+    if out.exists() and out.samefile(path):
         raise UsageError(f"--out {out}: this is the artefact itself, which stays as it is; name another file")
+    if out.name in (GRAPH, INT8_GRAPH, HALF_GRAPH):
+        raise UsageError(f"--out {out}: {out.name} is what an artefact's file is called; give the copy another name")
     model = load_graph(path)[0]
     try:
         shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -106,10 +109,11 @@ def write_torchscript(model: nn.Module, card: Card, out: Path) -> float:
             f"{card.name}: the network and its trace differ by {worst:.2g}, at most {TOLERANCE} is allowed; "
             "nothing was written, look at its ONNX file instead"
         )
+    # Into memory first: torch ends the process when it cannot write to the disk.
+    stream = io.BytesIO()
     with _known_warnings():
-        write_atomically(
-            out, lambda temporary: torch.jit.save(traced, str(temporary), _extra_files={KEY: to_json(card)})
-        )
+        torch.jit.save(traced, stream, _extra_files={KEY: to_json(card)})
+    write_bytes(out, stream.getvalue())
     return worst
 
 

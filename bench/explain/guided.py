@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench.explain.colours import in_rows, signed
 from bench.explain.drawing import Panel, draw_panels
-from bench.explain.layers import find_layer, layer_output, places_of, without_gradients_of_weights
+from bench.explain.layers import find_layer, layer_output, places_of
 from zoo.errors import UsageError
 
 __all__ = ["MOST", "Guided", "Unit", "draw_guided", "guided"]

@@ -5,8 +5,7 @@ Letters in shapes: B pictures, C channels, h and w places (pixels of a feature m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from bench.explain.attention import tokens_of
 from zoo.errors import ArtefactError, UsageError, unknown_name
 from zoo.models.truncate import channels_last
 
-__all__ = ["Places", "find_layer", "layer_output", "places_of", "without_gradients_of_weights"]
+__all__ = ["Places", "check_output", "find_layer", "layer_output", "places_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +82,26 @@ def layer_output(model: nn.Module, inputs: torch.Tensor, layer: str) -> torch.Te
             model(inputs)
     finally:
         handle.remove()
-    if not seen:
+    return check_output(model, layer, seen)
+
+
+def check_output(model: nn.Module, layer: str, outputs: Sequence[object]) -> torch.Tensor:
+    """The last of what a layer returned, a tensor.
+
+    Args:
+        model: the network, for messages.
+        layer: its layer's name, for messages.
+        outputs: of every call of the layer.
+
+    Raises:
+        UsageError: the layer was not called, or returned no tensor.
+    """
+    if not outputs:
         raise UsageError(f"{type(model).__name__} does not call its layer {layer!r}; take another one")
-    if not isinstance(seen[-1], torch.Tensor):
-        raise UsageError(f"layer {layer!r} returns {type(seen[-1]).__name__}, expected a tensor; take another one")
-    return seen[-1]
+    last = outputs[-1]
+    if not isinstance(last, torch.Tensor):
+        raise UsageError(f"layer {layer!r} returns {type(last).__name__}, expected a tensor; take another one")
+    return last
 
 
 def places_of(model: nn.Module, layer: str, output: torch.Tensor, inputs: torch.Tensor) -> Places:
@@ -121,16 +135,3 @@ def places_of(model: nn.Module, layer: str, output: torch.Tensor, inputs: torch.
     if known is not None and tokens.prefix not in (0, known):
         raise refusal
     return Places(layout="tokens", grid=tokens.grid, prefix=tokens.prefix)
-
-
-@contextmanager
-def without_gradients_of_weights(model: nn.Module) -> Iterator[None]:
-    """Let nothing but the pictures want gradients, so that none are computed that nobody asked for."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)

@@ -58,7 +58,7 @@ def draw_losses(path: Path, answers: Answers, losses: Sequence[Loss]) -> None:
         told(answers, entry.place, more=f"{number}. loss {entry.loss:.2f}") for number, entry in enumerate(losses, 1)
     ]
     heading = (
-        f"{answers.name}: of {len(answers.samples):,} pictures of {answers.source} the {len(losses)} with the highest "
-        "loss (-ln of the true label's probability)"
+        f"{answers.name}: of {len(answers.samples):,} pictures of {answers.source}, the {len(losses)} with the highest "
+        "loss (-ln of the true label's calibrated probability)"
     )
     draw_panels(path, grid(panels, _COLUMNS), heading=heading)

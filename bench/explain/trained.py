@@ -52,8 +52,10 @@ def training_of(model: nn.Module, card: Card) -> Training | None:
     share = None if "prune" in after else count / sum(parameter.numel() for parameter in model.parameters())
     names, why = None, _unknowable(last, after)
     if not why:
-        names = _names(model, last.config)
-        found = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+        names, why = _names(model, last.config)
+    if names is not None:
+        trained = names
+        found = sum(parameter.numel() for name, parameter in model.named_parameters() if name in trained)
         if found != count:
             names, why = None, f"its settings would train {found:,} weights of this network"
     return Training(stage=last.stage, count=count, names=names, share=share, why=why)
@@ -74,13 +76,13 @@ def _unknowable(last: Stage, after: list[str]) -> str:
     return ""
 
 
-def _names(model: nn.Module, config: Mapping[str, Any]) -> frozenset[str]:
-    """What the settings train in any epoch; nothing where they do not fit the network."""
+def _names(model: nn.Module, config: Mapping[str, Any]) -> tuple[frozenset[str] | None, str]:
+    """What the settings train in any epoch; None, and why, where they do not fit this version or the network."""
     fit = config.get("fit", {})
     may = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         freezing = decode(Freezing, fit.get("freeze", {}), "freeze")
         epoch = phases(freezing, int(fit.get("epochs", 1)))[-1][-1]
-        return frozenset(trained_at(model, freezing, epoch, may=may))
-    except (DecodeError, UsageError):  # settings of another version of this project
-        return frozenset()
+        return frozenset(trained_at(model, freezing, epoch, may=may)), ""
+    except (DecodeError, UsageError) as error:  # settings of another version of this project
+        return None, f"the recorded settings of the training cannot be used: {error}"

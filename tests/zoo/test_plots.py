@@ -40,3 +40,19 @@ def test_a_failing_drawing_leaves_the_old_picture(tmp_path):
 def test_a_class_name_in_a_script_without_glyphs(tmp_path):
     draw(tmp_path / "a.png", "\N{CJK UNIFIED IDEOGRAPH-732B}")
     assert (tmp_path / "a.png").is_file()
+
+
+def test_a_dollar_is_no_formula(tmp_path):
+    with axes(tmp_path / "a.png", width=4, height=3) as plot:
+        plot.set_title(r"a$x_{1$<i>[red]|b.jpg")
+        plot.set_xlabel("US$ and A$ price")
+        plot.set_xticks([0, 1], ["$x_{", "plain"])
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_powers_of_ten_stay_formulas(tmp_path):
+    with axes(tmp_path / "a.png", width=4, height=3) as plot:
+        plot.plot([1e-6, 1e3], [1, 2])
+        plot.set_xscale("log")
+    assert all(label.get_parse_math() for label in plot.get_xticklabels() if "mathdefault" in label.get_text())
+    assert any("mathdefault" in label.get_text() for label in plot.get_xticklabels())

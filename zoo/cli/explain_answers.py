@@ -174,7 +174,8 @@ def changes(
         Path | None,
         typer.Option(
             "--against",
-            help="Folder or file to compare with. Default: what the file was made from, as its lineage says.",
+            help="Folder or file to compare with. Default: by its lineage, the network before any pruning; else what it was "
+            "quantized from.",
             show_default=False,
         ),
     ] = None,
@@ -185,17 +186,17 @@ def changes(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """The pictures that a compressed file answers otherwise than its parent: lost, gained, or wrong both times.
+    """The pictures that a compressed file answers otherwise than its original: lost, gained, or wrong both times.
 
-    A folder's INT8 file is compared with the graph it was made from; name model.onnx of a pruned artefact to compare
-    that with the unpruned one. Where no answer changed, the pictures are drawn whose probabilities moved most.
+    A folder's INT8 file is compared with the network before any pruning, in FP32. What one step did alone shows with
+    --against, or by naming model.onnx. Where no answer changed, the pictures are drawn whose probabilities moved most.
     """
     from bench.explain.answers import answer
     from bench.explain.changes import compare_changes, draw_changes, sentence
 
     target = picture_path(artefact, out, "changes")
     path, card = _open(artefact)
-    parent = _parent(path, card, against)
+    parent = _original(path, card, against)
     pictures = pictures_of(path, card, images=images, data=data, split=split)
     found = compare_changes(answer(parent, _card(parent), pictures), answer(path, card, pictures))
     draw_changes(target, found, count=count)
@@ -239,8 +240,9 @@ def _labelled(artefact: Path, images: Sequence[Path] | None, data: str | None, s
     return answers, answers.truth
 
 
-def _parent(path: Path, card: Card, against: Path | None) -> Path:
-    from bench.ancestry import find_parent
+def _original(path: Path, card: Card, against: Path | None) -> Path:
+    """What a file is compared with."""
+    from bench.ancestry import find_ancestors
 
     if against is not None:
         try:
@@ -252,14 +254,16 @@ def _parent(path: Path, card: Card, against: Path | None) -> Path:
         if parent.resolve() == path.resolve():
             raise UsageError(f"--against {against}: this is the very file that is compared; name another one")
         return parent
-    found = find_parent(path, card, [output_root()])
-    if found is None:
+    found = find_ancestors(path, card, [output_root()])
+    if not found:
         made = " and ".join(entry.stage for entry in card.lineage) or "nothing that it records"
         raise ArtefactError(
             f"{path} (made by {made}): no file that it was compressed from is in {output_root()} or beside it; "
             "name one with --against"
         )
-    return found
+    if "prune" in (entry.stage for entry in _card(found[-1]).lineage):
+        note(f"{found[-1]} was pruned, and what it was pruned from is not in {output_root()} or beside it")
+    return found[-1]
 
 
 def _accuracy(answers: Answers, truth: Any) -> str:

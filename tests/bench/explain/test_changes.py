@@ -35,7 +35,7 @@ def test_groups_with_the_largest_movement_first() -> None:
     assert sentence(found) == (
         "tiny/model.int8.onnx against tiny/model.onnx on 6 pictures of tiny, validation split: 4 answers differ "
         f"(agreement 33.3%): 2 lost, 1 gained, 1 wrong both times; accuracy -16.67 points "
-        f"({found.paired.low:+.2f} to {found.paired.high:+.2f})"
+        f"(95% interval {found.paired.low:+.2f} to {found.paired.high:+.2f})"
     )
 
 

@@ -45,6 +45,12 @@ def test_the_artefact_is_not_overwritten(tmp_path: Path) -> None:
     write_artefact(path)
     with pytest.raises(UsageError, match="this is the artefact itself"):
         write_shaped(path, tmp_path / "." / "model.onnx")
+    with pytest.raises(UsageError, match=r"model.int8.onnx is what an artefact's file is called"):
+        write_shaped(path, tmp_path / "model.int8.onnx")
+    link = tmp_path / "link.onnx"
+    link.hardlink_to(path)
+    with pytest.raises(UsageError, match="this is the artefact itself"):
+        write_shaped(path, link)
 
 
 @pytest.mark.parametrize("name", ["CNN5", "Swin", "ViT"])
