@@ -55,9 +55,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         _write_atomically(path, write)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space or name another folder (POCKETZOO_OUTPUT)" if full else "name a folder that can be"
-        raise ArtefactError(f"{path}: cannot be written ({error}); {remedy}, then run the same command again") from error
+        reason = f"{path}: cannot be written ({error}); {remedy}, then run the same command again"
+        raise ArtefactError(reason) from error
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:

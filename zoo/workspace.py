@@ -93,14 +93,10 @@ def read_notes(folder: Path) -> Notes:
     try:
         return decode(Notes, json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError as error:
-        raise ArtefactError(
-            f"{folder.name} has no {_FILE}, which says where its data is; name the data set with --data"
-        ) from error
+        raise ArtefactError(f"{folder.name} has no {_FILE}, which says where its data is; add --data") from error
     except (OSError, ValueError, DecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ArtefactError(
-            f"{path}: cannot be used to find the data of {folder.name}: {reason}; name the data set with --data"
-        ) from error
+        reason = error if isinstance(error, DecodeError) else f"{path}: {getattr(error, 'strerror', None) or error}"
+        raise ArtefactError(f"{reason}; this file says where the data of {folder.name} is; add --data") from error
 
 
 def notes_for(folder: Path, source: DataSource | None) -> Notes:

@@ -87,6 +87,6 @@ def draw_filters(path: Path, found: Filters, *, name: str, most: int = MOST) -> 
     scale = "zero is grey" if channels == 3 else "blue is below zero, white at zero, red above"
     heading = (
         f"First layer of {name}: {which}{count} filters, by index. Layer {found.layer}, "
-        f"weights {count} x {channels} x {height} x {width} from {weights[chosen].min():.2g} to {weights[chosen].max():.2g}; {scale}"
+        f"weights {count} x {channels} x {height} x {width} from {weights.min():.2g} to {weights.max():.2g}; {scale}"
     )
     draw_panels(path, in_rows(panels), heading=heading, edge=0.75)

@@ -82,7 +82,7 @@ def gradcam(model: nn.Module, inputs: torch.Tensor, labels: Sequence[int], layer
             found = LayerGradCam(model, maps).attribute(
                 inputs.detach().clone().requires_grad_(), target=list(labels), relu_attributions=True
             )
-    except (RuntimeError, KeyError) as error:
+    except (AssertionError, RuntimeError) as error:
         check_output(model, layer, outputs)  # Captum looks in vain for a layer that is not called
         if "not have been used in the graph" not in str(error):
             raise

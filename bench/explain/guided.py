@@ -31,6 +31,7 @@ from bench.explain.colours import in_rows, signed
 from bench.explain.drawing import Panel, draw_panels
 from bench.explain.layers import find_layer, layer_output, places_of
 from zoo.errors import UsageError
+from zoo.tracing import without_gradients_of_weights
 
 __all__ = ["MOST", "Guided", "Unit", "draw_guided", "guided"]
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
 import signal
 import ssl
 import sys
@@ -22,7 +24,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.load.connection import Connection
@@ -35,6 +37,7 @@ __all__ = ["run"]
 _REFUSALS = (429, 503)
 _SWEEP_SECONDS = 0.1
 _AGAIN_SECONDS = 0.02
+_PARENT_SECONDS = 0.5
 
 
 class _Run:
@@ -159,17 +162,17 @@ class _Run:
                 self._take(self.idle.pop(), moment)
                 continue
             self.waiting.append(moment)
-            if self.opening < len(self.waiting) and len(self.all) + self.opening < self.job.connections:
+            if self.opening < len(self.waiting) and len(self.all) < self.job.connections:
                 self.open()
 
     def open(self) -> None:
         self.opening += 1
-        self.loop.create_task(self._open())
-
-    async def _open(self) -> None:
         connection = Connection(self)
+        self.all.add(connection)
+        self.loop.create_task(self._open(connection))
+
+    async def _open(self, connection: Connection) -> None:
         try:
-            self.all.add(connection)
             await self.loop.create_connection(lambda: connection, self.job.host, self.job.port, ssl=self.tls)
         except OSError:
             self.all.discard(connection)
@@ -239,6 +242,17 @@ class _Run:
         self.stopped.set()
         self._check_done()
 
+    def give_up(self) -> None:
+        """Count what is neither answered nor failed at the end, and close all connections."""
+        for connection in list(self.all):
+            if connection.busy:
+                connection.busy = False
+                self.record.errors["timeout"] += 1
+            connection.abort()
+        if self.waiting:
+            self.record.errors["unsent"] += len(self.waiting)
+            self.waiting.clear()
+
     def _check_done(self) -> None:
         over = not self.sending and (self.arrivals_over or self.stopped.is_set())
         quiet = not self.opening and not any(connection.busy for connection in self.all)
@@ -257,8 +271,13 @@ class _Run:
                 due.append(moment)
                 moment = start + next(offsets)
             if due:
-                self.loop.call_soon_threadsafe(self.arrive, due)
-        self.loop.call_soon_threadsafe(self._no_more_arrivals)
+                self._in_loop(self.arrive, due)
+        self._in_loop(self._no_more_arrivals)
+
+    def _in_loop(self, call: Callable[..., None], *given: Any) -> None:
+        # A run that was stopped may have closed its loop meanwhile.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(call, *given)
 
     def _no_more_arrivals(self) -> None:
         self.arrivals_over = True
@@ -269,7 +288,8 @@ async def run(job: Job) -> dict[str, Any]:
     """Do a job: counts per status and kind of error, successes per second, latencies in milliseconds.
 
     The latencies of answers 200 (`ok_ms`), of 429 and 503 (`refused_ms`) and of others (`other_ms`) are apart. Errors
-    are `reset` (the connection ended before the answer), `timeout`, `connect` and `parse`.
+    are `reset` (the connection ended before the answer), `timeout`, `connect`, `parse` and `unsent` (due, but no
+    connection was free until the end).
     """
     loop = asyncio.get_running_loop()
     state = _Run(job, loop)
@@ -296,8 +316,7 @@ async def run(job: Job) -> dict[str, Any]:
                 await state.done.wait()
         except TimeoutError:
             continue
-    for connection in list(state.all):
-        connection.abort()
+    state.give_up()
     await asyncio.sleep(0)  # transports close in the loop's next turn
     return _result(state, recovered)
 
@@ -337,7 +356,15 @@ def _result(state: _Run, recovered: float | None) -> dict[str, Any]:
     return found
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, which may have had no time to end it: nobody waits for a result."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)
+
+
 def _main() -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     import uvloop
 
     given = json.loads(sys.stdin.read())

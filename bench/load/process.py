@@ -55,8 +55,11 @@ def generate(job: Job) -> Iterator[Client]:
     )
     try:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(dataclasses.asdict(job)))
-        process.stdin.close()
+        # One that died already has no use for its job; its result says what it died of.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(dataclasses.asdict(job)))
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         process.stdin = None  # so that communicate() does not touch it again
         yield Client(process=process)
     finally:

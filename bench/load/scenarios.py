@@ -42,6 +42,8 @@ _WARM = 0.1
 """Part of `seconds` that `offline` warms up for."""
 _OPEN_CONNECTIONS = 512
 _PATIENCE = 50
+_ENOUGH_FOR_P99_9 = 1000
+"""Queries; of fewer, that percentile is the maximum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +310,7 @@ def _row(scenario: str, found: dict[str, Any], *, metric: str, percent: float | 
         "p50_ms": kept.percentile(50),
         "p90_ms": kept.percentile(90),
         "p99_ms": kept.percentile(99),
-        "p99_9_ms": kept.percentile(99.9),
+        "p99_9_ms": kept.percentile(99.9) if len(kept) >= _ENOUGH_FOR_P99_9 else None,
         "max_ms": kept.highest,
         "histogram": found["histogram"],
         "status": found["status"],

@@ -76,13 +76,14 @@ def parse_url(url: str, *, model: str | None = None, key: str | None = None) -> 
     Raises:
         UsageError: no address of a server.
     """
-    parts = urlsplit(url)
+    wrong = UsageError(f"{url!r}: expected the address of a server, like http://127.0.0.1:3000")
     try:
+        parts = urlsplit(url)
         port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in _PORTS or not parts.hostname or port == -1 or parts.query or parts.fragment:
-        raise UsageError(f"{url!r}: expected the address of a server, like http://127.0.0.1:3000")
+    except ValueError as error:
+        raise wrong from error
+    if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment:
+        raise wrong
     if key is not None and not (key.isascii() and key.isprintable()):
         raise UsageError("--key: expected printable ASCII characters; `pocketzoo key` prints one that fits")
     return Target(

@@ -20,7 +20,8 @@ def render(rows: Sequence[dict[str, Any]]) -> Table:
     for place, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
     for row in rows:
-        latencies = [f"{row[name]:.2f}" for name in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")]
+        marks = [row[name] for name in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")]
+        latencies = ["-" if mark is None else f"{mark:.2f}" for mark in marks]
         value = f"{row['value']:.2f} {row['unit']}"
         table.add_row(row["scenario"], row["metric"], value, *latencies, f"{row['n']:,}", f"{row['seconds']:.1f}")
     return table

@@ -109,6 +109,10 @@ def compare(
         jobs = _jobs(family, config, Path(scratch), images if calibration else None)
         prepared = _prepare(jobs)
         jobs = {key: jobs[key] for key in prepared}
+        # Before the first round: a file that changes meanwhile is not the one that was measured.
+        known = {
+            key: _what(network, peer) for network in family for peer in PEERS if (key := _key(network, peer)) in jobs
+        }
         turns = _times(jobs, config.latency.rounds)
         logits = _answers(jobs, questions) if pictures else {}
     common = {
@@ -123,7 +127,7 @@ def compare(
     }
     rows = [
         common
-        | _what(network, peer)
+        | known[key]
         | timing(turns[key])
         | starting(turns[key])
         | {name: prepared[key][name] for name in ("bytes", "convert_seconds", "setup_seconds")}

@@ -10,6 +10,7 @@ from bench.ancestry import find_parent
 from zoo import graph
 from zoo.card import Card
 from zoo.files import GRAPH, output_root
+from zoo.progress import note
 
 __all__ = ["Network", "families"]
 
@@ -32,6 +33,8 @@ class Network:
 def families(artefacts: Sequence[Path]) -> list[list[Network]]:
     """Artefacts with those that they were pruned from, one list per family, the unpruned one first.
 
+    What was pruned from something that is not there any more is a family of its own, and is said.
+
     Raises:
         ArtefactError: an artefact has no exported graph.
     """
@@ -41,7 +44,13 @@ def families(artefacts: Sequence[Path]) -> list[list[Network]]:
         card = graph.read_card(folder / GRAPH)
         parent = find_parent(folder / GRAPH, card, [output_root()])
         first = folder if parent is None else parent.parent
-        own = Network(folder=folder, form="parent" if parent is None else "pruned", card=card)
+        pruned = parent is not None or any(stage.stage == "prune" for stage in card.lineage)
+        if pruned and parent is None:
+            note(
+                f"{folder.name}: what it was pruned from is not exported under {output_root()}, so there is nothing to "
+                "hold it against; export that too"
+            )
+        own = Network(folder=folder, form="pruned" if pruned else "parent", card=card)
         members = found.setdefault(first, [])
         if parent is not None and not any(member.folder == first for member in members):
             members.append(Network(folder=first, form="parent", card=graph.read_card(parent)))

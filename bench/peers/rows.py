@@ -14,22 +14,26 @@ __all__ = ["starting", "timing", "with_ratios"]
 
 
 def timing(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percentiles over all inferences, the median's 95 % interval, and the median of each round.
+    """Median of the rounds' medians and its interval (bench.peers.bootstrap), and the median of each round.
+
+    A round lasts for a time, so that over all inferences the fast rounds would weigh more. The other percentiles are
+    over all inferences: of single rounds they are of too few.
 
     Args:
         turns: what each process measured, by round: `samples_ms`.
     """
     rounds: list[list[float]] = [turn["samples_ms"] for turn in turns]
     timing = summarise([duration for turn in rounds for duration in turn])
-    low, high = median_interval(rounds) or (None, None)
+    medians = [summarise(turn).p50_ms for turn in rounds]
+    low, high = median_interval(medians) or (None, None)
     return {
         "n": timing.n,
-        "p50_ms": round(timing.p50_ms, 4),
+        "p50_ms": round(statistics.median(medians), 4),
         "low_ms": None if low is None else round(low, 4),
         "high_ms": None if high is None else round(high, 4),
         "p95_ms": round(timing.p95_ms, 4),
         "p99_ms": round(timing.p99_ms, 4),
-        "round_ms": [round(summarise(turn).p50_ms, 4) for turn in rounds],
+        "round_ms": [round(median, 4) for median in medians],
     }
 
 
@@ -50,10 +54,13 @@ def with_ratios(rows: Sequence[dict[str, Any]], family: str) -> list[dict[str, A
     """Adds how many times as fast as ONNX Runtime's defaults on the family's unpruned network each row is.
 
     Args:
-        rows: of one family; its first network's row of ONNX Runtime is among them.
+        rows: of one family; its first network's row of ONNX Runtime is among them. Where that network is pruned
+            itself, as what it was pruned from is not known, there is no reference and every ratio is None.
         family: name of that network.
     """
     (reference,) = (row for row in rows if (row["artefact"], row["variant"]) == (family, REFERENCE))
+    if reference["form"] == "pruned":
+        return [row | dict.fromkeys(("reference", "ratio", "ratio_low", "ratio_high")) for row in rows]
     found = []
     for row in rows:
         faster = ratio(reference["round_ms"], row["round_ms"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.peers.bootstrap import Ratio, ratio
+from bench.peers.bootstrap import FEWEST, Ratio, ratio, sureness
 from bench.report.text import environment_text, markdown_table, rich_table
 
 __all__ = ["against", "details", "faster", "fastest", "markdown", "ours", "summary_table", "tables"]
@@ -58,7 +58,8 @@ def details(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     Start: from the start of a process to its first answer. Prepare: what comes before that once (converting, compiling)
     and the first start.
     """
-    heading = ["<network", "<variant", "ms (95 % CI)", "p95 ms", "vs ORT (95 % CI)", "top-1 % (95 % CI)", "same %"]
+    sure = _sure(rows)
+    heading = ["<network", "<variant", f"ms ({sure})", "p95 ms", f"vs ORT ({sure})", "top-1 % (95 % CI)", "same %"]
     heading += ["logit diff.", "MB", "peak MB", "prepare s", "start s", "first ms"]
     return heading, [
         [
@@ -66,7 +67,7 @@ def details(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             row["variant"],
             _between(row["p50_ms"], row["low_ms"], row["high_ms"], _ms),
             _ms(row["p95_ms"]),
-            _ratio(Ratio(value=row["ratio"], low=row["ratio_low"], high=row["ratio_high"])),
+            _against_reference(row),
             _top1(row),
             _or_dash(row["agreement"], lambda share: f"{100 * share:.1f}"),
             f"{row['difference']:.2g}",
@@ -95,8 +96,9 @@ def ours(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
     That is the one with the least ms on the family's unpruned network at the file's precision.
     """
-    heading = ["<family", "<ours", "top-1 % (95 % CI)", "MMACs", "MB", "peak MB", "start s", "ms (95 % CI)"]
-    heading += ["<fastest peer", "ms", "vs it (95 % CI)"]
+    sure = _sure(rows)
+    heading = ["<family", "<ours", "top-1 % (95 % CI)", "MMACs", "MB", "peak MB", "start s", f"ms ({sure})"]
+    heading += ["<fastest peer", "ms", f"vs it ({sure})"]
     cells = []
     for family, members in _by_family(rows).items():
         for name, row in _ours(members):
@@ -141,11 +143,11 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     facts = [
         f"command: `{command}`",
         f"latency: batch {first['batch']}, threads {first['threads']}, {first['rounds']} processes per variant that "
-        f"take turns within a family, {first['warmup']} uncounted inferences each; ms are medians over all inferences "
-        f"(n = {counts[0]:,} to {counts[-1]:,} per variant)",
+        f"take turns within a family, {first['warmup']} uncounted inferences each; ms are medians of the processes' "
+        f"medians, p95 ms is over all inferences (n = {counts[0]:,} to {counts[-1]:,} per variant)",
         "vs ORT: times as fast as ONNX Runtime with its defaults on the family's unpruned network in float32; ratios "
         "are formed within rounds, their medians shown",
-        "95 % CI: of times and ratios by a percentile bootstrap over the rounds, of accuracy by Wilson's formula",
+        *_intervals(rows),
         "fastest peer: of the same precision, on the unpruned network",
         "same %: the answer of the exported FP32 graph; logit diff.: the largest difference from its logits on one "
         "picture",
@@ -188,10 +190,32 @@ def summary_table(rows: Sequence[Row]) -> str:
     compared = {family: _compared(members) for family, members in families.items()}
     return (
         "\n".join(
-            [*_aligned("ms per batch", times, cells, show=str.rjust), "", *_aligned("times as fast", ratios, compared)]
+            [
+                *_aligned("ms per batch", times, cells, show=str.rjust),
+                "",
+                *_aligned(
+                    f"ratio ({_sure([row for members in families.values() for row in members])})", ratios, compared
+                ),
+            ]
         )
         + "\n"
     )
+
+
+def _sure(rows: Sequence[Row]) -> str:
+    """What the intervals of times and ratios are; the word for the fewest rounds, where rows differ."""
+    return sureness(min(len(row["round_ms"]) for row in rows))
+
+
+def _intervals(rows: Sequence[Row]) -> list[str]:
+    if _sure(rows) == sureness(FEWEST):
+        return [
+            "95 % CI: of times and ratios by a percentile bootstrap over the rounds, of accuracy by Wilson's formula"
+        ]
+    return [
+        f"range: of the rounds' medians and ratios; a 95 % interval takes at least {FEWEST} rounds",
+        "95 % CI: of accuracy by Wilson's formula",
+    ]
 
 
 def _time(rows: Sequence[Row], column: tuple[str, str]) -> Row | None:
@@ -210,7 +234,7 @@ def _heading(variant: str) -> str:
 
 def _compared(rows: Sequence[Row]) -> list[str]:
     best_name, best = min(_ours(rows), key=lambda found: float(found[1]["p50_ms"]))
-    cells = [f"{_ratio(Ratio(value=best['ratio'], low=best['ratio_low'], high=best['ratio_high']))} {best_name}"]
+    cells = [f"{_against_reference(best)} {best_name}" if best["ratio"] is not None else "-"]
     for precision, name in (("float32", "FP32"), ("int8", "INT8")):
         row, rival = next((row for found, row in _ours(rows) if found == name), None), fastest(rows, precision)
         cells.append(f"{_ratio(faster(row, rival))} {_heading(rival['variant'])}" if row and rival else "-")
@@ -271,6 +295,13 @@ def _ms(value: float) -> str:
 
 def _ratio(found: Ratio) -> str:
     return _between(found.value, found.low, found.high, lambda value: f"{value:.{2 if value < 10 else 1}f}", unit="x")
+
+
+def _against_reference(row: Row) -> str:
+    """Ratio to ONNX Runtime's defaults; a dash where the unpruned network is not known."""
+    if row["ratio"] is None:
+        return "-"
+    return _ratio(Ratio(value=row["ratio"], low=row["ratio_low"], high=row["ratio_high"]))
 
 
 def _top1(row: Row) -> str:

@@ -27,6 +27,8 @@ class Facts:
     """Terms and what they are."""
 
     rows: Mapping[str, str]
+    title: str = ""
+    """What they are about; "": what the part of the page is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,8 @@ class Table:
 class Figure:
     """A diagram, which only a page with pictures has."""
 
-    name: str
-    """Of its PNG file among the page's pictures."""
+    names: Sequence[str]
+    """Of its PNG files among the page's pictures; side by side, or one below the other on a narrow page."""
     alt: str
     """What it shows, for people who don't see it."""
     caption: str

@@ -1,4 +1,4 @@
-"""The report's diagrams as PNG files: learning curves, reliability, confusion."""
+"""The report's diagrams as PNG files, narrow enough for a telephone: learning curves, reliability, confusion."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ __all__ = ["draw_curve", "draw_reliability", "draw_report_confusion"]
 _FONT = 9
 
 
-def draw_curve(curve: Curve) -> bytes:
-    """Loss and accuracy per epoch, with the kept epoch marked: a PNG file."""
-    figure = _figure(8.4, 3.1)
-    losses, accuracies = figure.subplots(1, 2)
+def draw_curve(curve: Curve) -> tuple[bytes, bytes]:
+    """Loss per epoch, and accuracy per epoch, with the kept epoch marked: two PNG files."""
+    from matplotlib.ticker import MaxNLocator
+
+    figures = (_figure(4.2, 3.1), _figure(4.2, 3.1))
+    losses, accuracies = (figure.add_subplot() for figure in figures)
     epochs = [row["epoch"] for row in curve.epochs]
     marker = "o" if len(epochs) < 30 else ""
     for name, title, colour in (("loss", "training", NEUTRAL), ("validation_loss", "validation", RIGHT)):
@@ -35,29 +37,27 @@ def draw_curve(curve: Curve) -> bytes:
     for place, title in ((losses, "loss"), (accuracies, "top-1 accuracy, %")):
         place.set_title(title, fontsize=_FONT + 1, loc="left")
         place.set_xlabel("epoch", fontsize=_FONT)
-        place.xaxis.get_major_locator().set_params(integer=True)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
         if curve.best_epoch:
             place.axvline(curve.best_epoch, color=WRONG, linestyle="--", linewidth=1.2, label="kept epoch")
         _plain(place)
         place.legend(fontsize=_FONT - 1, frameon=False)
-    return figure_png(figure)
+    return figure_png(figures[0]), figure_png(figures[1])
 
 
-def draw_reliability(before: Calibration, after: Calibration) -> bytes:
-    """Reliability diagrams (Guo et al. 2017, figure 4) at the temperature 1 and at the card's: a PNG file.
+def draw_reliability(calibration: Calibration, title: str) -> bytes:
+    """A reliability diagram (Guo et al. 2017, figure 4) as a PNG file.
 
-    Below each one, how many images each bin counts, on a logarithmic scale.
+    Below it, how many images each bin counts, on a logarithmic scale.
     """
-    figure = _figure(8.4, 4.6)
-    grid = figure.subplots(2, 2, sharex=True, height_ratios=(3, 1))
-    titles = ("before: temperature 1", f"after: temperature {after.temperature:.3f}")
-    for column, (calibration, title) in enumerate(zip((before, after), titles, strict=True)):
-        _reliability(grid[0, column], calibration)
-        grid[0, column].set_title(f"{title}, error {100 * calibration.error:.2f}%", fontsize=_FONT + 1, loc="left")
-        _counts(grid[1, column], calibration)
-    grid[0, 0].set_ylabel("accuracy", fontsize=_FONT)
-    grid[1, 0].set_ylabel("images", fontsize=_FONT)
-    grid[0, 0].legend(fontsize=_FONT - 1, frameon=False, loc="upper left")
+    figure = _figure(4.2, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _reliability(upper, calibration)
+    upper.set_title(f"{title}, error {100 * calibration.error:.2f}%", fontsize=_FONT + 1, loc="left")
+    upper.set_ylabel("accuracy", fontsize=_FONT)
+    upper.legend(fontsize=_FONT - 1, frameon=False, loc="upper left")
+    _counts(lower, calibration)
+    lower.set_ylabel("images", fontsize=_FONT)
     return figure_png(figure)
 
 

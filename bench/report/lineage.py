@@ -100,23 +100,16 @@ def lineage_blocks(stages: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
     if not stages:
         yield Text(text="The card records no lineage.")
         return
-    yield Table(
-        title="Stages, first to last",
-        heading=["", "<stage", "<settings", "<result", "seconds", "seed", "<commit", "<read the file (SHA-256)"],
-        rows=[
-            [
-                str(number),
-                stage["stage"],
-                _chosen(stage["config"], _SETTINGS.get(stage["stage"])) or "-",
-                _chosen(stage["summary"], _RESULTS.get(stage["stage"])) or "-",
-                f"{stage['seconds']:,.1f}",
-                "-" if stage["seed"] is None else str(stage["seed"]),
-                stage["commit"] or "-",
-                (stage["parent"] or "-")[:12],
-            ]
-            for number, stage in enumerate(stages, start=1)
-        ],
-    )
+    for number, stage in enumerate(stages, start=1):
+        rows = {
+            "Settings": _chosen(stage["config"], _SETTINGS.get(stage["stage"])),
+            "Result": _chosen(stage["summary"], _RESULTS.get(stage["stage"])),
+            "Took": f"{stage['seconds']:,.1f} s",
+            "Seed": "" if stage["seed"] is None else str(stage["seed"]),
+            "Commit": stage["commit"] or "",
+            "Read the file": f"SHA-256 {stage['parent'][:12]}" if stage["parent"] else "",
+        }
+        yield Facts(title=f"{number}. {stage['stage']}", rows={term: value for term, value in rows.items() if value})
     yield Table(
         title="All settings and results of all stages",
         heading=["<stage", "<name", "<value"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class Report:
     remarks: tuple[str, ...]
     """On files that were made and not written, since they are no better than what they were made from."""
     subject: Line
-    """The file whose answers are looked at more closely: the first of those that were asked for."""
+    """The file whose answers are looked at more closely: the one that was named, or the one of a folder
+    that answers in `pocketzoo predict`."""
     answers: Answers | None
     """None where the pictures have no labels."""
     curves: tuple[Curve, ...]
@@ -92,6 +94,8 @@ class Report:
     """Why logs that are there are not among them."""
     peers: PeerRows
     latency: LatencyConfig
+    load: float | None
+    """How many tasks wanted a processor in the minute before the timing, on average; None: unknown."""
     run: str
     environment: Mapping[str, Any]
     time: str
@@ -144,28 +148,24 @@ def measure_report(
     cards = {path: read_card(path) for path in paths}
     _check_same_labels(cards)
     found = {path: _answer(path, pictures) for path in paths}
+    load = _load()
     timed = {
         threads: latencies(paths, dataclasses.replace(latency, threads=threads))
         for threads in sorted({1, latency.threads or cores()})
     }
     labels = pictures.truth(cards[paths[0]].use.labels, where=name_of(paths[0]))
-    logits = {path: answers for path, (answers, _) in found.items()}
-    comparisons = []
-    for path in paths:
-        ancestors = _ancestors(path, parents)
-        for relation, reference in zip(
-            ("parent", "origin"), dict.fromkeys((*ancestors[:1], *ancestors[-1:])), strict=False
-        ):
-            comparisons.append(_compare(path, reference, relation, logits, labels, cards[path], timed))
     lines = {path: _line(path, cards[path], *found[path], pictures, labels, timed) for path in paths}
-    subject = lines[asked[0]]
-    curves, curve_problems = read_curves((path.parent, cards[path]) for path in paths)
+    subject = lines[_answering(asked)]
+    logits = {path: answers for path, (answers, _) in found.items()}
+    curves, curve_problems = read_curves(
+        ((path.parent, cards[path]) for path in paths), [asked[0].parent.parent, output_root()]
+    )
     return Report(
         artefact=asked[0].parent.name,
         command=command,
         pictures=pictures,
         lines=tuple(lines.values()),
-        comparisons=tuple(comparisons),
+        comparisons=tuple(_comparisons(parents, logits, labels, cards, timed)),
         remarks=tuple(_remarks(asked[0].parent)),
         subject=subject,
         answers=judge(logits[subject.path], labels, pictures.samples, subject.card.use) if labels is not None else None,
@@ -173,10 +173,23 @@ def measure_report(
         curve_problems=curve_problems,
         peers=read_peers({line.digest for line in lines.values()}),
         latency=latency,
+        load=load,
         run=uuid.uuid4().hex,
         environment=environment(),
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _answering(asked: Sequence[Path]) -> Path:
+    """The INT8 file where there is one, as `pocketzoo predict` and `pocketzoo explain` choose it."""
+    return next((path for path in asked if path.name == INT8_GRAPH), asked[0])
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return None
 
 
 def _parents(asked: Sequence[Path], against: Path | None) -> dict[Path, Path | None]:
@@ -255,6 +268,21 @@ def _line(
             for threads, found in timed.items()
         },
     )
+
+
+def _comparisons(
+    parents: Mapping[Path, Path | None],
+    logits: Mapping[Path, Logits],
+    labels: Labels | None,
+    cards: Mapping[Path, Card],
+    timed: _Timed,
+) -> Iterator[Comparison]:
+    """Each file against what it was made from, and against the first of all where that is another one."""
+    for path in cards:
+        ancestors = _ancestors(path, parents)
+        references = dict.fromkeys((*ancestors[:1], *ancestors[-1:]))
+        for relation, reference in zip(("parent", "origin"), references, strict=False):
+            yield _compare(path, reference, relation, logits, labels, cards[path], timed)
 
 
 def _compare(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bench.report.blocks import Section
 
@@ -33,6 +34,7 @@ def html(title: str, headline: Mapping[str, str], sections: Sequence[Section], p
     )
     loader = environment.loader
     assert loader is not None
+    environment.filters["breaks"] = _breaks
     style, _, _ = loader.get_source(environment, "report.css")
     return environment.get_template("report.html").render(
         title=title,
@@ -41,3 +43,9 @@ def html(title: str, headline: Mapping[str, str], sections: Sequence[Section], p
         style=Markup(style),  # noqa: S704 - this package's own file
         images={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()},
     )
+
+
+def _breaks(text: str) -> Markup:
+    """A text that may be broken after slashes, hyphens and underscores and before suffixes."""
+    parts = re.split(r"(?<=[/_-])(?=.)|(?<=\w)(?=\.[a-z])", text)
+    return Markup("<wbr>").join(escape(part) for part in parts)

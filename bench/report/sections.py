@@ -11,8 +11,8 @@ from bench.report.answers import Answers
 from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section, Shown, Table, Text
 from bench.report.figures import draw_curve, draw_reliability, draw_report_confusion
 from bench.report.lineage import card_blocks, lineage_blocks
-from bench.report.measure import Report
-from bench.report.text import METHOD, compression_tables, environment_text
+from bench.report.measure import Report, name_of
+from bench.report.text import METHOD, busy_note, compression_tables, environment_text
 from bench.report.values import document
 from compress.quantization.verdict import read_report, sentence
 
@@ -20,13 +20,14 @@ __all__ = ["headline", "pictures", "sections"]
 
 _ROWS = 20
 """Of a table by label that are shown at once."""
+_BEFORE = "temperature 1"
 _NO_LABELS = "The pictures have no labels, so that nobody can say which answers are right; --data or --split would."
 
 
 def headline(report: Report) -> dict[str, str]:
     """What one wants to know first of the file that the report looks at: a few names and values."""
     line = report.subject
-    found = {}
+    found = {"file that these numbers are of": line.path.name}
     if line.metrics:
         found["top-1 accuracy"] = f"{100 * line.metrics.top1:.2f}%"
         found["95 % interval"] = f"{100 * line.metrics.low:.1f} to {100 * line.metrics.high:.1f}%"
@@ -36,9 +37,10 @@ def headline(report: Report) -> dict[str, str]:
         found[f"median latency, {threads} thread{'s' * (threads > 1)}"] = f"{timing.p50_ms:.3f} ms"
     against = [comparison for comparison in report.comparisons if comparison.path == line.path]
     if against:
-        found["smaller than the original"] = f"{against[-1].smaller:.2f}x"
+        origin = name_of(against[-1].reference)
+        found[f"smaller than {origin}"] = f"{against[-1].smaller:.2f}x"
         for threads, speed in against[-1].speed.items():
-            found[f"faster, {threads} thread{'s' * (threads > 1)}"] = f"{speed:.2f}x"
+            found[f"faster than {origin}, {threads} thread{'s' * (threads > 1)}"] = f"{speed:.2f}x"
     return found
 
 
@@ -52,9 +54,9 @@ def sections(report: Report) -> list[Section]:
         "curves": ("Learning curves", _curves(report)),
         "compression": ("Compression, step by step", _compression(report)),
         "confusion": ("Confusion matrix", _confusion(report)),
-        "classes": ("Label by label", _classes(report.answers)),
+        "classes": ("Label by label", _classes(report)),
         "reliability": ("Reliability", _reliability(report)),
-        "errors": ("Worst errors", _errors(report.answers)),
+        "errors": ("Worst errors", _errors(report)),
         "peers": ("Latency beside other runtimes", _peers(report)),
         "method": ("Method", iter([Text(text=" ".join(METHOD.split()))])),
     }
@@ -63,10 +65,13 @@ def sections(report: Report) -> list[Section]:
 
 def pictures(report: Report) -> dict[str, bytes]:
     """The PNG files that the parts name."""
-    found = {f"curve-{number}": draw_curve(curve) for number, curve in enumerate(report.curves)}
+    found = {}
+    for number, curve in enumerate(report.curves):
+        found[f"curve-{number}-loss"], found[f"curve-{number}-top1"] = draw_curve(curve)
     if report.answers:
         found["confusion"] = draw_report_confusion(report.answers.confusion, report.subject.card.use.labels)
-        found["reliability"] = draw_reliability(report.answers.before, report.answers.after)
+        found["reliability-before"] = draw_reliability(report.answers.before, _BEFORE)
+        found["reliability-after"] = draw_reliability(report.answers.after, _after(report.answers))
         found |= {f"error-{number}": error.picture for number, error in enumerate(report.answers.errors)}
     return found
 
@@ -98,7 +103,7 @@ def _curves(report: Report) -> Iterator[Block]:
         if best:
             kept = f"the weights of epoch {curve.best_epoch} were kept, validation top-1 {_percent(best, 1)}%"
         yield Figure(
-            name=f"curve-{number}",
+            names=(f"curve-{number}-loss", f"curve-{number}-top1"),
             alt=f"Learning curves of {title}: loss and accuracy of {len(curve.epochs)} epochs; {kept}.",
             caption=f"{title}: {kept}. The loss in training is that of augmented pictures, with the training's own "
             "loss function.",
@@ -133,6 +138,8 @@ def _compression(report: Report) -> Iterator[Block]:
     for title, (heading, rows) in zip(titles, compression_tables(report), strict=True):
         if rows:
             yield Table(title=title, heading=heading, rows=rows)
+        if title == titles[0] and (busy := busy_note(report)):
+            yield Text(text=busy)
     for line in report.lines:
         told = read_report(line.path)
         if told and told.get("digest") == line.digest:
@@ -153,9 +160,9 @@ def _confusion(report: Report) -> Iterator[Block]:
     pairs = most_confused(counts, labels, 10)
     worst = "; ".join(f"{pair.count} of {pair.n} images of {pair.true} taken for {pair.answered}" for pair in pairs[:3])
     yield Figure(
-        name="confusion",
+        names=("confusion",),
         alt=f"Confusion matrix of {len(labels):,} labels. {worst or 'No image was answered wrongly'}.",
-        caption=f"Rows: true labels; columns: answers of {report.artefact}; {int(counts.sum()):,} images, "
+        caption=f"Rows: true labels; columns: answers of {name_of(report.subject.path)}; {int(counts.sum()):,} images, "
         f"{report.answers.wrong:,} answered wrongly.",
     )
     if pairs:
@@ -170,13 +177,15 @@ def _confusion(report: Report) -> Iterator[Block]:
     if len(labels) <= _ROWS:
         yield Table(
             title="The matrix in numbers: true labels down, answers across",
-            heading=["<true label", *labels],
+            # A label's own "<" would be taken for the mark of a text column.
+            heading=["<true label", *("<" + label if label.startswith("<") else label for label in labels)],
             rows=[[label, *map(str, row)] for label, row in zip(labels, counts.tolist(), strict=True)],
             folded=True,
         )
 
 
-def _classes(answers: Answers | None) -> Iterator[Block]:
+def _classes(report: Report) -> Iterator[Block]:
+    answers = report.answers
     if answers is None:
         yield Text(text=_NO_LABELS)
         return
@@ -185,6 +194,7 @@ def _classes(answers: Answers | None) -> Iterator[Block]:
         [row.label, *(f"{100 * share:.1f}" for share in (row.precision, row.recall, row.f1)), f"{row.n:,}"]
         for row in answers.classes
     ]
+    yield Text(text=f"Answers of {name_of(report.subject.path)}.")
     if answers.averages:
         mean = answers.averages
         yield Text(
@@ -201,16 +211,18 @@ def _reliability(report: Report) -> Iterator[Block]:
         yield Text(text=_NO_LABELS)
         return
     before, after = report.answers.before, report.answers.after
-    errors = f"{100 * before.error:.2f}% before, {100 * after.error:.2f}% after the temperature {after.temperature:.3f}"
+    titles = (_BEFORE, _after(report.answers))
+    errors = f"{100 * before.error:.2f}% at {titles[0]}, {100 * after.error:.2f}% at {titles[1]}"
+    errors = f"{name_of(report.subject.path)}: {errors}"
     fitted = " The temperature was fitted on this very split." if report.pictures.split == "validation" else ""
     yield Figure(
-        name="reliability",
-        alt=f"Reliability diagrams of {len(after.bins)} bins: expected calibration error {errors}.",
-        caption=f"Expected calibration error: {errors}.{fitted} Bars that reach the diagonal are as often right as "
-        "they claim; a bin with few images says little.",
+        names=("reliability-before", "reliability-after"),
+        alt=f"Reliability diagrams of {len(after.bins)} bins: expected calibration error of {errors}.",
+        caption=f"Expected calibration error of {errors}.{fitted} Bars that reach the diagonal are as often right "
+        "as they claim; a bin with few images says little.",
     )
     heading = ["confidence"]
-    for title in ("before", "after"):
+    for title in titles:
         heading += [f"n, {title}", f"confidence %, {title}", f"accuracy %, {title}"]
     yield Table(
         title="The bins in numbers",
@@ -230,16 +242,17 @@ def _reliability(report: Report) -> Iterator[Block]:
     )
 
 
-def _errors(answers: Answers | None) -> Iterator[Block]:
+def _errors(report: Report) -> Iterator[Block]:
+    answers, file = report.answers, name_of(report.subject.path)
     if answers is None:
         yield Text(text=_NO_LABELS)
         return
     if not answers.errors:
-        yield Text(text="No image was answered wrongly.")
+        yield Text(text=f"{file} answered no image wrongly.")
         return
     yield Text(
-        text=f"The {len(answers.errors)} of {answers.wrong:,} wrong answers with the least probability of the true "
-        "label, as the network sees the pictures. Some may be labelled wrongly."
+        text=f"The {len(answers.errors)} of {answers.wrong:,} wrong answers of {file} with the least probability of "
+        "the true label, as the network sees the pictures. Some may be labelled wrongly."
     )
     told = [", ".join(f"{label} {100 * share:.1f}%" for label, share in error.top) for error in answers.errors]
     truths = [f"{100 * error.true_probability:.2g}%" for error in answers.errors]
@@ -279,6 +292,10 @@ def _peers(report: Report) -> Iterator[Block]:
         yield Text(text=report.peers.problem)
     yield Text(text="Nothing was measured of these very files beside torch, ONNX Runtime and OpenVINO. This does it:")
     yield Command(text=f"pocketzoo bench compare {report.subject.path.parent}")
+
+
+def _after(answers: Answers) -> str:
+    return f"temperature {answers.after.temperature:.3f} (the card's)"
 
 
 def _number(value: float | None, form: str) -> str:

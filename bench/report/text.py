@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from html import escape as escape_html
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section, Table, Text
@@ -15,6 +17,7 @@ from zoo.evaluate import CALIBRATION_BINS
 
 __all__ = [
     "METHOD",
+    "busy_note",
     "compression_tables",
     "environment_text",
     "escape_markdown",
@@ -25,6 +28,8 @@ __all__ = [
 ]
 
 _Cells = Sequence[Sequence[str]]
+_UNEVEN = 2
+"""p95 over p50: a network does the same work for each image, so that other work on the machine makes the rest."""
 _MARKUP = re.compile(r"[\\`*|\[\]]")
 
 
@@ -37,7 +42,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     """A page as Markdown; labels and names of files are no markup there."""
     parts = [f"# {escape_markdown(title)}"]
     for section in sections:
-        parts += [f"## {section.title}", *(_block(block) for block in section.blocks if not isinstance(block, Figure))]
+        parts += [f"## {section.title}", *(_block(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,13 +62,13 @@ def rich_table(heading: Sequence[str], rows: _Cells) -> RichTable:
     for name in heading:
         table.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
 def markdown_table(heading: Sequence[str], rows: _Cells) -> str:
     """The same as Markdown."""
-    lines = [[name.removeprefix("<") for name in heading]]
+    lines = [[escape_markdown(name.removeprefix("<")) for name in heading]]
     lines.append(["---" if name.startswith("<") else "---:" for name in heading])
     lines += [[escape_markdown(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -100,6 +105,22 @@ def compression_tables(report: Report) -> Iterator[tuple[list[str], _Cells]]:
     )
 
 
+def busy_note(report: Report) -> str:
+    """Why the times are to be read with care; "": nothing says so."""
+    signs = []
+    if report.load is not None and report.load > (processors := os.cpu_count() or 1):
+        signs.append(f"just before, {report.load:.1f} tasks wanted its {processors} processors (1-minute load average)")
+    uneven = [
+        f"{name_of(line.path)} at {threads} thread{'s' * (threads > 1)}"
+        for line in report.lines
+        for threads, timing in line.timings.items()
+        if timing.p95_ms > _UNEVEN * timing.p50_ms
+    ]
+    if uneven:
+        signs.append(f"p95 is more than {_UNEVEN} times p50 of {', '.join(uneven)}")
+    return f"The machine was busy, so read the times with care: {'; '.join(signs)}." if signs else ""
+
+
 def _threads(count: int) -> str:
     return f"{count} thr."
 
@@ -129,9 +150,14 @@ def _block(block: Block) -> str:
     if isinstance(block, Command):
         mark = "``" if "`" in block.text else "`"
         return f"{mark}{block.text}{mark}"
+    if isinstance(block, Figure):
+        return f"{escape_markdown(block.caption)} The diagram is in report.html."
     if isinstance(block, Facts):
-        return "\n".join(f"- {term}: {escape_markdown(value)}" for term, value in block.rows.items())
-    table = block.table if isinstance(block, Gallery) else block
+        heading = f"### {escape_markdown(block.title)}\n\n" if block.title else ""
+        return heading + "\n".join(f"- {term}: {escape_markdown(value)}" for term, value in block.rows.items())
+    if isinstance(block, Gallery):
+        return f"The pictures are in report.html.\n\n{_block(block.table)}"
+    table = block
     assert isinstance(table, Table)
     rows = markdown_table(table.heading, table.rows)
     if table.folded:

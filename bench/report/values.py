@@ -9,7 +9,6 @@ import numpy as np
 
 from bench.report.answers import Answers
 from bench.report.measure import Comparison, Line, Report, name_of
-from zoo.files import INT8_GRAPH
 
 __all__ = ["document"]
 
@@ -28,23 +27,18 @@ def document(report: Report) -> dict[str, Any]:
         "split": pictures.split or None,
         "n": len(pictures.samples),
         "latency": dataclasses.asdict(report.latency),
+        "load_average": report.load,
         "remarks": list(report.remarks),
         "files": [_line_values(line) for line in report.lines],
         "comparisons": [_comparison_values(comparison) for comparison in report.comparisons],
         "subject": name_of(report.subject.path),
         "card": dataclasses.asdict(report.subject.card),
-        "lineage": [dataclasses.asdict(stage) for stage in _longest(report).card.lineage],
+        "lineage": [dataclasses.asdict(stage) for stage in report.subject.card.lineage],
         "curves": [dataclasses.asdict(curve) for curve in report.curves],
         "curve_problems": list(report.curve_problems),
         "answers": _answer_values(report.answers) if report.answers else None,
         "peers": dataclasses.asdict(report.peers),
     }
-
-
-def _longest(report: Report) -> Line:
-    """The line of the subject's INT8 file, whose lineage goes one step further; the subject where there is none."""
-    beside = report.subject.path.with_name(INT8_GRAPH)
-    return next((line for line in report.lines if line.path == beside), report.subject)
 
 
 def _line_values(line: Line) -> dict[str, Any]:

@@ -90,10 +90,10 @@ class ScoreReport:
     scored: int
     """Rows of this run; the others were there."""
     workers: int
-    start_seconds: float
-    """Until every worker had loaded the artefact."""
+    start_seconds: float | None
+    """Until every worker had loaded the artefact; None on Ray, whose actors start when the first chunk is asked for."""
     seconds: float
-    """From there to the result on disk."""
+    """From there to the result on disk; on Ray the start of its actors is among them."""
     images_per_s: float
     """Of `scored` in `seconds`; 0 if nothing was left to do."""
     memory: tuple[tuple[int, int], ...]
@@ -113,7 +113,7 @@ def score(config: ScoreConfig) -> ScoreReport:
     """
     check_out(config.out)
     path = graph_paths(config.artefact)[-1]
-    source = open_source(config.source, batch=config.batch, column=config.column, key=config.key)
+    source = open_source(config.source, batch=config.batch, column=config.column, key=config.key, out=config.out)
     predictor = Predictor(path, threads=1)
     limits = read_settings()
     job = Job(
@@ -133,7 +133,8 @@ def score(config: ScoreConfig) -> ScoreReport:
         note(f"{config.out} is up to date; --force scores it again")
         return _Run(total=0).report(config.out)
     with opened_parts(config.out, decides, force=config.force) as parts:
-        run = _Run(total=source.rows - source.rows_before(parts.done))
+        starts_first = config.engine != "ray"
+        run = _Run(total=source.rows - source.rows_before(parts.done), starts_first=starts_first)
         if parts.done:
             note(f"continuing: {source.rows_before(parts.done)} of {source.rows} pictures are scored")
         with ExitStack() as stack:
@@ -149,8 +150,8 @@ def score(config: ScoreConfig) -> ScoreReport:
 class _Run:
     """The clock and the memory of a run, and its rows on their way from an engine to parts."""
 
-    def __init__(self, *, total: int) -> None:
-        self.total, self.workers = total, 0
+    def __init__(self, *, total: int, starts_first: bool = True) -> None:
+        self.total, self.workers, self.starts_first = total, 0, starts_first
         self.begin = self.ready = self.saved = self.end = time.perf_counter()
         self.memory: list[tuple[int, int]] = []
         self.rows: list[pa.RecordBatch] = []
@@ -190,7 +191,7 @@ class _Run:
             examples=totals.examples,
             scored=self.total,
             workers=self.workers,
-            start_seconds=self.ready - self.begin,
+            start_seconds=self.ready - self.begin if self.starts_first else None,
             seconds=seconds,
             images_per_s=self.total / seconds if seconds else 0.0,
             memory=tuple(self.memory),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,7 +85,9 @@ class Source:
         return sum(max(0, min(span.count, (chunk - span.chunk) * span.step)) for span in self.spans)
 
 
-def open_source(text: str, *, batch: int, column: str | None = None, key: str | None = None) -> Source:
+def open_source(
+    text: str, *, batch: int, column: str | None = None, key: str | None = None, out: Path | None = None
+) -> Source:
     """List what a folder, a quoted glob, a picture or a Parquet file names.
 
     A folder's pictures are known by their suffix (zoo.datasets.pictures.SUFFIXES), at any depth, hidden files and
@@ -99,12 +101,13 @@ def open_source(text: str, *, batch: int, column: str | None = None, key: str | 
             encoded pictures, structs of `bytes` and `path` (as Hugging Face writes them), or paths, which are relative
             to the working directory or to the Parquet file.
         key: column whose values stand in the result's `path`; default: the picture's path, else FILE#ROW.
+        out: where the result goes: no part of the source, though the folder or glob may hold it.
 
     Raises:
         DataError: nothing is there, there are no pictures, or a Parquet file cannot be read or lacks the column.
         UsageError: a column was named but there is no Parquet file, or it does not have it.
     """
-    files = _list(text)
+    files = _list(text, out)
     parquet = [file for file in files if _is_parquet(file)]
     if parquet and len(parquet) < len(files):
         raise DataError(
@@ -148,10 +151,12 @@ def read_span(span: Span, *, start: int = 0) -> Iterator[Chunk]:
         raise DataError(f"{span.file}: row group {span.group} cannot be read: {error}; write the file again") from error
 
 
-def _list(text: str) -> list[bytes]:
+def _list(text: str, out: Path | None) -> list[bytes]:
     path = Path(text)
+    if path.is_file() and _is_same(path, out):
+        raise DataError(f"{text}: is where the result would go, in place of the pictures; name another --out")
     if path.is_dir():
-        found = _below(text)
+        found = [file for file in _below(text) if not _is_same(Path(os.fsdecode(file)), out)]
         pictures = sorted(file for file in found if Path(os.fsdecode(file)).suffix.lower() in SUFFIXES)
         if pictures:
             return pictures
@@ -162,20 +167,41 @@ def _list(text: str) -> list[bytes]:
         return [os.fsencode(text)]
     if not glob.has_magic(text):
         raise DataError(f"{text}: nothing is there; name a folder, a glob in quotes, a picture or a Parquet file")
-    matches = sorted(os.fsencode(match) for match in glob.glob(text, recursive=True) if Path(match).is_file())  # noqa: PTH207
+    matches = [match for match in _once(glob.glob(text, recursive=True)) if not _is_same(Path(match), out)]  # noqa: PTH207
     if not matches:
         raise DataError(
             f"{text}: the glob matches no file; `**` matches folders at any depth, and quotes keep it whole"
         )
-    return matches
+    return sorted(map(os.fsencode, matches))
+
+
+def _once(matches: Iterable[str]) -> list[str]:
+    """The files among them, each once however many links lead to its folder: a link upwards makes a loop for `**`."""
+    found: dict[str, str] = {}
+    for match in sorted(matches, key=lambda match: (len(match), match)):
+        if Path(match).is_file():
+            found.setdefault(str(Path(match).parent.resolve() / Path(match).name), match)
+    return list(found.values())
+
+
+def _is_same(file: Path, out: Path | None) -> bool:
+    return out is not None and out.exists() and file.samefile(out)
 
 
 def _below(folder: str) -> Iterator[bytes] | list[bytes]:
     found = []
-    for place, folders, files in os.walk(os.fsencode(folder)):
+    for place, folders, files in os.walk(os.fsencode(folder), onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(b".")]
         found += [os.path.join(place, name) for name in files if not name.startswith(b".")]  # noqa: PTH118
     return found
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    folder = shown(os.fsencode(error.filename))
+    raise DataError(
+        f"{folder}: the folder cannot be read ({error.strerror}), so its pictures would be missing; allow it with "
+        "`chmod u+rx`, or move it away"
+    ) from error
 
 
 def _is_parquet(file: bytes) -> bool:

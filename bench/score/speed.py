@@ -2,7 +2,7 @@
 
 The references read files, decode, preprocess, infer and throw the answers away: one process with as many threads of
 inference as there are cores, one process with a thread and a session per core, and a process per core. Scoring also
-lists, hashes, collects, writes parts and makes the result of them. Loading the artefact counts nowhere. Run as
+collects, writes parts and makes the result of them. Listing the pictures and loading the artefact count nowhere. Run as
 `python -m bench.score.speed JOB`, this module is one such turn.
 """
 
@@ -14,13 +14,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
-from multiprocessing.synchronize import Barrier
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from bench.environment import environment
 from bench.score.run import ScoreConfig, score
@@ -36,6 +38,7 @@ __all__ = ["REFERENCES", "SpeedConfig", "Turn", "measure_speed", "take_turn"]
 
 REFERENCES = ("session threads", "threads", "processes")
 _SCORE = "score"
+_LAST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,33 +195,57 @@ def _in_threads(predictors: Sequence[Predictor], files: list[bytes], batch: int)
 
 def _in_processes(turn: Turn, files: list[bytes]) -> float:
     context = get_context("spawn")
-    barrier = context.Barrier(turn.workers + 1)
-    processes = [
-        context.Process(target=_process, args=(turn, files[place :: turn.workers], barrier), daemon=True)
-        for place in range(turn.workers)
-    ]
-    for process in processes:
+    lines, processes = [], []
+    for place in range(turn.workers):
+        mine, other = context.Pipe()
+        process = context.Process(target=_process, args=(turn, files[place :: turn.workers], other), daemon=True)
         process.start()
-    barrier.wait(600)
-    begin = time.perf_counter()
-    barrier.wait(3600)
-    seconds = time.perf_counter() - begin
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise ArtefactError("a process of the reference failed")
-    return seconds
-
-
-def _process(turn: Turn, files: list[bytes], barrier: Barrier) -> None:
+        # Now only the process has the other end: if it dies, even by SIGKILL, this one ends too.
+        other.close()
+        lines.append(mine)
+        processes.append(process)
     try:
-        predictor = Predictor(Path(turn.file), threads=1)
-        barrier.wait(600)
-        _loop(predictor, files, turn.batch)
-        barrier.wait(3600)
-    except BaseException:
-        barrier.abort()
-        raise
+        _hear(lines, processes)
+        begin = time.perf_counter()
+        for line in lines:
+            # Of one that ended meanwhile _hear tells.
+            with suppress(OSError):
+                line.send(None)
+        _hear(lines, processes)
+        return time.perf_counter() - begin
+    finally:
+        for process, line in zip(processes, lines, strict=True):
+            line.close()
+            process.terminate()
+            process.join()
+
+
+def _hear(lines: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
+    """Wait for a word from every process.
+
+    Raises:
+        ArtefactError: one ended instead.
+    """
+    left = dict(zip(lines, processes, strict=True))
+    while left:
+        for line in wait(list(left)):
+            process = left.pop(cast(Connection, line))
+            try:
+                cast(Connection, line).recv()
+            except (EOFError, OSError) as error:
+                process.join(_LAST_SECONDS)
+                raise ArtefactError(
+                    f"a process of the reference ended with {process.exitcode} (-9: killed, as when memory is short); "
+                    "its last words are above; try fewer --workers"
+                ) from error
+
+
+def _process(turn: Turn, files: list[bytes], line: Connection) -> None:
+    predictor = Predictor(Path(turn.file), threads=1)
+    line.send(None)
+    line.recv()
+    _loop(predictor, files, turn.batch)
+    line.send(None)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from bench.ancestry import find_parent
+from bench.ancestry import find_ancestors, find_parent
 from tests.bench.artefacts import TRAIN, exported, family, pruned, quantized, rewrite, write_checkpoint
 from zoo.graph import read_card
 
@@ -21,6 +21,12 @@ def test_each_file_of_a_family(tmp_path: Path) -> None:
     assert parent(files["int8"]) == files["parent"]
     assert parent(files["pruned"]) == files["parent"]
     assert parent(files["both"]) == files["pruned"]
+
+
+def test_all_that_led_to_a_file(tmp_path: Path) -> None:
+    files = family(tmp_path)
+    assert find_ancestors(files["both"], read_card(files["both"]), []) == [files["pruned"], files["parent"]]
+    assert find_ancestors(files["parent"], read_card(files["parent"]), []) == []
 
 
 def test_an_artefact_elsewhere_has_its_parent_in_the_folder_of_artefacts(tmp_path: Path) -> None:

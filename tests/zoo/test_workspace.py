@@ -32,12 +32,24 @@ def test_notes_round_trip(tmp_path):
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff", b"[]", b'{"role": "model"}'])
-def test_missing_and_broken_notes(tmp_path, content):
-    if content is not None:
-        (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(ArtefactError, match=rf"run\.json does not say where .* of {tmp_path.name} is .*add --data"):
+def test_missing_notes(tmp_path):
+    with pytest.raises(
+        ArtefactError, match=rf"^{tmp_path.name} has no run\.json, which says where its data is; add --data$"
+    ):
         read_notes(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff", b"[]", b'{"role": "model"}'])
+def test_broken_notes(tmp_path, content):
+    path = tmp_path / "run.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=rf"run\.json: .*says where the data of {tmp_path.name} is; add") as found:
+        read_notes(tmp_path)
+    assert str(found.value).count(str(path)) == 1
+    assert "Errno" not in str(found.value)
 
 
 def test_a_source_opens_its_data(output):

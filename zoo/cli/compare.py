@@ -51,7 +51,7 @@ def compare(
     data: Data = None,
     threads: Threads = 0,
     batch: Batch = 1,
-    rounds: Rounds = 5,
+    rounds: Rounds = 6,
     seconds: Seconds = 0.5,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +93,7 @@ def shapes(
     peers: Peers = None,
     threads: Threads = 0,
     batch: Batch = 1,
-    rounds: Rounds = 5,
+    rounds: Rounds = 6,
     seconds: Seconds = 0.5,
     as_json: AsJson = False,
 ) -> None:

@@ -174,8 +174,8 @@ def changes(
         Path | None,
         typer.Option(
             "--against",
-            help="Folder or file to compare with. Default: by its lineage, the network before any pruning; else what it was "
-            "quantized from.",
+            help="Folder or file to compare with. Default, by its lineage: the network before any pruning, else the "
+            "graph that was quantized.",
             show_default=False,
         ),
     ] = None,
@@ -188,8 +188,8 @@ def changes(
 ) -> None:
     """The pictures that a compressed file answers otherwise than its original: lost, gained, or wrong both times.
 
-    A folder's INT8 file is compared with the network before any pruning, in FP32. What one step did alone shows with
-    --against, or by naming model.onnx. Where no answer changed, the pictures are drawn whose probabilities moved most.
+    A folder's INT8 file is compared with the network before any pruning, in FP32; name another file with --against to
+    see what one step did. Where no answer changed, the pictures are drawn whose probabilities moved most.
     """
     from bench.explain.answers import answer
     from bench.explain.changes import compare_changes, draw_changes, sentence

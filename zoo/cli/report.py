@@ -37,7 +37,7 @@ def report(
     from bench.report.measure import artefact_files, measure_report
     from bench.report.page import html
     from bench.report.sections import headline, pictures, sections
-    from bench.report.text import markdown, tables
+    from bench.report.text import busy_note, markdown, tables
     from bench.report.values import document
     from zoo.graph import read_card
     from zoo.latency import LatencyConfig
@@ -71,5 +71,6 @@ def report(
     for table in tables(done):
         print()
         console().print(table)
-    for line in ("", *done.remarks, short(page.resolve())):
+    busy = busy_note(done)
+    for line in ("", *([busy] if busy else []), *done.remarks, short(page.resolve())):
         print(line)

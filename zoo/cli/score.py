@@ -68,9 +68,11 @@ def score(
         note(f"no answer: {example}")
     if report.memory:
         (here, there), (here_last, there_last) = report.memory[0], report.memory[-1]
+        start = report.start_seconds
+        ready = "start included" if start is None else f"ready after {start:.1f} s"
         print(
             f"{report.scored:,} in {report.seconds:.1f} s, {report.images_per_s:,.1f} pictures/s, {report.workers} "
-            f"workers (ready after {report.start_seconds:.1f} s)"
+            f"workers ({ready})"
         )
         print(
             f"peak memory after a tenth and at the end: {here / 1e6:.0f} and {here_last / 1e6:.0f} MB here, "

@@ -171,7 +171,9 @@ def test_what_all_draws(drawn: dict[str, object]) -> None:
         "one\n4 x 4 patches\nclass token",
         "old\n4 x 4 patches\nmean over patches\nhas no label dog",
     ]
-    assert drawn["heading"] == "a.png: bright patches count most"
+    assert drawn["heading"] == (
+        "a.png: dark patches count least, yellow ones most; each map is scaled to its own largest value"
+    )
     rows: list[list[Panel]] = drawn["rows"]  # type: ignore[assignment]
     one = _view()
     for panel, wanted in zip(rows[0][1:], [one.heads.mean(axis=0), one.rollout, one.gradient], strict=True):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bench.explain.filters import draw_filters, first_filters
+from bench.explain.filters import Filters, draw_filters, first_filters
 from tests.zoo.factories import TINY_VIT
 from zoo.errors import UsageError
 from zoo.models.registry import build
@@ -34,6 +34,14 @@ def test_first_layer(
     draw_filters(tmp_path / "f.png", found, name=name, most=5)
     with Image.open(tmp_path / "f.png") as drawn:
         assert drawn.format == "PNG" and min(drawn.size) > 100
+
+
+def test_the_heading_has_the_range_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headings: list[str] = []
+    monkeypatch.setattr("bench.explain.filters.draw_panels", lambda *_, heading, **__: headings.append(heading))
+    weights = np.array([[-0.2, 0.1], [0.05, 0.7]], dtype=np.float32).reshape(1, 1, 2, 2)
+    draw_filters(tmp_path / "f.png", Filters(layer="conv", weights=weights), name="tiny")
+    assert "weights 1 x 1 x 2 x 2 from -0.2 to 0.7; blue" in headings[0]
 
 
 def test_a_network_without_filters_of_the_picture_is_refused() -> None:

@@ -42,6 +42,20 @@ def test_a_cnn_by_hand() -> None:
     assert found[1].tolist() == [[0.0, 2.0], [0.0, 6.0]]
 
 
+def test_one_forward_pass() -> None:
+    model, calls = Small(), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    gradcam(model, torch.rand(1, 1, 2, 2), [0], "act")
+    assert len(calls) == 1
+
+
+def test_a_layer_that_is_not_called() -> None:
+    model = Small()
+    model.idle = nn.Conv2d(1, 2, 1)
+    with pytest.raises(UsageError, match="Small does not call its layer 'idle'"):
+        gradcam(model, torch.rand(1, 1, 2, 2), [0], "idle")
+
+
 def test_what_works_in_place_afterwards_changes_nothing() -> None:
     inputs = torch.tensor(PIXELS, dtype=torch.float32).reshape(1, 1, 2, 2)
     before = np.stack([PIXELS, -2 * PIXELS])

@@ -14,9 +14,12 @@ import time
 import numpy as np
 import pytest
 
-from bench.load.client import run
+from bench.load.client import _Run, run
 from bench.load.job import Job, prepare, summary
+from bench.load.process import generate
+from bench.load.recovery import recovery
 from bench.server import ROOT
+from zoo.errors import ArtefactError
 
 
 class Scripted:
@@ -96,9 +99,10 @@ def test_a_closed_loop_keeps_its_connections_and_counts_every_answer():
     assert found["connections"] == 3
     assert found["status"] == {"200": len(seen)}
     assert found["errors"] == {}
-    assert found["ok_ms"]["n"] == len(seen) > 10
+    assert found["ok_ms"]["n"] == len(seen) > 3
     assert found["bytes_out"] % len(seen) == 0
-    assert found["rate"] == pytest.approx(len(seen) / 0.15, rel=0.1)
+    # Of each connection one answer may come after the end, which the rate does not count.
+    assert len(seen) - 3 <= round(found["rate"] * found["seconds"]) <= len(seen)
     assert {body for _, body in seen} == {b"12345"}
 
 
@@ -115,10 +119,12 @@ def test_refusals_are_apart_from_answers():
 
 
 def test_the_warm_up_is_not_in_the_latencies():
-    found, seen = drive("/slow", connections=1, warmup=0.1, seconds=0.1, samples=True)
-    assert 3 <= len(found["samples_ms"]) < len(seen) <= 11
+    found, seen = drive("/slow", connections=1, warmup=0.1, seconds=0.5, samples=True)
+    # One request at a time, of 20 ms each: the time bounds their number from above on any machine.
+    assert 1 <= len(found["samples_ms"]) < len(seen)
+    assert len(found["samples_ms"]) <= 0.5 / 0.02 + 1
     assert min(found["samples_ms"]) > 15
-    found, seen = drive("/ok", "/busy", connections=1, warmup=0.1, seconds=0.1, tally="version")
+    found, seen = drive("/ok", "/busy", connections=1, warmup=0.1, seconds=0.5, tally="version")
     assert found["status"] == {"200": found["ok_ms"]["n"], "503": found["refused_ms"]["n"]}
     assert found["retry_after"] == found["refused_ms"]["n"]
     assert found["tally"] == {"v1": found["ok_ms"]["n"]}
@@ -164,9 +170,11 @@ def test_answers_are_counted_by_a_key_of_their_json():
 
 
 def test_recovery_is_timed_from_the_end_of_the_load():
-    found, _ = drive("/slow", rate=200.0, connections=50, recovered_ms=60.0, timeout=5)
-    backlog = arrivals(200, 0.15) * 0.02 - 0.15
-    assert backlog - 0.1 < found["recovery_seconds"] < backlog + 1
+    # Only an idle server answers within 300 ms; the first fresh request waits for the backlog of more.
+    found, _ = drive("/slow", rate=400.0, connections=100, recovered_ms=300.0, timeout=30)
+    backlog = arrivals(400, 0.15) * 0.02 - 0.15
+    assert backlog > 0.6
+    assert backlog - 0.1 < found["recovery_seconds"] < 30
 
 
 @pytest.mark.parametrize("path", ["/stall", "/reset", "/busy"])
@@ -174,6 +182,57 @@ def test_a_server_that_does_not_recover_costs_no_run(path):
     found, _ = drive(path, rate=50.0, connections=5, recovered_ms=60.0, timeout=0.3)
     assert found["recovery_seconds"] is None
     assert found["offered_rate"] == 50.0
+
+
+def test_what_is_due_and_never_answered_is_counted():
+    found, seen = drive("/stall", rate=300.0, connections=4, timeout=0.15, seconds=0.3)
+    assert found["errors"]["unsent"] > 0
+    assert found["errors"]["timeout"] >= 4
+    assert sum(found["errors"].values()) == arrivals(300, 0.3)
+    assert found["connections"] >= len(seen)
+
+
+def test_connections_that_are_being_opened_count_once():
+    async def opened():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            request = prepare("GET", "/", {})
+            job = Job(port=listener.getsockname()[1], requests=(request,), rate=1.0, connections=3)
+            state = _Run(job, asyncio.get_running_loop())
+            counts = []
+            for _ in range(5):
+                state.arrive([time.perf_counter()])
+                counts.append(len(state.all))
+                await asyncio.sleep(0)
+            while state.opening:
+                await asyncio.sleep(0.001)
+            state.give_up()
+            await asyncio.sleep(0)
+            return counts, dict(state.record.errors)
+
+    assert asyncio.run(opened()) == ([1, 2, 3, 3, 3], {"timeout": 3, "unsent": 2})
+
+
+def test_recovery_is_asked_for_with_tls_too():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse():
+            with contextlib.suppress(OSError):
+                while True:
+                    stream, _ = listener.accept()
+                    heard.append(stream.recv(1))
+                    # Not an answer that TLS knows, so that the handshake fails.
+                    stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    stream.close()
+
+        heard = []
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        request = prepare("GET", "/", {})
+        job = Job(port=listener.getsockname()[1], requests=(request,), tls=True, timeout=0.5, recovered_ms=1e4)
+        assert asyncio.run(recovery(job, time.perf_counter())) is None
+        assert set(heard) == {b"\x16"}
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 def test_no_server_is_an_error_of_connecting():
@@ -191,17 +250,58 @@ def test_percentiles():
     assert found == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0, "n": 101}
 
 
-def test_a_process_reads_its_job_and_ends_early_on_sigterm():
+@contextlib.contextmanager
+def answering():
+    """A server of one connection: its listener, an event at the first request that is answered, and its thread."""
+    answered = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
-            stream, _ = listener.accept()
-            with stream:
-                while stream.recv(65536):
-                    stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            with contextlib.suppress(OSError):
+                stream, _ = listener.accept()
+                with stream:
+                    while stream.recv(65536):
+                        stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                        answered.set()
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
+        yield listener, answered, thread
+
+
+def test_a_process_ends_when_its_parent_is_killed():
+    with answering() as (listener, answered, thread):
+        job = Job(port=listener.getsockname()[1], requests=(prepare("GET", "/", {}),), seconds=60)
+        script = (
+            "import json, sys, time\n"
+            "from bench.load.job import Job\n"
+            "from bench.load.process import generate\n"
+            "given = json.loads(sys.argv[1])\n"
+            "with generate(Job(**given | {'requests': tuple(given['requests'])})): time.sleep(60)\n"
+        )
+        parent = subprocess.Popen([sys.executable, "-c", script, json.dumps(dataclasses.asdict(job))], cwd=ROOT)
+        try:
+            assert answered.wait(40)
+        finally:
+            parent.kill()
+            parent.wait()
+        # The server's connection ends with the client, long before its job does.
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_process_that_dies_at_once_has_its_last_words(tmp_path, monkeypatch):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no module named uvloop >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    job = Job(port=1, requests=(prepare("GET", "/", {}, bytes(1_000_000)),))
+    with generate(job) as client, pytest.raises(ArtefactError, match="load generator failed: no module named uvloop"):
+        client.result()
+
+
+def test_a_process_reads_its_job_and_ends_early_on_sigterm():
+    with answering() as (listener, answered, thread):
         job = Job(port=listener.getsockname()[1], requests=(prepare("GET", "/", {}),), seconds=60)
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.load.client"],
@@ -210,13 +310,11 @@ def test_a_process_reads_its_job_and_ends_early_on_sigterm():
             stdout=subprocess.PIPE,
             text=True,
         )
-        begun = time.perf_counter()
         process.stdin.write(json.dumps(dataclasses.asdict(job)))
         process.stdin.close()
         process.stdin = None
-        time.sleep(1.5)
+        assert answered.wait(40)
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
-        assert time.perf_counter() - begun < 20
+        out, _ = process.communicate(timeout=40)
         assert set(json.loads(out)["status"]) == {"200"}
         thread.join(5)

@@ -24,7 +24,7 @@ def test_an_address_has_its_parts():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:3000", "ftp://a", "http://", "http://a:port", "http://a:99999", "http://a?b"]
+    "url", ["", "localhost:3000", "ftp://a", "http://", "http://a:port", "http://a:99999", "http://a?b", "http://[::1"]
 )
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(UsageError, match="expected the address of a server"):

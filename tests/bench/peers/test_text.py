@@ -7,18 +7,8 @@ from typing import Any
 from bench.peers import text as peers_text
 from bench.peers.rows import with_ratios
 from bench.peers.runtimes import PEERS
+from tests.bench.processes import MS
 
-MS = {
-    "torch": 40.0,
-    "torch-channels-last": 20.0,
-    "torch-compile": 16.0,
-    "ort": 10.0,
-    "ort-defaults-int8": 9.0,
-    "openvino": 8.0,
-    "openvino-int8": 5.0,
-    "pocketzoo": 10.0,
-    "pocketzoo-int8": 4.0,
-}
 ENVIRONMENT = {
     "cpu": "Test CPU",
     "flags": ["avx2"],
@@ -32,10 +22,10 @@ ENVIRONMENT = {
 
 def row(artefact: str, variant: str, pace: float, **changes: Any) -> dict[str, Any]:
     ms = MS[variant] * pace
-    common = {"family": "cat", "run": "1", "artefact": artefact, "batch": 1, "threads": 2, "rounds": 3, "warmup": 20}
+    common = {"family": "cat", "run": "1", "artefact": artefact, "batch": 1, "threads": 2, "rounds": 6, "warmup": 20}
     common |= {"form": "pruned" if artefact.endswith("pruned") else "parent", "variant": variant, "macs": 4_000_000}
     common |= {"precision": PEERS[variant].precision, "bytes": 1_000_000, "n": 60, "p50_ms": ms, "p95_ms": 2 * ms}
-    common |= {"low_ms": 0.9 * ms, "high_ms": 1.1 * ms, "round_ms": [ms, 2 * ms, ms], "difference": 0.25}
+    common |= {"low_ms": 0.9 * ms, "high_ms": 1.1 * ms, "round_ms": 3 * [ms, 2 * ms], "difference": 0.25}
     common |= {"top1": 0.9, "low": 0.85, "high": 0.95, "agreement": 0.99, "dataset": "tiny", "split": "validation"}
     common |= {
         "pictures": 12,
@@ -111,12 +101,42 @@ def test_what_is_unknown_is_a_dash() -> None:
     assert line[2:7] == ["10.00", "20.00", "1.00x", "-", "-"]
 
 
+def test_few_rounds_have_a_range_and_no_confidence() -> None:
+    few = family(round_ms=5 * [10.0])
+    for heading, _ in (peers_text.details(few), peers_text.ours(few)):
+        assert "<times as fast as" not in heading
+        assert "ms (range)" in heading
+        assert [name for name in heading if "95 % CI" in name] == ["top-1 % (95 % CI)"]
+    page = peers_text.markdown(few, "x")
+    assert "range: of the rounds' medians and ratios; a 95 % interval takes at least 6 rounds" in page
+    assert "ratio (range)" in peers_text.summary_table(few)
+    mixed = [*few, *family(family="dog")]
+    assert "ms (range)" in peers_text.ours(mixed)[0]
+
+
+def test_without_the_unpruned_network_there_is_nothing_to_compare_with() -> None:
+    rows = with_ratios([row("cat-pruned", variant, 0.5, family="cat-pruned") for variant in MS], "cat-pruned")
+    assert {(found["reference"], found["ratio"], found["ratio_low"], found["ratio_high"]) for found in rows} == {
+        (None, None, None, None)
+    }
+    heading, cells = peers_text.details(rows)
+    assert {line[heading.index("vs ORT (95 % CI)")] for line in cells} == {"-"}
+    assert {line[0] for line in cells} == {"pruned"}
+    assert [line[1:2] + line[-3:] for line in peers_text.ours(rows)[1]] == [
+        ["pruned", "-", "-", "-"],
+        ["pruned INT8", "-", "-", "-"],
+    ]
+    assert peers_text.summary_table(rows).splitlines()[-1].split() == ["cat-pruned", "-", "-", "-"]
+    assert "cat-pruned" in peers_text.markdown(rows, "x")
+
+
 def test_the_page() -> None:
     page = peers_text.markdown(family(), "pocketzoo bench compare x")
     for fact in (
         "`pocketzoo bench compare x`",
         "n = 12 images of tiny, split `validation`",
-        "batch 1, threads 2, 3 processes",
+        "batch 1, threads 2, 6 processes",
+        "95 % CI: of times and ratios by a percentile bootstrap",
         "onnxruntime 1.0",
         "## cat",
     ):
@@ -129,8 +149,8 @@ SUMMARY = """\
 ms per batch  torch  ch-last  compile    ORT  OpenVINO   ours  pruned    ORT  OpenVINO   ours  pruned
 cat           40.00    20.00    16.00  10.00     8.000  10.00   5.000  9.000     5.000  4.000   2.000
 
-times as fast  best of ours vs ORT FP32       FP32 vs fastest FP32 peer   INT8 vs fastest INT8 peer
-cat            5.00x (5.00-5.00) pruned INT8  0.80x (0.80-0.80) OpenVINO  1.25x (1.25-1.25) OpenVINO
+ratio (95 % CI)  best of ours vs ORT FP32       FP32 vs fastest FP32 peer   INT8 vs fastest INT8 peer
+cat              5.00x (5.00-5.00) pruned INT8  0.80x (0.80-0.80) OpenVINO  1.25x (1.25-1.25) OpenVINO
 """
 
 

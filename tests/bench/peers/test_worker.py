@@ -30,6 +30,7 @@ from zoo.clock import alternate
 from zoo.errors import ArtefactError
 from zoo.files import GRAPH
 from zoo.image import batch, golden_image
+from zoo.predictor import Predictor
 
 SIZE, COUNT = 28, 10
 INSTALLED = [name for name, peer in PEERS.items() if all(importlib.util.find_spec(need) for need in peer.needs)]
@@ -113,6 +114,15 @@ def test_times(job: Job, peer: str) -> None:
     assert min(found["samples_ms"]) > 0
     assert 0 < found["first_ms"] / 1000 < found["startup_seconds"]
     assert found["peak_mb"] > 20
+
+
+def test_our_first_inference_is_the_first(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[Path] = []
+    monkeypatch.setattr(Predictor, "_check_golden", lambda self: checks.append(self.path))
+    timed(dataclasses.replace(job, peer="pocketzoo"))
+    assert not checks
+    prepare(dataclasses.replace(job, peer="pocketzoo"))
+    assert len(checks) == 1
 
 
 def test_memory_and_start_are_those_of_the_process_and_what_it_needs(job: Job) -> None:

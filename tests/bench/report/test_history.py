@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.report.history import LOG, read_curves, read_peers
+from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_card
 from zoo.card import Card, Stage
 
@@ -45,8 +46,24 @@ def test_other_logs_are_told_of(tmp_path: Path, text: str, said: str) -> None:
     assert said in problem
 
 
-def test_no_log_is_no_problem(tmp_path: Path) -> None:
-    assert read_curves([(tmp_path, card())]) == ((), ())
+def test_a_training_without_a_log_is_told_of(tmp_path: Path) -> None:
+    curves, (problem,) = read_curves([(tmp_path, card())])
+    assert (curves, "stage 1 (train) is not shown" in problem) == ((), True)
+    assert read_curves([(tmp_path, dataclasses.replace(card(), lineage=()))]) == ((), ())
+
+
+def test_an_ancestors_log_is_found_by_its_lineage(tmp_path: Path) -> None:
+    first = dataclasses.replace(TRAIN, summary={"epochs": 2, "best_epoch": 2})
+    tuned = dataclasses.replace(first, parent="1" * 64, summary={"epochs": 2, "best_epoch": 1})
+    other = dataclasses.replace(first, seconds=first.seconds + 1)
+    for name, stage in (("first", first), ("another", other)):
+        write_checkpoint(tmp_path / name, (stage,))
+        (tmp_path / name / LOG).write_text(_HEAD + _ROWS)
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / LOG).write_text(_HEAD + _ROWS)
+    tuned_card = dataclasses.replace(make_card(), lineage=(first, tuned))
+    curves, problems = read_curves([(tmp_path / "tuned", tuned_card)], [tmp_path])
+    assert ([curve.artefact for curve in curves], problems) == (["first", "tuned"], ())
 
 
 def test_comparisons_that_cannot_be_read_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from bench.pictures import Pictures, labelled
 from bench.report import measure as report
 from bench.report.measure import Report, artefact_files, measure_report
 from bench.report.sections import sections
-from bench.report.text import markdown, tables
+from bench.report.text import busy_note, markdown, tables
 from bench.report.values import document
 from compress.quantization.verdict import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
@@ -191,6 +191,21 @@ def test_the_page_carries_count_command_and_environment(files: dict[str, Path]) 
     values = json.loads(json.dumps(document(done)))
     assert values["files"][1]["latency"][0] == {"threads": 1, "n": 6, "p50_ms": 4.0, "p95_ms": 12.0, "p99_ms": 12.0}
     assert values["comparisons"][2]["relation"] == "origin"
+
+
+def test_the_file_that_answers_is_judged_unless_one_is_named(files: dict[str, Path]) -> None:
+    assert measure(files["pruned"].parent).subject.path == files["both"]
+    assert measure(files["pruned"]).subject.path == files["pruned"]
+
+
+def test_a_busy_machine_is_told_of(files: dict[str, Path]) -> None:
+    done = replace(measure(files["parent"]), load=0.0)
+    assert "p95 is more than 2 times p50 of cat/model.onnx at 1 thread" in busy_note(done)
+    assert busy_note(done) in markdown(done.artefact, sections(done))
+    even = {threads: replace(timing, p95_ms=timing.p50_ms) for threads, timing in done.lines[0].timings.items()}
+    done = replace(done, lines=(replace(done.lines[0], timings=even),))
+    assert busy_note(done) == ""
+    assert "1000.0 tasks wanted its" in busy_note(replace(done, load=1000.0))
 
 
 @pytest.fixture

@@ -31,6 +31,21 @@ def _parquet(path: Path, columns: dict[str, list[object]], **options: int) -> st
     return str(path)
 
 
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    _touch(tmp_path, "b.png", "closed/a.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        # The user who runs the tests may be allowed everything.
+        if os.fsencode(path).endswith(b"closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"/closed: the folder cannot be read \(Permission denied\)"):
+        open_source(str(tmp_path), batch=2)
+
+
 def test_a_folder_means_its_pictures_at_any_depth_by_path(tmp_path):
     _touch(tmp_path, "b.png", "a/z.JPG", "a/.hidden.png", ".git/c.png", "notes.txt", "r.parquet")
     source = open_source(str(tmp_path), batch=2)
@@ -44,6 +59,25 @@ def test_a_glob_means_every_file_it_matches(tmp_path):
     deep = open_source(f"{tmp_path}/**/*.png", batch=1)
     assert [Path(name).name for name in _names(deep)] == ["1.png", "3.png", "4.png"]
     assert _names(open_source(f"{tmp_path}/1.png", batch=1)) == [f"{tmp_path}/1.png"]
+
+
+def test_the_result_is_no_part_of_its_source(tmp_path):
+    _touch(tmp_path, "a.png")
+    for name in ("a.parquet", "out.parquet"):
+        _parquet(tmp_path / name, {"image": [b"x"]})
+    pattern = str(tmp_path / "*.parquet")
+    assert len(_names(open_source(pattern, batch=1))) == 2
+    assert len(_names(open_source(pattern, batch=1, out=tmp_path / "out.parquet"))) == 1
+    with pytest.raises(DataError, match="is where the result would go, in place of the pictures"):
+        open_source(str(tmp_path / "a.parquet"), batch=1, out=tmp_path / "a.parquet")
+
+
+def test_a_link_upwards_scores_nothing_twice(tmp_path):
+    _touch(tmp_path, "a.png", "b/c.png")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "d.png").symlink_to(tmp_path / "a.png")
+    names = _names(open_source(str(tmp_path / "**" / "*.png"), batch=1))
+    assert [Path(name).relative_to(tmp_path).as_posix() for name in names] == ["a.png", "b/c.png", "d.png"]
 
 
 def test_a_name_with_brackets_is_a_name_if_it_exists(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import bench.score.speed
 from bench.rows import REQUIRED, SCORE
 from bench.score.speed import REFERENCES, SpeedConfig, Turn, measure_speed, take_turn
 from tests.zoo.factories import encode, picture, write_artefact
-from zoo.errors import DataError, UsageError
+from zoo.errors import ArtefactError, DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,23 @@ def test_the_row(place, monkeypatch):
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (0.9, 0.8, 1.0)
     assert row["references"] == {"session threads": 1, "threads": 50, "processes": 75}
     assert (row["n"], row["images_per_s"]) == (6, 80)
+
+
+def killed(turn, files, line):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at_work(turn, files, line):
+    line.send(None)
+    line.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("process", [killed, killed_at_work])
+def test_a_process_that_is_killed_is_told_at_once(place, monkeypatch, process):
+    monkeypatch.setattr(bench.score.speed, "_process", process)
+    with pytest.raises(ArtefactError, match=r"a process of the reference ended with -9 .*fewer --workers"):
+        take_turn(_turn(place, "processes", workers=2))
 
 
 def test_a_picture_that_cannot_be_read(place, tmp_path):

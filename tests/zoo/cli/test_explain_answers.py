@@ -108,6 +108,19 @@ def test_changes_of_the_int8_file_and_of_the_pruned_one(output: Path, data: Path
     assert "cat/model.onnx against cat-pruned/model.onnx" in same.stdout
 
 
+def test_a_pruned_artefact_is_compared_with_the_unpruned_one(output: Path, data: Path) -> None:
+    paths = family(output)
+    folder = paths["both"].parent
+    found = _json("changes", folder, "--data", data)
+    assert (found["file"], found["against"]) == ("cat-pruned/model.int8.onnx", "cat/model.onnx")
+    found = _json("changes", folder, "--against", paths["pruned"], "--data", data)
+    assert found["against"] == "cat-pruned/model.onnx"
+    paths["parent"].unlink()
+    result = _run("changes", folder, "--data", data)
+    assert "cat-pruned/model.int8.onnx against cat-pruned/model.onnx" in result.stdout
+    assert "cat-pruned/model.onnx was pruned, and what it was pruned from is not in" in result.stderr
+
+
 def test_no_answer_changed(output: Path, data: Path) -> None:
     paths = family(output)
     copy = output / "copy" / "model.onnx"
