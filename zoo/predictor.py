@@ -90,8 +90,8 @@ class Predictor:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
-        # Threads that wait for their part of an inference spin, which is up to twice as fast as sleeping; those of an idle
-        # session must not burn the cores that decode the next image or run another model.
+        # Threads that wait for their part of an inference spin, which is up to twice as fast as sleeping; those of an
+        # idle session must not burn the cores that decode the next image or run another model.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=list(providers or default_providers()))
