@@ -27,7 +27,7 @@ ort.set_default_logger_severity(3)
 
 _GOLDEN_CANDIDATES = 16
 _SPIN_US = "500"
-"""Microseconds: as fast as spinning without an end, in a loop and after pauses of 2 ms, for 1 to 3 ms of an idle core."""
+"""Microseconds: in a loop and after pauses of 2 ms as fast as spinning without an end, and an idle core soon rests."""
 
 
 @dataclass(frozen=True, kw_only=True)
