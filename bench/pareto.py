@@ -43,7 +43,7 @@ def draw_pareto(groups: Mapping[str, Sequence[Line]], path: Path, *, digest: str
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5 * len(groups), 5.2), layout="constrained")
+    figure = Figure(figsize=(7.5 * len(groups), 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (name, lines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         _draw(place, name, [line for line in lines if line.accuracy and line.latency and line.role == "model"])
@@ -68,19 +68,22 @@ def _draw(place: Axes, name: str, lines: Sequence[Line]) -> None:
         )
     best = front(lines)
     place.plot([_ms(line) for line in best], [100 * _top1(line) for line in best], color="0.6", lw=1, zorder=0)
-    for place_in_order, line in enumerate(sorted(lines, key=lambda line: (_top1(line), _ms(line)))):
+    middle_ms = sum(place.get_xlim()) / 2
+    for order, line in enumerate(sorted(lines, key=lambda line: (_top1(line), _ms(line)))):
+        left = _ms(line) > middle_ms
         place.annotate(
             line.name,
             (_ms(line), 100 * _top1(line)),
-            xytext=(6, 5 if place_in_order % 2 else -12),
+            xytext=(-7 if left else 7, 6 if order % 2 else -12),
             textcoords="offset points",
+            horizontalalignment="right" if left else "left",
             fontsize=7.5,
         )
     for colour, mark, label in ((_FP32, "o", "FP32"), (_INT8, "s", "INT8")):
         place.plot([], [], mark, color=colour, label=label)
     place.plot([], [], color="0.6", lw=1, label="none is both faster and better")
-    place.legend(fontsize=8, loc="lower right")
-    place.margins(x=0.22, y=0.12)
+    place.legend(fontsize=8, loc="upper right")
+    place.margins(x=0.15, y=0.2)
     first = lines[0].accuracy if lines else None
     counted = f", n = {first['n']}" if first else ""
     place.set(title=f"{name}{counted}", xlabel="p50 latency of one image (ms)", ylabel="test top-1 (%), 95 % interval")

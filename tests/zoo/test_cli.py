@@ -24,14 +24,14 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | 
 
 def commands() -> list[list[str]]:
     top = get_command(app).commands
-    groups = {"adapter", "bench"}
+    groups = {"adapter", "bench", "explain"}
     return [[name] for name in top if name not in groups] + [
         [g, name] for g in sorted(groups) for name in top[g].commands
     ]
 
 
 def test_every_command_has_help_with_its_purpose() -> None:
-    assert len(commands()) == 34
+    assert len(commands()) == 50
     for command in commands():
         text = run_cli(*command, "--help").output
         assert "Usage:" in text
