@@ -38,6 +38,9 @@ HALF_GRAPH = "model.fp16.onnx"
 PROJECT = Path(__file__).resolve().parent.parent
 """The folder that holds the packages."""
 
+_BARRED = {errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR}
+"""Errors that more room on the disk would not mend."""
+
 
 def output_root() -> Path:
     """The folder of artefacts: `POCKETZOO_OUTPUT`, else `output/` beside the packages."""
@@ -55,8 +58,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         _write_atomically(path, write)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "free some space or name another folder (POCKETZOO_OUTPUT)" if full else "name a folder that can be"
+        # A library that meets a full disk may give no number.
+        barred = error.errno in _BARRED
+        remedy = "name a folder that can be" if barred else "free some space or name another folder (POCKETZOO_OUTPUT)"
         reason = f"{path}: cannot be written ({error}); {remedy}, then run the same command again"
         raise ArtefactError(reason) from error
 

@@ -105,3 +105,9 @@ def test_graph_paths_are_those_that_exist(tmp_path):
 def test_code_commit_is_a_short_hash_with_or_without_dirty():
     commit = code_commit()
     assert commit is None or set(commit.removesuffix("-dirty")) <= set("0123456789abcdef")
+
+
+def test_a_place_that_cannot_be_written_has_its_own_remedy(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtefactError, match="name a folder that can be, then run the same command again"):
+        write_bytes(tmp_path / "file" / "x.png", b"")
