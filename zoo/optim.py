@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from zoo.errors import TrainingError, UsageError, unknown_name
@@ -70,7 +71,10 @@ def make_optimizer(
     weight_decay: float,
     factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer of everything trainable; biases, norms and embeddings of one dimension are not decayed.
+    """An optimizer of everything trainable, each parameter decayed or not as timm does it.
+
+    Not decayed are biases, what has one dimension, and what the network's `no_weight_decay()` names: class tokens,
+    positions, tables of relative positions.
 
     Args:
         name: one of OPTIMIZERS.
@@ -85,10 +89,12 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = (weight_decay if parameter.ndim > 1 else 0.0, (factors or {}).get(key, 1.0))
+    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared):
+        for parameter in group["params"]:
+            kind = (group["weight_decay"], (factors or {}).get(names[parameter], 1.0))
             groups.setdefault(kind, []).append(parameter)
     if not groups:
         raise TrainingError("every parameter is frozen; there is nothing to train")

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zoo.factories import TINY_VIT
 from zoo.errors import TrainingError, UsageError
-from zoo.freeze import Stage
+from zoo.freeze import Stage, stages
+from zoo.models.registry import build
+from zoo.models.truncate import truncate
 from zoo.optim import OPTIMIZERS, SCHEDULES, ladder, make_optimizer, make_schedule, plateau
 
 
@@ -31,11 +34,44 @@ def test_every_optimizer_lowers_a_loss(name):
 
 
 def test_biases_and_norms_are_not_decayed():
-    decayed, free = make_optimizer("adamw", _net(), lr=0.1, weight_decay=0.3).param_groups
+    free, decayed = make_optimizer("adamw", _net(), lr=0.1, weight_decay=0.3).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     assert [p.ndim for p in decayed["params"]] == [4, 2]
     assert [p.ndim for p in free["params"]] == [1, 1, 1, 1]
     assert decayed["lr"] == 0.1
+
+
+SWIN = {"img_size": 32, "window_size": 2, "depths": [1, 1], "num_heads": [1, 2], "embed_dim": 8}
+TABLES = [f"layers.{index}.blocks.0.attn.relative_position_bias_table" for index in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "spared"),
+    [
+        ("resnet10t", {}, []),
+        ("vit_tiny_patch16_224", TINY_VIT, ["cls_token", "pos_embed"]),
+        ("swin_tiny_patch4_window7_224", SWIN, TABLES),
+    ],
+)
+def test_what_a_network_spares_from_decay(name, arguments, spared):
+    model = build(name, classes=3, channels=3, arguments=arguments)
+    parameters = dict(model.named_parameters())
+    factors = ladder(stages(model), layer_decay=0.5)
+    groups = make_optimizer("adamw", model, lr=0.1, weight_decay=0.3, factors=factors).param_groups
+    found = {id(p): (group["weight_decay"], group["factor"], group["lr"]) for group in groups for p in group["params"]}
+    assert found == {
+        id(p): (0.3 if p.ndim > 1 and key not in spared else 0.0, factors[key], 0.1 * factors[key])
+        for key, p in parameters.items()
+    }
+    assert sum(len(group["params"]) for group in groups) == len(parameters)
+    assert all(parameters[key].ndim > 1 for key in spared)
+
+
+def test_what_is_left_of_a_network_spares_the_same():
+    model = truncate(build("vit_tiny_patch16_224", classes=3, channels=3, arguments=TINY_VIT), "blocks.0", 3)
+    names = {id(p): key.removeprefix("features.network.") for key, p in model.named_parameters()}
+    free, _ = make_optimizer("adamw", model, lr=0.1, weight_decay=0.3).param_groups
+    assert {names[id(p)] for p in free["params"] if p.ndim > 1} == {"cls_token", "pos_embed"}
 
 
 def test_frozen_parameters_are_left_out():

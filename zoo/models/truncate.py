@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from timm.layers import get_notrace_functions
 from timm.models import group_parameters
 from torch import fx, nn
 
 from zoo.errors import UsageError, unknown_name
 from zoo.models.registry import classifier_names, input_channels
 from zoo.models.sizes import REFUSALS, declared_size, run_on_shapes
+from zoo.tracing import ROOT, Moving, graph_module, record, restored
 
 __all__ = ["Features", "Truncated", "channels_last", "features_of", "layer_names", "truncate"]
 
@@ -65,11 +64,13 @@ class Truncated(nn.Module):
         img_size: tuple[int, int] = (224, 224),
         image_channels: int = 3,
         groups: Mapping[str, int] | None = None,
+        no_weight_decay: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.img_size = img_size
         self.image_channels = image_channels
         self._groups = dict(groups or {})
+        self._no_weight_decay = {f"features.network.{name}" for name in no_weight_decay}
         self.features = features
         self.head = nn.Linear(width, classes)
         nn.init.zeros_(self.head.weight)
@@ -86,6 +87,10 @@ class Truncated(nn.Module):
     def group_matcher(self, coarse: bool = True) -> Callable[[str], float]:
         """Sorts parameters into the whole network's stages: a function from a parameter's name to its place."""
         return lambda name: self._groups.get(name.removeprefix("features.network."), math.inf)
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the whole network spares from weight decay."""
+        return self._no_weight_decay
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, K] of images [B, channels, H, W]."""
@@ -113,6 +118,7 @@ def truncate(model: nn.Module, layer: str, classes: int) -> Truncated:
         img_size=declared_size(model),
         image_channels=input_channels(model),
         groups=_groups(model),
+        no_weight_decay=getattr(model, "no_weight_decay", set)(),
     )
 
 
@@ -157,20 +163,6 @@ def _groups(model: nn.Module) -> dict[str, int]:
             return dict(group_parameters(model, matcher(coarse=True), reverse=True))
     places: dict[str, int] = {}
     return {name: places.setdefault(".".join(name.split(".")[:2]), len(places)) for name, _ in model.named_parameters()}
-
-
-class _Tracer(fx.Tracer):
-    """Follows the forward functions of a layer's parents only; every other module stays whole.
-
-    So modules keep their types and attributes (an attention's heads), and what they do inside need not be traceable.
-    """
-
-    def __init__(self, layer: str) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self.layer = layer
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.layer.startswith(f"{module_qualified_name}.")
 
 
 class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
@@ -229,34 +221,29 @@ def _features(model: nn.Module, layer: str, network: nn.Module) -> tuple[Feature
 
 def _cut(model: nn.Module, layer: str) -> fx.GraphModule:
     """The network's forward function up to a layer, with the layers that it needs."""
-    name = type(model).__name__
-    training, attributes = {module: module.training for module in model.modules()}, set(vars(model))
-    try:
+    with restored(model):
         modes = [_traced(model.train(mode), layer) for mode in (True, False)]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for attribute in set(vars(model)) - attributes:  # where fx keeps the constants that it met
-            delattr(model, attribute)
     if modes[0].code != modes[1].code:
+        name = type(model).__name__
         raise UsageError(f"{name} goes other ways to {layer!r} when it is trained; take an earlier layer")
     return modes[1].train(model.training)
 
 
 def _traced(model: nn.Module, layer: str) -> fx.GraphModule:
     name = type(model).__name__
+    # Only the layer's parents are entered: so modules keep their types and attributes (an attention's heads), and what
+    # they do inside need not be traceable.
+    way = frozenset(id(module) for path, module in model.named_modules() if f"{layer}.".startswith(f"{path}."))
+    layers = Moving(modules=way, direct=frozenset({id(model.get_submodule(layer))}), tensors=frozenset())
     try:
-        # What else a forward function can be given (masks) stays at its default, which decides its branches.
-        parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-        fixed_arguments = {p.name: p.default for p in parameters if p.default is not p.empty}
-        graph = _Tracer(layer).trace(model, concrete_args=fixed_arguments or None)
+        traced = record(model, layers)
     except Exception as error:  # whatever a forward function does with the stand-ins of tensors
         raise UsageError(
             f"{name} cannot be cut at {layer!r}: its forward function cannot be followed ({error}); "
             "probe the layer instead, or take the whole network"
         ) from error
-    _end_at(graph, layer, model)
-    network = fx.GraphModule(model, graph, class_name=name)
+    _end_at(traced.graph, layer, model)
+    network = graph_module(traced.graph, traced.targets)
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     network.recompile()
@@ -276,7 +263,7 @@ def _traced(model: nn.Module, layer: str) -> fx.GraphModule:
 def _end_at(graph: fx.Graph, layer: str, model: nn.Module) -> None:
     """Make the last call of a layer the graph's output, and drop what comes after it."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_module" and node.target == layer:
+        if node.op == "call_module" and node.target == f"{ROOT}.{layer}":
             graph.output(node)
             return
         graph.erase_node(node)
