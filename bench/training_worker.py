@@ -115,7 +115,7 @@ def _evaluation(job: Job, model: nn.Module, spec: Input) -> Measured:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ready = time.perf_counter()
     for images in splits:
-        torch_logits(model, images, device=device)
+        torch_logits(model, images)
     return Measured(
         setup_seconds=ready - begin, seconds=time.perf_counter() - ready, images=sum(len(images) for images in splits)
     )

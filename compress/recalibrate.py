@@ -103,7 +103,5 @@ def _top1(model: nn.Module, spec: Input, dataset: Dataset) -> float:
     from zoo.evaluate import torch_logits
 
     images = Images(dataset.splits["validation"], spec)
-    device = pick_device()
-    logits = torch_logits(model.to(device), images, device=device)
-    model.to("cpu")
+    logits = torch_logits(model, images)
     return float((logits.argmax(axis=1) == images.labels.numpy()).mean())

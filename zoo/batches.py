@@ -7,10 +7,12 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from zoo.card import Input
@@ -20,7 +22,7 @@ from zoo.image import pixels, scale_and_shift
 from zoo.machine import cores
 from zoo.progress import track
 
-__all__ = ["SAMPLERS", "Images", "Normalise", "canvas", "epoch_order"]
+__all__ = ["SAMPLERS", "Images", "Normalise", "canvas", "epoch_order", "outputs"]
 
 CACHE_BYTES = 2 << 30
 """Decoded training pictures are kept in memory up to this size; beyond it, threads decode them again."""
@@ -136,6 +138,23 @@ class Normalise:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """The normalised images, on their own device."""
         return images.float() * self._factor + self._offset
+
+
+@torch.inference_mode()
+def outputs(
+    network: nn.Module, spec: Input, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+) -> Iterator[Any]:
+    """What a network makes of each batch of pictures, without gradients and in the mode that it is in.
+
+    Args:
+        network: on `device`; gets float32 [B, C, H, W].
+        spec: its input.
+        batches: of :class:`Images` decoded as `spec` says; the labels are not looked at.
+        device: where to compute.
+    """
+    prepare = Normalise(spec, device)
+    for images, _ in batches:
+        yield network(prepare(images.to(device)))
 
 
 def _channels_first(sample: Sample, spec: Input) -> npt.NDArray[np.uint8]:

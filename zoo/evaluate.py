@@ -23,7 +23,6 @@ from zoo.predictor import Predictor, softmax
 from zoo.progress import track
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from zoo.batches import Images
@@ -79,21 +78,22 @@ class Averages:
     f1: float
 
 
-def torch_logits(model: nn.Module, images: Images, *, device: torch.device, batch_size: int = 128) -> Logits:
-    """Logits float32 [N, K] of decoded pictures, from a torch model in evaluation mode."""
+def torch_logits(model: nn.Module, images: Images, *, batch_size: int = 128) -> Logits:
+    """Logits float32 [N, K] of decoded pictures, from a torch model in evaluation mode, on the GPU if there is one.
+
+    The model ends in the mode and on the device in which it was.
+    """
     # What judges an ONNX file's answers does not wait seconds for torch.
     import torch
 
-    from zoo.batches import Normalise
+    from zoo.batches import outputs
+    from zoo.distributed import pick_device
+    from zoo.models.registry import evaluating
 
-    prepare = Normalise(images.spec, device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            parts = [model(prepare(part.to(device))).float().cpu() for part, _ in images.in_order(batch_size)]
-    finally:
-        model.train(training)
+    home, device = next(model.parameters()).device, pick_device()
+    with evaluating(model.to(device)):
+        parts = [part.float().cpu() for part in outputs(model, images.spec, images.in_order(batch_size), device)]
+    model.to(home)
     return torch.cat(parts).numpy()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from zoo.batches import CACHE_BYTES, Images, Normalise
+from zoo.batches import CACHE_BYTES, Images, Normalise, outputs
 from zoo.card import Input
 from zoo.datasets.augment import Augment, augment
 from zoo.datasets.mix import mix, mixes
@@ -92,17 +93,12 @@ class WholeFeed:
     def validation_logits(self) -> npt.NDArray[np.float32]:
         """Each process computes every n-th batch."""
         images, world = self.pictures.validation, self.pictures.world
-        prepare = Normalise(images.spec, world.device)
-        chunks = list(enumerate(even_chunks(range(len(images)), 2 * _CHUNK)))
-        own = interleaved(chunks, world)
+        chunks = even_chunks(range(len(images)), 2 * _CHUNK)
+        own = images.batches(interleaved(chunks, world))
         self.model.eval()
-        with torch.inference_mode():
-            found = [
-                (index, self.model(prepare(batch.to(world.device))).float().cpu().numpy())
-                for (index, _), (batch, _) in zip(own, images.batches([chunk for _, chunk in own]), strict=True)
-            ]
-        parts = dict(entry for part in gather(found, world) for entry in part)
-        return np.concatenate([parts[index] for index, _ in chunks])
+        found = [part.float().cpu().numpy() for part in outputs(self.model, images.spec, own, world.device)]
+        rounds = itertools.zip_longest(*gather(found, world))
+        return np.concatenate([part for parts in rounds for part in parts if part is not None])
 
 
 class CutFeed:
@@ -199,10 +195,7 @@ def _frozen_views(frozen: nn.Module, pictures: Pictures, view: int) -> tuple[tor
 
 
 def _frozen_validation(frozen: nn.Module, pictures: Pictures) -> tuple[torch.Tensor, ...]:
-    prepare = Normalise(pictures.validation.spec, pictures.world.device)
-    with torch.no_grad():
-        parts = [
-            tuple(part.cpu() for part in frozen(prepare(images.to(pictures.world.device))))
-            for images, _ in pictures.validation.in_order(_CHUNK)
-        ]
+    images = pictures.validation
+    found = outputs(frozen, images.spec, images.in_order(_CHUNK), pictures.world.device)
+    parts = [tuple(part.cpu() for part in values) for values in found]
     return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))

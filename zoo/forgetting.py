@@ -22,7 +22,6 @@ from zoo.batches import Images
 from zoo.card import Card, Input, Metrics
 from zoo.checkpoint import load
 from zoo.datasets.base import Dataset
-from zoo.distributed import pick_device
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits
 from zoo.files import CHECKPOINT, code_commit, write_atomically, write_bytes
@@ -194,9 +193,7 @@ class _Judge:
         samples, key = dataset.splits[split], (dataset.digest, split, spec)
         if key not in self._decoded:
             self._decoded[key] = Images(samples, spec)
-        device = pick_device()
-        logits = torch_logits(model.to(device), self._decoded[key], device=device)
-        model.to("cpu")
+        logits = torch_logits(model, self._decoded[key])
         truth = np.array([sample.label for sample in samples], dtype=np.int64)
         return accuracy(logits, truth, dataset=dataset.name, split=split)
 

@@ -18,7 +18,7 @@ from torch import nn
 from zoo.errors import TrainingError, UsageError, unknown_name
 from zoo.freeze import trainable_body
 from zoo.losses import Loss
-from zoo.models.registry import last_layers
+from zoo.models.registry import evaluating, last_layers
 
 __all__ = ["Mask", "MaskedUpdate", "choose"]
 
@@ -139,7 +139,7 @@ def _scores_from_gradients(
     if not images:
         raise UsageError(f"mask.by = {rule!r} needs training images, got none; use 'magnitude' or 'random'")
     sums = [torch.zeros_like(weight) for weight in weights]
-    with _evaluating(model), _answering_classifier(model, batches, loss):
+    with evaluating(model), _answering_classifier(model, batches, loss):
         for inputs, targets in _one_by_one(batches) if rule == "fisher" else batches:
             for part, gradient in zip(sums, _gradients(model, weights, (inputs, targets), loss), strict=True):
                 if gradient is not None:
@@ -164,17 +164,6 @@ def _gradients(
 ) -> tuple[torch.Tensor | None, ...]:
     inputs, targets = batch
     return torch.autograd.grad(loss(inputs, model(inputs), targets), weights, allow_unused=True)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from zoo.batches import Images, Normalise
+from zoo.batches import Images, outputs
 
 __all__ = ["even_chunks", "reestimate"]
 
@@ -40,7 +40,6 @@ def reestimate(
         batch_size: at most so many images at once; the batches are as even as they come.
         device: where to compute.
     """
-    prepare = Normalise(images.spec, device)
     model.eval()
     momenta = [layer.momentum for layer in layers]
     totals = {layer: _Moments(layer) for layer in layers}
@@ -50,9 +49,8 @@ def reestimate(
             layer.reset_running_stats()
             layer.momentum = 1.0  # The running statistics are those of the last batch.
             layer.train()
-        with torch.no_grad():
-            for batch, _ in images.batches(even_chunks(order, batch_size)):
-                model(prepare(batch.to(device)))
+        for _ in outputs(model, images.spec, images.batches(even_chunks(order, batch_size)), device):
+            pass
     finally:
         for handle in handles:
             handle.remove()

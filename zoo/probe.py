@@ -23,13 +23,12 @@ from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from zoo.batches import Images, Normalise
+from zoo.batches import Images
 from zoo.card import Card, Input, Metrics, Stage
 from zoo.checkpoint import save
 from zoo.datasets.base import Dataset
-from zoo.distributed import pick_device
 from zoo.errors import DataError, UsageError, unknown_name
-from zoo.evaluate import accuracy, fit_temperature
+from zoo.evaluate import accuracy, fit_temperature, torch_logits
 from zoo.files import CHECKPOINT, code_commit, sha256_file
 from zoo.models.registry import count_macs, last_layers
 from zoo.models.truncate import features_of, truncate
@@ -147,16 +146,7 @@ def extract(trunk: nn.Module, train: Images, validation: Images, *, layer: str =
         layer: its name, for the record.
     """
     begin = time.perf_counter()
-    device = pick_device()
-    modes = {module: module.training for module in trunk.modules()}
-    trunk.to(device).eval()
-    try:
-        found = [_run(trunk, images, device) for images in (train, validation)]
-    finally:
-        trunk.to("cpu")
-        # A trunk shares its layers with the network it is of.
-        for module, training in modes.items():
-            module.training = training
+    found = [torch_logits(trunk, images, batch_size=_BATCH) for images in (train, validation)]
     return Extracted(
         layer=layer,
         train=found[0],
@@ -285,14 +275,6 @@ def install(model: nn.Module, report: ProbeReport) -> None:
             layer.weight.copy_(torch.from_numpy(report.weight).view_as(layer.weight))
             assert layer.bias is not None
             layer.bias.copy_(torch.from_numpy(report.bias))
-
-
-def _run(trunk: nn.Module, images: Images, device: torch.device) -> npt.NDArray[np.float32]:
-    prepare = Normalise(images.spec, device)
-    with torch.inference_mode():
-        parts = [trunk(prepare(part.to(device))).float().cpu() for part, _ in images.in_order(_BATCH)]
-    found: npt.NDArray[np.float32] = torch.cat(parts).numpy()  # [N, F]
-    return found
 
 
 def _fit(classifier: str, strength: float, features: Array, labels: Labels) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from zoo.batches import Images, canvas
 from zoo.card import Build, Card, Inform, Lora, Stage, Use, advance
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
-from zoo.distributed import barrier, check_shared, first_decides, join_world, pick_device
+from zoo.distributed import barrier, check_shared, first_decides, join_world
 from zoo.errors import ArtefactError, DataError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
@@ -161,16 +161,13 @@ def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
 def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
     """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
     check_labels(card, dataset)
-    device = pick_device()
-    model.to(device)
-    validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input), device=device)
+    validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input))
     card = with_validation(card, validation, dataset)
     if test:
-        logits = torch_logits(model, Images(dataset.splits["test"], card.use.input), device=device)
+        logits = torch_logits(model, Images(dataset.splits["test"], card.use.input))
         truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
         final = accuracy(logits, truth, dataset=dataset.name, split="test")
         card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
-    model.to("cpu")
     return card
 
 

@@ -280,7 +280,7 @@ class Trainer:
         if self.held is not None:
             self.held.after_step(model)
         if self.average is not None:
-            self.average.update(model)
+            self.average.update(model, epoch * steps + self.state.step + 1)
         return total
 
     def _check(self, what: str, value: float, done: float, rate: float) -> None:
@@ -335,7 +335,7 @@ class Trainer:
         if self.world.first:
             tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
             if self.average is not None:
-                tensors["average"] = {"state": self.average.state, "steps": self.average.steps}
+                tensors["average"] = self.average.state
             state = dataclasses.replace(self.state, seconds=seconds)
             write_state(self.folder / STATE, self.fingerprint, state, tensors)
             if state.history:
@@ -357,10 +357,7 @@ class Trainer:
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.best = {name: tensor.to(self.world.device) for name, tensor in tensors["best"].items()}
         if self.average is not None:
-            self.average.steps = tensors["average"]["steps"]
-            self.average.state = {
-                name: tensor.to(self.world.device) for name, tensor in tensors["average"]["state"].items()
-            }
+            self.average.state = {name: tensor.to(self.world.device) for name, tensor in tensors["average"].items()}
         inside = f" and {self.state.step} steps" if self.state.step else ""
         self._say(f"resuming after epoch {self.state.epoch}/{self.config.epochs}{inside}")
 

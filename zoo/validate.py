@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from zoo.card import Card
 from zoo.checkpoint import load, read_card
 from zoo.errors import ArtefactError
 from zoo.files import CHECKPOINT, output_root, write_bytes
-from zoo.models.shrink import attentions
 from zoo.workspace import card_if_readable
 
 __all__ = ["STATE_DICTS", "best_fine_tuned", "load_my_models", "write_state_dicts"]
@@ -49,7 +49,7 @@ def best_fine_tuned(output: Path) -> dict[str, Path]:
         card = card_if_readable(read_card, path)
         kind = _kind(card) if card else None
         metrics = card.metrics("validation") if card else None
-        if kind is None or metrics is None or not attentions(load(path)[0]):
+        if kind is None or metrics is None or not _has_attention(path):
             continue
         found = best.setdefault(metrics.dataset, {})
         if metrics.top1 > found.get(kind, (-1.0, path))[0]:
@@ -82,6 +82,13 @@ def write_state_dicts(output: Path) -> list[Path]:
             write_bytes(target, buffer.getvalue())
         written.append(target)
     return written
+
+
+def _has_attention(path: Path) -> bool:
+    """Whether a checkpoint's header lists a linear layer of queries, keys and values; no tensor is read."""
+    with safe_open(path, "pt") as stream:
+        names = [name for name in stream.keys() if name.endswith(".qkv.weight")]  # noqa: SIM118 (no dictionary)
+        return any(len(stream.get_slice(name).get_shape()) == 2 for name in names)
 
 
 def _kind(card: Card) -> str | None:

@@ -24,7 +24,6 @@ from zoo import graph
 from zoo.batches import Images
 from zoo.checkpoint import load, read_card, save
 from zoo.datasets.base import Dataset
-from zoo.distributed import pick_device
 from zoo.errors import ArtefactError, CheckError, TrainingError, UsageError
 from zoo.evaluate import torch_logits
 from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
@@ -144,9 +143,9 @@ class Workbench:
         self._named()
         model, card = load(self.source)
         images = Images(self.dataset.splits["validation"][:_SAMPLE], card.use.input)
-        torch_logits(model, images, device=pick_device())
+        torch_logits(model, images)
         begin = time.perf_counter()
-        torch_logits(model, images, device=pick_device())
+        torch_logits(model, images)
         seconds = (time.perf_counter() - begin) / len(images)
         record = self._timed(PARENT, self.reference())
         return dataclasses.replace(record, image_seconds=round(seconds, 6))

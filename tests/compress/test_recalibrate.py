@@ -92,9 +92,9 @@ def test_the_stage_tells_accuracy_before_and_after(tmp_path: Path) -> None:
     entry, metrics = card.lineage[-1], card.metrics("validation")
     assert metrics is not None
     assert (done.layers, done.images) == (len(batch_norms(healed)), 20)
-    validation, cpu = Images(dataset.splits["validation"], spec), torch.device("cpu")
+    validation = Images(dataset.splits["validation"], spec)
     for network, told in ((model, done.top1_before), (healed, done.top1_after)):
-        answers = torch_logits(network, validation, device=cpu).argmax(axis=1)
+        answers = torch_logits(network, validation).argmax(axis=1)
         assert told == pytest.approx((answers == validation.labels.numpy()).mean())
     assert (entry.stage, entry.summary["top1_before"], metrics.top1) == (
         "recalibrate",

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from zoo.ema import Average
-from zoo.errors import UsageError
 
 
 def test_the_average_follows_the_formula():
@@ -20,7 +19,7 @@ def test_the_average_follows_the_formula():
         with torch.no_grad():
             model[0].weight.fill_(float(step))
         model[1].num_batches_tracked += 1
-        average.update(model)
+        average.update(model, step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.state["0.weight"].item() == pytest.approx(expected, rel=1e-5)
@@ -30,7 +29,12 @@ def test_the_average_follows_the_formula():
     assert model[0].weight.item() == 39
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
-def test_a_decay_outside_of_its_range(decay):
-    with pytest.raises(UsageError, match=r"train\.ema must be a decay"):
-        Average(nn.Linear(1, 1), decay)
+def test_a_module_of_two_names_is_averaged_once_a_step():
+    model = nn.Sequential(layer := nn.Linear(1, 1, bias=False), layer)
+    with torch.no_grad():
+        layer.weight.fill_(0.0)
+    average = Average(model, 0.9)
+    with torch.no_grad():
+        layer.weight.fill_(11.0)
+    average.update(model, 1)
+    assert [tensor.item() for tensor in average.state.values()] == pytest.approx([9.0, 9.0])  # decay 2 / 11

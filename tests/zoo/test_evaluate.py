@@ -91,7 +91,7 @@ def test_both_ways_to_logits_agree():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)).train()
     samples = dataset.splits["test"]
-    ours = torch_logits(model, Images(samples, spec), device=torch.device("cpu"), batch_size=3)
+    ours = torch_logits(model, Images(samples, spec), batch_size=3)
     assert model.training and ours.shape == (7, 3) and ours.dtype == np.float32
 
     @torch.inference_mode()

@@ -295,7 +295,7 @@ def test_the_best_epoch_is_kept(tmp_path):
     losses = [float(row["validation_loss"]) for row in _log(tmp_path)]
     order = sorted(range(5), key=lambda epoch: (-top1[epoch], losses[epoch]))
     assert report.best_epoch == order[0] + 1 <= 3
-    found = torch_logits(model, TRAIN, device=torch.device("cpu"))
+    found = torch_logits(model, TRAIN)
     assert (found.argmax(1) == TRAIN.labels.numpy()).mean() == report.validation_top1
     assert not model.training and report.epochs == 5
 

@@ -111,7 +111,7 @@ def test_the_old_accuracy_is_that_of_the_old_classifier_on_the_new_features(outp
     new, _ = load(output / "full" / "model.safetensors")
     new.head = old.head
     images = Images(source_of(FIRST).open().splits["validation"], card.use.input)
-    answers = torch.from_numpy(torch_logits(new, images, device=torch.device("cpu"))).argmax(dim=1)
+    answers = torch.from_numpy(torch_logits(new, images)).argmax(dim=1)
     assert row.old.top1 == pytest.approx((answers == images.labels).double().mean().item())
 
 

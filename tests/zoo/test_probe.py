@@ -125,7 +125,7 @@ def test_a_network_of_two_heads_answers_what_the_probe_answers():
     images = Images(dataset.splits["validation"], card.use.input)
     features = extract(features_of(model, ""), images, images).train
     install(model, found)
-    logits = torch_logits(model, images, device=CPU)
+    logits = torch_logits(model, images)
     np.testing.assert_allclose(logits, features @ found.weight.T + found.bias, atol=1e-4)
     model.head_dist = torch.nn.Linear(5, 10)
     with pytest.raises(UsageError, match=r"has the shape \[10, 5\]; it can be printed, but not written"):
@@ -159,7 +159,7 @@ def test_a_checkpoint_answers_as_the_probe(layer, tmp_path):
     )
     path = write_probe(RUN, dataset, model, card, found, tmp_path / "probe")
     again, written = load(path)
-    logits = torch_logits(again, Images(dataset.splits["validation"], card.use.input), device=CPU)
+    logits = torch_logits(again, Images(dataset.splits["validation"], card.use.input))
     assert logits == pytest.approx(features.validation @ found.weight.T + found.bias, abs=1e-3)
     assert [(metrics.split, metrics.n) for metrics in written.inform.metrics] == [("validation", 60), ("test", 60)]
     assert written.metrics("validation").top1 == found.validation.top1
@@ -188,7 +188,7 @@ def test_other_families(run):
     model, card = starting_point(run, dataset, None)
     (found,) = probe(dataset, model, card.use.input)
     install(model, found)
-    logits = torch_logits(model, Images(dataset.splits["validation"], card.use.input), device=CPU)
+    logits = torch_logits(model, Images(dataset.splits["validation"], card.use.input))
     truth = np.array([sample.label for sample in dataset.splits["validation"]])
     assert (logits.argmax(axis=1) == truth).mean() == found.validation.top1 > 0.3
 

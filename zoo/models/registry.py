@@ -30,6 +30,7 @@ __all__ = [
     "count_macs",
     "counting",
     "empty_input",
+    "evaluating",
     "input_channels",
     "input_for",
     "last_layers",
@@ -258,18 +259,26 @@ def counting(model: nn.Module) -> Iterator[FlopCounterMode]:
     Args:
         model: gets its modes and its wish for gradients back.
     """
-    modes = [(module, module.training) for module in model.modules()]
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     try:
         for parameter in wanting:
             # torch 2.15's counter fails on a view of a parameter that wants gradients (CaiT's class token).
             parameter.requires_grad_(False)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
             yield counter
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode meanwhile; afterwards every module has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
         for module, training in modes:
             module.training = training
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.card import Input
 from zoo.errors import UsageError
-from zoo.models.registry import build
+from zoo.models.registry import build, evaluating
 
 __all__ = ["REFUSALS", "check_size", "declared_size", "run_on_shapes", "smallest_input"]
 
@@ -28,18 +28,12 @@ def run_on_shapes(model: nn.Module, channels: int, size: tuple[int, int], *, bat
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            try:
-                zeros = torch.empty(batch, channels, *size, device="meta")
-                return torch.func.functional_call(model, empty, (zeros,), strict=False)
-            except NotImplementedError:
-                return model(torch.zeros(batch, channels, *size, device=next(model.parameters()).device))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        try:
+            zeros = torch.empty(batch, channels, *size, device="meta")
+            return torch.func.functional_call(model, empty, (zeros,), strict=False)
+        except NotImplementedError:
+            return model(torch.zeros(batch, channels, *size, device=next(model.parameters()).device))
 
 
 def declared_size(model: nn.Module) -> tuple[int, int]:
