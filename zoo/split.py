@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 from zoo.errors import PocketzooError
-from zoo.tracing import ROOT, Moving, Shape, TooDeepError, Traced, graph_module, has_tensors, moving, restored, trace
+from zoo.tracing import ROOT, Moving, Shape, TooDeepError, Traced, has_tensors, moving, restored, trace
 
 __all__ = ["Split", "SplitError", "cut_bytes", "split"]
 
@@ -241,7 +241,7 @@ def _frozen_graph(traced: Traced, cut: Sequence[fx.Node]) -> fx.GraphModule:
         if node in needed or node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda source: copies[source])
     graph.output(tuple(copies[node] for node in cut))
-    return graph_module(graph, traced.targets)
+    return _module(traced, graph)
 
 
 def _rest_graph(traced: Traced, rest: Collection[fx.Node], cut: Sequence[fx.Node]) -> fx.GraphModule:
@@ -249,7 +249,7 @@ def _rest_graph(traced: Traced, rest: Collection[fx.Node], cut: Sequence[fx.Node
     for node in traced.graph.nodes:
         if node in rest:
             builder.add(node)
-    return graph_module(builder.graph, traced.targets)
+    return _module(traced, builder.graph)
 
 
 class _RestBuilder:
@@ -313,6 +313,18 @@ class _RestBuilder:
 
 def _choose(training: bool, trained: Any, evaluation: Any) -> Any:
     return trained if training else evaluation
+
+
+def _module(traced: Traced, graph: fx.Graph) -> fx.GraphModule:
+    """A graph with the modules it names, under the names that they have in the network."""
+    targets = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            name = cast(str, node.target)
+            node.target = name.removeprefix(f"{ROOT}.")
+            targets[node.target] = traced.targets[name]
+    graph.lint()
+    return fx.GraphModule(targets, graph)
 
 
 def _verified(model: nn.Module, found: Split, images: torch.Tensor) -> Split:

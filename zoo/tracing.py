@@ -8,7 +8,7 @@ and evaluation, and whatever torch.fx could not follow within them does not matt
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,10 +26,8 @@ __all__ = [
     "Shape",
     "TooDeepError",
     "Traced",
-    "graph_module",
     "has_tensors",
     "moving",
-    "record",
     "restored",
     "trace",
     "without_gradients_of_weights",
@@ -162,9 +160,9 @@ def trace(model: nn.Module, changing: Moving, whole: Collection[str], images: to
     Raises:
         TooDeepError: a module that could not be followed; to be kept whole.
     """
-    training = record(model.train(), changing, whole)
-    recorded = record(model.eval(), changing, whole)
-    graph, targets = recorded.graph, recorded.targets
+    training = _record(model.train(), changing, whole)
+    recorded = _record(model.eval(), changing, whole)
+    graph, targets = recorded.graph, _targets(recorded)
     module = fx.GraphModule(targets, graph)
     runs = []
     for batch in (images, images[:-1]):
@@ -182,29 +180,21 @@ def trace(model: nn.Module, changing: Moving, whole: Collection[str], images: to
     )
 
 
-def record(model: nn.Module, changing: Moving, whole: Collection[str] = ()) -> Tracer:
-    """Follow a network in the mode that it is in; arguments and errors as of :func:`trace`."""
+def _record(model: nn.Module, changing: Moving, whole: Collection[str]) -> _Tracer:
     wrapper = _Wrapper(model)
     wrapper.training = model.training
     named = [*wrapper.named_parameters(), *wrapper.named_buffers()]
-    tracer = Tracer(changing, whole, {name for name, tensor in named if id(tensor) in changing.tensors})
+    tracer = _Tracer(changing, whole, {name for name, tensor in named if id(tensor) in changing.tensors})
     tracer.trace(wrapper)
     return tracer
 
 
-def graph_module(graph: fx.Graph, targets: Mapping[str, Any]) -> fx.GraphModule:
-    """A graph with those of the `targets` that it names, under the names that they have in the network."""
-    named = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            name = cast(str, node.target)
-            node.target = name.removeprefix(f"{ROOT}.")
-            named[node.target] = targets[name]
-    graph.lint()
-    return fx.GraphModule(named, graph)
+def _targets(tracer: _Tracer) -> dict[str, Any]:
+    names = {cast(str, node.target) for node in tracer.graph.nodes if node.op in ("call_module", "get_attr")}
+    return {name: functools.reduce(getattr, name.split("."), cast(Any, tracer.root)) for name in names}
 
 
-def _alternatives(evaluation: Tracer, training: Tracer) -> dict[fx.Node, fx.Node]:
+def _alternatives(evaluation: _Tracer, training: _Tracer) -> dict[fx.Node, fx.Node]:
     found = {}
     # Both end with an output, so that graphs of different lengths differ at one of these pairs.
     for one, other in zip(evaluation.graph.nodes, training.graph.nodes, strict=False):
@@ -248,7 +238,7 @@ class _Wrapper(nn.Module):
         return cast(torch.Tensor, self.model(images))
 
 
-class Tracer(fx.Tracer):
+class _Tracer(fx.Tracer):
     """Enters a module only if it is partly frozen and everything that goes into it is."""
 
     proxy_buffer_attributes = True
@@ -261,12 +251,6 @@ class Tracer(fx.Tracer):
         self.moving: set[fx.Node] = set()
         self.owners: dict[fx.Node, str] = {}
         self.entered = [""]
-
-    @property
-    def targets(self) -> dict[str, Any]:
-        """The modules and tensors that the graph names."""
-        names = {cast(str, node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
-        return {name: functools.reduce(getattr, name.split("."), cast(Any, self.root)) for name in names}
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

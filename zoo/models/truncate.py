@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from timm.layers import get_notrace_functions
 from timm.models import group_parameters
 from torch import fx, nn
 
 from zoo.errors import UsageError, unknown_name
 from zoo.models.registry import classifier_names, input_channels
 from zoo.models.sizes import REFUSALS, declared_size, run_on_shapes
-from zoo.tracing import ROOT, Moving, graph_module, record, restored
+from zoo.tracing import restored
 
 __all__ = ["Features", "Truncated", "channels_last", "features_of", "layer_names", "truncate"]
 
@@ -165,6 +167,22 @@ def _groups(model: nn.Module) -> dict[str, int]:
     return {name: places.setdefault(".".join(name.split(".")[:2]), len(places)) for name, _ in model.named_parameters()}
 
 
+class _Tracer(fx.Tracer):
+    """Follows the forward functions of a layer's parents only; every other module stays whole.
+
+    So modules keep their types and attributes (an attention's heads), and what they do inside need not be traceable.
+    (torchvision's create_feature_extractor tells whole modules by their types, and a layer's parent may be of the same
+    type as what is to stay whole.)
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.layer = layer
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.layer.startswith(f"{module_qualified_name}.")
+
+
 class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
     """Carries a layer's output out of the network."""
 
@@ -221,7 +239,7 @@ def _features(model: nn.Module, layer: str, network: nn.Module) -> tuple[Feature
 
 def _cut(model: nn.Module, layer: str) -> fx.GraphModule:
     """The network's forward function up to a layer, with the layers that it needs."""
-    with restored(model):
+    with restored(model):  # fx keeps the constants that it meets as attributes
         modes = [_traced(model.train(mode), layer) for mode in (True, False)]
     if modes[0].code != modes[1].code:
         name = type(model).__name__
@@ -231,19 +249,18 @@ def _cut(model: nn.Module, layer: str) -> fx.GraphModule:
 
 def _traced(model: nn.Module, layer: str) -> fx.GraphModule:
     name = type(model).__name__
-    # Only the layer's parents are entered: so modules keep their types and attributes (an attention's heads), and what
-    # they do inside need not be traceable.
-    way = frozenset(id(module) for path, module in model.named_modules() if f"{layer}.".startswith(f"{path}."))
-    layers = Moving(modules=way, direct=frozenset({id(model.get_submodule(layer))}), tensors=frozenset())
     try:
-        traced = record(model, layers)
+        # What else a forward function can be given (masks) stays at its default, which decides its branches.
+        parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+        fixed_arguments = {p.name: p.default for p in parameters if p.default is not p.empty}
+        graph = _Tracer(layer).trace(model, concrete_args=fixed_arguments or None)
     except Exception as error:  # whatever a forward function does with the stand-ins of tensors
         raise UsageError(
             f"{name} cannot be cut at {layer!r}: its forward function cannot be followed ({error}); "
             "probe the layer instead, or take the whole network"
         ) from error
-    _end_at(traced.graph, layer, model)
-    network = graph_module(traced.graph, traced.targets)
+    _end_at(graph, layer, model)
+    network = fx.GraphModule(model, graph, class_name=name)
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     network.recompile()
@@ -263,7 +280,7 @@ def _traced(model: nn.Module, layer: str) -> fx.GraphModule:
 def _end_at(graph: fx.Graph, layer: str, model: nn.Module) -> None:
     """Make the last call of a layer the graph's output, and drop what comes after it."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_module" and node.target == f"{ROOT}.{layer}":
+        if node.op == "call_module" and node.target == layer:
             graph.output(node)
             return
         graph.erase_node(node)

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from timm.models import load_state_dict
 from torch import nn
 
 from zoo.errors import ArtefactError, UsageError
@@ -53,7 +53,8 @@ def load_weights(
         model: changed in place.
         architecture: its registered name.
         weights: `none` (random), `pretrained` (the package that embeds this architecture's weights, else timm's
-            download), or the path of a local .safetensors, .pt or .pth state dict.
+            download), or the path of a local .safetensors, .pt or .pth state dict. What timm would make fit of its own
+            weights (another size, number of colours or older names), it makes fit of a file's.
         arguments: what the network was built with beyond its name.
         fresh_head: where the weights have a classifier of another size, set the network's to zero.
 
@@ -65,7 +66,10 @@ def load_weights(
     if weights == "none":
         return Source(source="random", licence=None)
     if weights != "pretrained":
-        _load(model, _read(Path(weights)), where=weights, fresh_head=fresh_head)
+        tensors = _read(Path(weights))
+        if timm.is_model(architecture) and _misfits(model, tensors, fresh_head=fresh_head):
+            tensors = _converted(model, architecture, arguments or {}, tensors)
+        _load(model, tensors, where=weights, fresh_head=fresh_head)
         return Source(source=f"file:{Path(weights).name}", licence=None)
     base = architecture.split(".")[0]
     if base in EMBEDDED:
@@ -88,15 +92,45 @@ def classifier_outputs(model: nn.Module, path: Path) -> int:
         ArtefactError: the file cannot be read, or has no such classifier.
     """
     tensors = _read(path)
-    layers = set(last_layers(model))
-    keys = [f"{name}.weight" for name, module in model.named_modules() if module in layers]
-    widths = [tensors[key].shape[0] for key in keys if key in tensors and tensors[key].ndim]
-    if not widths:
+    width = _width(model, tensors)
+    if not width:
         raise ArtefactError(
-            f"{path}: no classifier {keys[-1]!r} of {type(model).__name__} in it, found {list(tensors)[-3:]}; "
+            f"{path}: no classifier {_heads(model)[-1]!r} of {type(model).__name__} in it, found {list(tensors)[-3:]}; "
             "expected the state dict of the whole network, in the names of timm (torchvision's for those it has)"
         )
-    return int(widths[-1])
+    return width
+
+
+def _heads(model: nn.Module) -> list[str]:
+    layers = set(last_layers(model))
+    return [f"{name}.weight" for name, module in model.named_modules() if module in layers]
+
+
+def _width(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int:
+    """Number of outputs of the classifier among some tensors; 0 where there is none."""
+    widths = [tensors[key].shape[0] for key in _heads(model) if key in tensors and tensors[key].ndim]
+    return int(widths[-1]) if widths else 0
+
+
+def _converted(
+    model: nn.Module, architecture: str, arguments: Mapping[str, Any], tensors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors as timm makes them fit the network; as they are where it cannot."""
+    width = _width(model, tensors)
+    overlay = {"state_dict": tensors, "num_classes": width, "label_offset": 0, "hf_hub_id": None, "url": ""}
+    try:
+        # With as many classes as the tensors have, timm loads strictly.
+        donor = timm.create_model(
+            architecture,
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            in_chans=input_channels(model),
+            num_classes=width,
+            **as_keywords(arguments),
+        )
+    except Exception:  # whatever its functions meet in another network's tensors: what does not fit is named later
+        return tensors
+    return dict(donor.state_dict())
 
 
 def _efficientnet_lite0(model: nn.Module) -> tuple[dict[str, torch.Tensor], Source]:
@@ -168,55 +202,53 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ArtefactError(f"no weights at {path}; expected `none`, `pretrained` or the path of a state dict")
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # safetensors, zipfile and unpickling errors
+        content: dict[str, Any] = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # safetensors, zipfile and unpickling errors, the last wrapped with timm's advice
+        reason = _reason(error.__cause__ or error)
         raise ArtefactError(
-            f"{path}: not a state dict that can be read without executing code: {_reason(error)}; expected tensors by "
+            f"{path}: not a state dict that can be read without executing code: {reason}; expected tensors by "
             "name, as safetensors.torch.save_file(model.state_dict(), FILE) writes them where you trust the network"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ArtefactError(f"{path}: expected a dictionary of tensors")
     return content
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Why a file was refused, without the advice of torch to trust it."""
     text = str(error)
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
         return f"it holds Python objects ({found[1]})"
     # What pickle and zipfile stumble over (a key, a byte) means nothing to who reads it.
-    stumbled = isinstance(error, LookupError | EOFError | pickle.UnpicklingError | zipfile.BadZipFile)
+    stumbled = isinstance(error, AttributeError | LookupError | EOFError | pickle.UnpicklingError | zipfile.BadZipFile)
     if stumbled or not text or "Weights only load failed" in text:
         return "it is neither a safetensors file nor a state dict of torch.save"
     return text
 
 
-def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, fresh_head: bool) -> None:
-    own = model.state_dict()
+def _replaceable(model: nn.Module, fresh_head: bool) -> set[str]:
     heads = {name: model.get_submodule(name).state_dict() for name in classifier_names(model)}
-    replaced = {f"{name}.{key}" for name, head in heads.items() for key in head} if fresh_head else set()
+    return {f"{name}.{key}" for name, head in heads.items() for key in head} if fresh_head else set()
+
+
+def _misfits(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, fresh_head: bool) -> str:
+    """What of some tensors does not fit a network, but for a classifier that is to be new anyway; "" if all fits."""
+    own, new = model.state_dict(), _replaceable(model, fresh_head)
     # torchvision's GoogLeNet was trained with two more classifiers, which no answer needs.
-    tensors = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in ("aux1", "aux2")}
-    keep = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (name in replaced and name in own and own[name].shape != tensor.shape)
-    }
-    mismatched = [name for name, tensor in keep.items() if name in own and own[name].shape != tensor.shape]
-    missing = [name for name in own if name not in keep and name not in replaced]
-    surplus = [name for name in keep if name not in own and name not in replaced]
-    if mismatched or missing or surplus:
-        raise ArtefactError(
-            f"the weights in {where} do not fit {type(model).__name__}: other shapes {mismatched[:3]}, "
-            f"missing {missing[:3]}, unknown {surplus[:3]}"
-        )
+    rest = {name: t for name, t in tensors.items() if name not in new and name.split(".")[0] not in ("aux1", "aux2")}
+    mismatched = [name for name, tensor in rest.items() if name in own and own[name].shape != tensor.shape]
+    missing = [name for name in own if name not in rest and name not in new]
+    surplus = [name for name in rest if name not in own]
+    if not (mismatched or missing or surplus):
+        return ""
+    return f"other shapes {mismatched[:3]}, missing {missing[:3]}, unknown {surplus[:3]}"
+
+
+def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, fresh_head: bool) -> None:
+    if found := _misfits(model, tensors, fresh_head=fresh_head):
+        raise ArtefactError(f"the weights in {where} do not fit {type(model).__name__}: {found}")
+    own = model.state_dict()
+    keep = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     model.load_state_dict(keep, strict=False)
-    if replaced - set(keep):
+    if _replaceable(model, fresh_head) - set(keep):
         zero_classifier(model)

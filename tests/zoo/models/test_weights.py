@@ -87,6 +87,43 @@ def test_weights_of_another_network(tmp_path, tensors, message):
         load_weights(_lenet(), "lenet", str(tmp_path / "w.pt"))
 
 
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize("classes", [3, 5, 1000])
+@pytest.mark.parametrize("fresh_head", [True, False])
+def test_a_file_of_another_size_and_number_of_colours_is_converted_as_timm_converts_its_own(
+    tmp_path, classes, fresh_head
+):
+    torch.manual_seed(0)
+    donor = build("vit_tiny_patch16_224", classes=classes, channels=3, arguments=VIT)
+    torch.save({f"module.{name}": tensor for name, tensor in donor.state_dict().items()}, tmp_path / "w.pt")
+    arguments = VIT | {"img_size": 48}
+    model = build("vit_tiny_patch16_224", classes=3, channels=1, arguments=arguments)
+    options = {"arguments": arguments, "fresh_head": fresh_head}
+    if classes != 3 and not fresh_head:
+        with pytest.raises(ArtefactError, match=r"do not fit VisionTransformer: other shapes \['head\.weight'"):
+            load_weights(model, "vit_tiny_patch16_224", str(tmp_path / "w.pt"), **options)
+        return
+    load_weights(model, "vit_tiny_patch16_224", str(tmp_path / "w.pt"), **options)
+    assert torch.equal(model.patch_embed.proj.weight, donor.patch_embed.proj.weight.sum(1, keepdim=True))
+    assert torch.equal(model.pos_embed[:, 0], donor.pos_embed[:, 0])
+    assert model.pos_embed.shape == (1, 37, 16) and model.pos_embed.mean().isclose(donor.pos_embed.mean(), atol=0.01)
+    assert torch.equal(model.blocks[0].mlp.fc1.weight, donor.blocks[0].mlp.fc1.weight)
+    assert torch.equal(model.head.weight, donor.head.weight if classes == 3 else torch.zeros(3, 16))
+
+
+def test_what_timm_cannot_convert_is_refused(tmp_path):
+    donor = build("vit_tiny_patch16_224", classes=3, channels=1, arguments=VIT)
+    model = build("vit_tiny_patch16_224", classes=3, channels=3, arguments=VIT)
+    for tensors in (donor.state_dict(), {}):
+        torch.save(dict(tensors), tmp_path / "w.pt")
+        with pytest.raises(
+            ArtefactError, match=r"do not fit VisionTransformer: .*'(patch_embed\.proj\.weight|cls_token)'"
+        ):
+            load_weights(model, "vit_tiny_patch16_224", str(tmp_path / "w.pt"), arguments=VIT)
+
+
 def test_missing_files_and_other_files(tmp_path):
     with pytest.raises(ArtefactError, match=r"no weights at .*gone\.pt; expected `none`, `pretrained` or the path"):
         load_weights(_lenet(), "lenet", str(tmp_path / "gone.pt"))
@@ -112,6 +149,13 @@ def test_what_a_refused_file_holds_is_said_without_torchs_advice(tmp_path):
     (tmp_path / "w.onnx").write_bytes(b"\x08\x0a")
     with pytest.raises(ArtefactError, match=r"it is neither a safetensors file nor a state dict of torch\.save"):
         load_weights(_lenet(), "lenet", str(tmp_path / "w.onnx"))
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": 5}])
+def test_what_is_no_dictionary_of_tensors(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ArtefactError, match="executing code: it is neither a safetensors file nor a state dict of"):
+        load_weights(_lenet(), "lenet", str(tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize("content", [b"", b"i am text", bytes(range(100, 200))])
