@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.card import Head
 from zoo.datasets.splits import Thin
-from zoo.decode import DecodeError, decode
+from zoo.decode import DecodeError, assignment, decode
 from zoo.errors import UsageError, unknown_name
 from zoo.fit_config import FitConfig
 from zoo.masks import Mask
@@ -319,13 +319,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _parse_setting(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(part.isidentifier() for part in key.split(".")):
-        raise UsageError(f"--set expects KEY=VALUE like train.lr=0.001, got {text!r}")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
+    key, parsed = assignment(text, like="train.lr=0.001")
     for part in reversed(key.split(".")):
         parsed = {part: parsed}
     return dict(parsed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from zoo.errors import UsageError, unknown_name
+from zoo.decode import assignment
+from zoo.errors import unknown_name
 from zoo.freeze import stages
 from zoo.models.registry import build, classifier, classifier_names, count_macs, input_for, last_layers
 from zoo.models.sizes import check_size, smallest_input
@@ -77,13 +77,7 @@ def as_argument(text: str) -> tuple[str, Any]:
     """An argument of an architecture, "key=value" with the value as TOML (or a bare word), as its key and value.
 
     Raises:
-        UsageError: there is no "=".
+        UsageError: it is not written like that.
     """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--set wants key=value, got {text!r}")
-    try:
-        found = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        found = value  # a word without quotation marks
-    return key.strip().removeprefix("arguments."), found
+    key, value = assignment(text, like="img_size=64")
+    return key.removeprefix("arguments."), value
