@@ -18,8 +18,8 @@ import numpy as np
 
 from compress.publish import publish
 from compress.quantization import int8
-from compress.quantization.int8 import detect_target
 from compress.quantization.study import Images, Study, Trial
+from compress.quantization.targets import detect_target
 from compress.quantization.verdict import images_digest, write_report
 from zoo import graph
 from zoo.card import Card, Stage, advance, allow
