@@ -7,7 +7,7 @@ inside the graph, and where outliers are clipped, a second one counts into bins 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData
 
-from compress.quantization.observe import Feeds, observe
+from compress.quantization.observe import Feed, Feeds, observe
 from zoo.card import Input
 from zoo.datasets.base import Sample
 from zoo.errors import ArtefactError, DataError
@@ -35,21 +35,21 @@ _COUNTED = 1 << 18
 """About how many values of one activation are counted per batch; the extremes are those of all."""
 
 
-class Batches(Sequence[Mapping[str, npt.NDArray[np.float32]]]):
+class Batches(Sequence[Feed]):
     """Images as a graph takes them, batch by batch; they are decoded once where all of them fit into memory."""
 
     def __init__(self, samples: Sequence[Sample], spec: Input, *, size: int = 8) -> None:
         self._samples, self._spec, self._size = samples, spec, size
-        self._cache: dict[int, Mapping[str, npt.NDArray[np.float32]]] = {}
+        self._cache: dict[int, Feed] = {}
         self._fits = 4 * len(samples) * int(np.prod(spec.shape)) <= _CACHE_BYTES
 
     def __len__(self) -> int:
         return -(-len(self._samples) // self._size)
 
     @overload
-    def __getitem__(self, index: int) -> Mapping[str, npt.NDArray[np.float32]]: ...
+    def __getitem__(self, index: int) -> Feed: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Mapping[str, npt.NDArray[np.float32]]]: ...
+    def __getitem__(self, index: slice) -> list[Feed]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]

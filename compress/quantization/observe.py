@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto
 
 from zoo.machine import cores
 
-__all__ = ["Feeds", "logits", "observe", "session"]
+__all__ = ["Feed", "Feeds", "logits", "observe", "session"]
 
 Feed = Mapping[str, npt.NDArray[np.float32]]
 """A batch of preprocessed images: input name -> float32 [B, C, H, W]."""
