@@ -1,4 +1,4 @@
-"""The last steps of every stage that writes an ONNX file: run it, record what it answers, write it."""
+"""The last steps of whatever writes an ONNX file: run it, record what it answers, write it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def publish(
     target: Path,
     *,
     dataset: Dataset | None,
-    begin: float,
-    check: Callable[[Predictor], Mapping[str, Any]],
+    begin: float | None = None,
+    check: Callable[[Predictor], Mapping[str, Any]] = lambda predictor: {},
 ) -> Card:
     """Write an ONNX file whose card tells what the file itself computed.
 
@@ -39,10 +39,11 @@ def publish(
 
     Args:
         model: the graph.
-        card: its last lineage entry is the stage that made the graph.
+        card: without metrics and golden answer.
         target: ONNX file to write.
         dataset: its validation split measures the graph.
-        begin: when the stage began, in seconds of time.perf_counter.
+        begin: when the stage of the card's last lineage entry began, in seconds of time.perf_counter; None: no stage
+            made this file, only its card has changed, and the lineage stays.
         check: may refuse the graph; what it returns joins the summary of the last lineage entry.
 
     Returns:
@@ -64,11 +65,11 @@ def publish(
             graph.write(model, card, draft)
             predictor = Predictor(draft, check=False, providers=CPU)
         card = dataclasses.replace(card, use=dataclasses.replace(card.use, golden=draw_golden(predictor)))
-        entry = card.lineage[-1]
-        entry = dataclasses.replace(
-            entry, summary={**entry.summary, **found}, seconds=round(time.perf_counter() - begin, 1)
-        )
-        card = dataclasses.replace(card, lineage=(*card.lineage[:-1], entry))
+        if begin is not None:
+            *earlier, entry = card.lineage
+            seconds = round(time.perf_counter() - begin, 1)
+            entry = dataclasses.replace(entry, summary={**entry.summary, **found}, seconds=seconds)
+            card = dataclasses.replace(card, lineage=(*earlier, entry))
         graph.write(model, card, draft)
         Predictor(draft, providers=CPU)
     return graph.write(model, card, target)

@@ -18,16 +18,17 @@ import numpy as np
 
 from compress.publish import publish
 from compress.quantization import int8
-from compress.quantization.int8 import detect_target
 from compress.quantization.study import Images, Study, Trial
+from compress.quantization.targets import detect_target
 from compress.quantization.verdict import images_digest, write_report
 from zoo import graph
 from zoo.card import Card, Stage, advance, allow
 from zoo.datasets.base import Dataset, Sample
-from zoo.errors import DataError, PocketzooError, UsageError
+from zoo.errors import DataError, UsageError
 from zoo.evaluate import check_labels
 from zoo.files import code_commit, sha256_file
 from zoo.recipe import QuantizeConfig
+from zoo.workspace import card_if_readable, is_current
 
 __all__ = ["Quantized", "quantize"]
 
@@ -106,7 +107,7 @@ def quantize(
         child = advance(card, entry, name=name)
         child = dataclasses.replace(child, inform=dataclasses.replace(child.inform, precision=study.precision))
         done = publish(trial.model, child, target, dataset=dataset, begin=begin, check=lambda predictor: found)
-    earlier = not written and _is_of(target, parent)
+    earlier = not written and is_current(card_if_readable(graph.read_card, target), [("quantize", None)], parent)
     if not written and not earlier:
         target.unlink(missing_ok=True)
     report = {
@@ -128,15 +129,6 @@ def quantize(
     if not earlier:
         write_report(target, report)
     return Quantized(card=done, written=written, report=report)
-
-
-def _is_of(target: Path, parent: str) -> bool:
-    """Whether there is a file at `target` that was quantized from the file with this digest."""
-    try:
-        lineage = graph.read_card(target).lineage
-    except PocketzooError:
-        return False
-    return bool(lineage) and lineage[-1].stage == "quantize" and lineage[-1].parent == parent
 
 
 def _goal(config: QuantizeConfig) -> str:

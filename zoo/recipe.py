@@ -32,7 +32,7 @@ __all__ = [
 
 _FOLDER = Path(__file__).parent / "recipes"
 # Names of what compress knows; importing it from there would load torch and ONNX Runtime.
-_CALIBRATIONS = ("minmax", "entropy", "percentile", "mse")
+_CALIBRATIONS = ("minmax", "mse")
 _TARGETS = ("portable", "vnni", "arm", "tensorrt", "cuda", "auto")
 
 
@@ -142,14 +142,12 @@ class QuantizeConfig:
     images: int = 256
     """Calibration images, from the training split."""
     calibration: str = "minmax"
-    """minmax, entropy, percentile or mse."""
+    """minmax (the least and largest value seen) or mse (the range of least squared error, which clips outliers)."""
     target: str = "portable"
     """What the file is for: portable (any x86, AVX2 without VNNI included), vnni, arm, cuda, tensorrt, or auto (this
     machine's processor). Only `portable` files may move between machines."""
     bias_correction: bool = True
     """Subtract from each bias what quantization adds on average over the calibration images."""
-    equalize: bool = False
-    """Balance the ranges of neighbouring layers before quantizing (Nagel et al. 2019, arXiv 1906.04721)."""
     max_drop: float = 0.5
     """Budget in points of top-1 on validation data; the nodes that cost most stay in float until it holds."""
     keep: str = "better"
@@ -159,6 +157,11 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.method not in ("auto", "static", "dynamic", "fp16"):
             raise unknown_name("quantize.method", self.method, ("auto", "static", "dynamic", "fp16"))
+        if self.calibration in ("entropy", "percentile"):
+            raise UsageError(
+                f"quantize.calibration {self.calibration} is no longer there, as no measurement favoured it; "
+                "use mse to clip outliers, else minmax"
+            )
         if self.calibration not in _CALIBRATIONS:
             raise unknown_name("quantize.calibration", self.calibration, _CALIBRATIONS)
         if self.target not in _TARGETS:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zoo.card import Card
+from zoo.card import Card, Stage
 from zoo.datasets.base import Dataset
 from zoo.datasets.registry import open_dataset
 from zoo.datasets.splits import Thin
@@ -132,21 +132,30 @@ def without_data(folder: Path, card: Card, source: DataSource | None = None) -> 
     return source is None and imported and not (folder / _FILE).exists()
 
 
-def is_current(card: Card | None, steps: Sequence[tuple[str, Mapping[str, Any]]], parent: str | None) -> bool:
-    """Whether a card's lineage ends with exactly these stages, the first of them made from `parent`.
+def is_current(
+    done: Card | Sequence[Stage] | None, steps: Sequence[tuple[str, Mapping[str, Any] | None]], parent: str | None
+) -> bool:
+    """Whether a lineage ends with exactly these stages, the first of them made from `parent`.
 
     Args:
-        card: of the artefact at the target path; None where there is none.
-        steps: stage name and config of each, in order.
+        done: card of the artefact at the target path, or a lineage; None where there is none.
+        steps: stage name and config of each, in order; None for a config: whatever it was.
         parent: SHA-256 of the file the first of them reads.
     """
-    if card is None or len(card.lineage) < len(steps):
+    lineage = done.lineage if isinstance(done, Card) else done or ()
+    if len(lineage) < len(steps):
         return False
-    tail = card.lineage[len(card.lineage) - len(steps) :]
-    # Through JSON, so that tuples and lists compare equal.
-    done = json.loads(json.dumps([(entry.stage, dict(entry.config)) for entry in tail]))
-    wanted = json.loads(json.dumps([(stage, dict(config)) for stage, config in steps]))
-    return bool(done == wanted and tail[0].parent == parent)
+    tail = lineage[len(lineage) - len(steps) :]
+    same = all(
+        entry.stage == stage and (config is None or _as_json(entry.config) == _as_json(config))
+        for entry, (stage, config) in zip(tail, steps, strict=True)
+    )
+    return same and tail[0].parent == parent
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """As it comes back from a file: tuples and lists are the same there."""
+    return json.loads(json.dumps(config))
 
 
 def occupied(folder: Path, card: Card | None, file: str) -> UsageError:

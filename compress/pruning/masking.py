@@ -1,109 +1,38 @@
-"""The proof that a network's parts are what hangs together: cutting some of each is the same as masking them.
+"""Masking: silencing channels of a network without changing a shape, the measure of what cutting them must compute.
 
-Two copies of the network with the same random weights: one loses about half of the units of every part, in the other
-the same channels are set to zero wherever they are made and read, and normalisations over channels leave them out. A
-coupling that was missed, or followed to the wrong channels, makes their answers differ or the cut one fail. Only an
-exchange of channels that all go, or all stay, shows in neither: no view, slice or concatenation is so small.
+Weights and biases are set to zero wherever the channels are made and read, and normalisations over channels leave them
+out.
 """
 
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from zoo.errors import ArtefactError
+from compress.pruning.couplings import Cut, Part
 from zoo.models.shrink import is_depthwise, keep_channels, keep_slices, update
 
-if TYPE_CHECKING:
-    from compress.pruning.couplings import Part
-    from compress.pruning.structure import Structure
-
-__all__ = ["mask", "verify"]
-
-_TOLERANCE = 1e-4
-"""Of what masking changes in the answers. Right couplings differ by rounding (1e-12, or 1e-6 where a layer computes in
-float32), wrong ones by shares of 1."""
+__all__ = ["mask"]
 
 
-def verify(structure: Structure, shape: Sequence[int]) -> None:
-    """Check every part of a network at once; where that fails, one by one to name the culprit.
+def mask(model: nn.Module, cuts_of: Callable[[Part], Sequence[Cut]], doomed: Mapping[Part, Sequence[int]]) -> None:
+    """Silence units of a network in place.
 
     Args:
-        structure: nothing of it was removed yet; stays as it is.
-        shape: of one input, without the batch.
-
-    Raises:
-        ArtefactError: a part whose removal computes something else than the rest of the network did.
-    """
-    wrong = _difference(structure, structure.parts, shape)
-    if wrong is None:
-        return
-    for part in structure.parts:
-        alone = _difference(structure, [part], shape)
-        if alone is not None:
-            raise _refusal(structure, f"the {part.kind}s of {part.name}", alone)
-    raise _refusal(structure, "several layers at once", wrong)
-
-
-def _refusal(structure: Structure, what: str, how: str) -> ArtefactError:
-    return ArtefactError(
-        f"{type(structure.model).__name__} cannot be pruned: removing {what} is not the same as masking them ({how}), "
-        "so the dependency graph missed a coupling; export the network unpruned (pocketzoo export)"
-    )
-
-
-def _difference(structure: Structure, parts: Sequence[Part], shape: Sequence[int]) -> str | None:
-    """How a network without half of each part differs from one with them masked; None: not at all."""
-    if not parts:
-        return None
-    choose = random.Random(0)
-    # An odd number, so that channels that were taken for each other's neighbours never all go in pairs.
-    doomed = {part: choose.sample(range(len(part.units)), (len(part.units) // 2 - 1) | 1) for part in parts}
-    cut = structure.copy()
-    _randomize(cut.model)
-    cut.model.eval()
-    whole = copy.deepcopy(cut.model)
-    generator = torch.Generator().manual_seed(1)
-    device = next(whole.parameters()).device
-    images = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(device)
-    with torch.no_grad():
-        before = _answers(whole, images)
-        mask(whole, structure, doomed)
-        wanted = _answers(whole, images)
-        try:
-            for part, units in doomed.items():
-                cut.remove(part, units)
-            cut.finish()
-            found = _answers(cut.model, images)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-    if found.shape != wanted.shape:
-        return f"answers of shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
-    effect = (before - wanted).abs().max()
-    if not effect > 1e-12 * before.abs().max():
-        return "its answers do not depend on them"
-    share = float((found - wanted).abs().max() / effect)
-    return None if share <= _TOLERANCE else f"the answers differ by {share:.1g} of the effect"
-
-
-def mask(model: nn.Module, structure: Structure, doomed: Mapping[Part, Sequence[int]]) -> None:
-    """Silence units in a copy of a structure's network, in place, without changing a shape.
-
-    Their weights and biases become zero wherever a part reaches, and a normalisation over channels is computed over
-    the others alone.
+        model: the network whose parts they are, or a copy, with nothing removed yet.
+        cuts_of: where each part reaches.
+        doomed: part -> indices into its units.
     """
     lost: dict[tuple[str, str], set[int]] = {}
     cuts = {}
     for part, units in doomed.items():
         roots = {channel for unit in units for channel in part.units[unit]}
-        for cut in structure.cuts(part):
+        for cut in cuts_of(part):
             cuts[cut.place] = cut
             gone = {channel for channel, root in zip(cut.channels, cut.roots, strict=True) if root in roots}
             lost.setdefault(cut.place, set()).update(gone)
@@ -156,24 +85,3 @@ def _leave_out(layer: nn.Module, smaller: nn.Module, kept: torch.Tensor) -> None
         return torch.zeros_like(output).index_copy(axis, kept, part.to(output.dtype))
 
     layer.register_forward_hook(answer)
-
-
-def _randomize(model: nn.Module) -> None:
-    """Weights of float64 that let every channel count: a network as it is built or trained has zeros in places."""
-    generator = torch.Generator().manual_seed(0)
-    model.double()
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            if name.endswith(("running_mean", "bias")):
-                tensor.copy_(0.3 * values)
-            elif name.endswith("running_var") or (isinstance(tensor, nn.Parameter) and tensor.ndim < 2):
-                tensor.copy_(1 + 0.5 * values.tanh())
-            elif isinstance(tensor, nn.Parameter):
-                tensor.copy_(values * (len(tensor) / tensor.numel()) ** 0.5)
-
-
-def _answers(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """All outputs side by side: [B, ...]."""
-    outputs = pytree.tree_leaves(model(images))
-    return torch.cat([output.flatten(1) for output in outputs if isinstance(output, torch.Tensor)], dim=1)

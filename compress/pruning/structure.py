@@ -2,8 +2,10 @@
 
 torch-pruning's dependency graph (Fang et al. 2023, DepGraph, arXiv 2301.12900) follows a channel from the layer that
 makes it to every layer that it touches; `couplings` makes parts of that. The graph guesses at what it does not know,
-so nothing is believed before a network without some of every part has given the same answers as one in which they
-were masked (`masking`).
+so nothing is believed without proof. Two copies of the network get the same random weights: one loses about half of the
+units of every part, in the other the same channels are masked (`masking`). A coupling that was missed, or followed to
+the wrong channels, makes their answers differ or the cut one fail. Only an exchange of channels that all go, or all
+stay, shows in neither: no view, slice or concatenation is so small.
 
 Removing dimensions of heads changes the factor by which PyTorch multiplies the products of queries and keys, one over
 the root of their number. The queries' weights take up the difference, so that what is left computes what it was
@@ -13,18 +15,24 @@ trained to, and comes back from tensor shapes and numbers of heads alone.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from compress.pruning.couplings import Cut, Part, is_attention, parts_of, traced
-from compress.pruning.masking import verify
+from compress.pruning.masking import mask
 from zoo.card import Input
 from zoo.errors import ArtefactError, UsageError
 from zoo.models.shrink import keep_channels, keep_slices, qkv_width, set_heads, update
 
-__all__ = ["Cut", "Part", "Structure", "shape_of"]
+__all__ = ["Cut", "Part", "Structure", "shape_of", "verify"]
+
+_TOLERANCE = 1e-4
+"""Of what masking changes in the answers. Right couplings differ by rounding (1e-12, or 1e-6 where a layer computes in
+float32), wrong ones by shares of 1."""
 
 
 def shape_of(spec: Input | torch.Tensor) -> tuple[int, ...]:
@@ -143,3 +151,85 @@ def _rescale_queries(attention: nn.Module, before: int) -> None:
         for tensor in (qkv.weight, qkv.bias):
             if isinstance(tensor, torch.Tensor):
                 tensor[:queries] *= (after / before) ** 0.5
+
+
+def verify(structure: Structure, shape: Sequence[int]) -> None:
+    """Check every part of a network at once; where that fails, one by one to name the culprit.
+
+    Args:
+        structure: nothing of it was removed yet; stays as it is.
+        shape: of one input, without the batch.
+
+    Raises:
+        ArtefactError: a part whose removal computes something else than the rest of the network did.
+    """
+    wrong = _difference(structure, structure.parts, shape)
+    if wrong is None:
+        return
+    for part in structure.parts:
+        alone = _difference(structure, [part], shape)
+        if alone is not None:
+            raise _refusal(structure, f"the {part.kind}s of {part.name}", alone)
+    raise _refusal(structure, "several layers at once", wrong)
+
+
+def _refusal(structure: Structure, what: str, how: str) -> ArtefactError:
+    return ArtefactError(
+        f"{type(structure.model).__name__} cannot be pruned: removing {what} is not the same as masking them ({how}), "
+        "so the dependency graph missed a coupling; export the network unpruned (pocketzoo export)"
+    )
+
+
+def _difference(structure: Structure, parts: Sequence[Part], shape: Sequence[int]) -> str | None:
+    """How a network without half of each part differs from one with them masked; None: not at all."""
+    if not parts:
+        return None
+    choose = random.Random(0)
+    # An odd number, so that channels that were taken for each other's neighbours never all go in pairs.
+    doomed = {part: choose.sample(range(len(part.units)), (len(part.units) // 2 - 1) | 1) for part in parts}
+    cut = structure.copy()
+    _randomize(cut.model)
+    cut.model.eval()
+    whole = copy.deepcopy(cut.model)
+    generator = torch.Generator().manual_seed(1)
+    device = next(whole.parameters()).device
+    images = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(device)
+    with torch.no_grad():
+        before = _answers(whole, images)
+        mask(whole, structure.cuts, doomed)
+        wanted = _answers(whole, images)
+        try:
+            for part, units in doomed.items():
+                cut.remove(part, units)
+            cut.finish()
+            found = _answers(cut.model, images)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    if found.shape != wanted.shape:
+        return f"answers of shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
+    effect = (before - wanted).abs().max()
+    if not effect > 1e-12 * before.abs().max():
+        return "its answers do not depend on them"
+    share = float((found - wanted).abs().max() / effect)
+    return None if share <= _TOLERANCE else f"the answers differ by {share:.1g} of the effect"
+
+
+def _randomize(model: nn.Module) -> None:
+    """Weights of float64 that let every channel count: a network as it is built or trained has zeros in places."""
+    generator = torch.Generator().manual_seed(0)
+    model.double()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if name.endswith(("running_mean", "bias")):
+                tensor.copy_(0.3 * values)
+            elif name.endswith("running_var") or (isinstance(tensor, nn.Parameter) and tensor.ndim < 2):
+                tensor.copy_(1 + 0.5 * values.tanh())
+            elif isinstance(tensor, nn.Parameter):
+                tensor.copy_(values * (len(tensor) / tensor.numel()) ** 0.5)
+
+
+def _answers(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """All outputs side by side: [B, ...]."""
+    outputs = pytree.tree_leaves(model(images))
+    return torch.cat([output.flatten(1) for output in outputs if isinstance(output, torch.Tensor)], dim=1)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto
 
-from compress.quantization.qdq import Graph, Layer, exact_session, layers, observe
+from compress.quantization.observe import observe, session
+from compress.quantization.qdq import Graph, Layer, layers
 
 __all__ = ["correct"]
 
@@ -45,7 +46,7 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[s
     if not found or not used:
         return out
     wanted: list[list[Floats]] = [[] for _ in found]
-    for answers in observe(parent, [layer.output for layer in found], used):
+    for answers in observe(parent, [layer.output for layer in found], used, exact=True):
         for means, layer in zip(wanted, found, strict=True):
             means.append(_means(answers[layer.output], layer))
     states: list[State] = [dict(feed) for feed in used]
@@ -88,7 +89,8 @@ def _advance(graph: Graph, start: int, name: str, states: list[State]) -> int:
     read = {entry for node in nodes[start:stop] for entry in node.input}
     needed = {entry for node in nodes[stop:] for entry in node.input} | {name}
     inputs, outputs = sorted(read & set(states[0])), sorted(made & needed)
-    running = exact_session(_part(graph, nodes[start:stop], {entry: states[0][entry] for entry in inputs}, outputs))
+    part = _part(graph, nodes[start:stop], {entry: states[0][entry] for entry in inputs}, outputs)
+    running = session(part, exact=True)
     for state in states:
         answers = running.run(outputs, {entry: state[entry] for entry in inputs})
         state.update(zip(outputs, answers, strict=True))

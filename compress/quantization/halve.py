@@ -10,7 +10,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from compress.quantization.calibrate import Feeds, activations, extremes
+from compress.quantization.calibrate import activations, extremes
+from compress.quantization.observe import Feeds
 from zoo.errors import ArtefactError, CheckError
 from zoo.graph import strip_traces
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import copy
 import logging
-import platform
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,11 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.quantization.calibrate import activations
+from compress.quantization.qdq import Graph
+from compress.quantization.targets import Target
 from zoo.graph import strip_traces
 
 __all__ = [
-    "TARGETS",
-    "Target",
-    "detect_target",
     "dynamic",
     "is_transformer",
     "prepare",
@@ -42,31 +39,6 @@ __all__ = [
     "weighted",
 ]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Quantizer settings for one family of processors."""
-
-    unsigned_activations: bool
-    reduce_range: bool
-    """Whether two neighbouring 8-bit products may saturate, so that weights must be kept smaller."""
-    symmetric_activations: bool = False
-    pairs: bool = False
-    """TensorRT's form: weights stay in float behind a pair of Q and DQ, biases in float, each consumer has a pair."""
-
-
-TARGETS = {
-    "portable": Target(unsigned_activations=True, reduce_range=True),
-    "vnni": Target(unsigned_activations=True, reduce_range=False),
-    "arm": Target(unsigned_activations=False, reduce_range=False),
-    "tensorrt": Target(unsigned_activations=False, reduce_range=False, symmetric_activations=True, pairs=True),
-}
-"""onnxruntime.quantization.quantize_static's documentation (1.31), by instruction set; for TensorRT
-onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html and docs/performance/model-optimizations/
-quantization.html, "Quantization on GPU".
-
-`portable` is what x86 without VNNI needs, and saturates on no machine; the others are a little more precise, and wrong
-elsewhere."""
 
 _CONVOLUTIONAL = (
     "Conv",
@@ -82,16 +54,6 @@ _CONVOLUTIONAL = (
 )
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _RECTIFIERS = ("Clip", "Relu")
-
-
-def detect_target() -> str:
-    """The key of TARGETS that suits this machine's processor."""
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return "arm"
-    import cpuinfo
-
-    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
-    return "vnni" if flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "avxvnni"} else "portable"
 
 
 def prepare(model: ModelProto) -> ModelProto:
@@ -218,14 +180,9 @@ def rectified(model: ModelProto) -> dict[str, str]:
     """Output of a node -> output of the rectifier that alone reads it, where the quantizer drops the rectifier."""
     if is_transformer(model):
         return {}
-    uses = Counter(name for node in model.graph.node for name in node.input)
-    shown = {value.name for value in model.graph.output}
-    made = {name for node in model.graph.node for name in node.output}
-    return {
-        node.input[0]: node.output[0]
-        for node in model.graph.node
-        if node.op_type in _RECTIFIERS and uses[node.input[0]] == 1 and node.input[0] in made - shown
-    }
+    graph = Graph(model)
+    behind = [node for node in model.graph.node if node.op_type in _RECTIFIERS and node.input[0] in graph.producers]
+    return {node.input[0]: node.output[0] for node in behind if graph.only_reader(node.input[0]) is not None}
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 
 from compress.quantization import int8
 from compress.quantization.bias import correct
-from compress.quantization.calibrate import Feeds, ranges
-from compress.quantization.equalize import equalize
-from compress.quantization.int8 import Target
+from compress.quantization.calibrate import ranges
+from compress.quantization.observe import Feeds
 from compress.quantization.qdq import Graph, layers
+from compress.quantization.targets import Target
 from compress.quantization.weights import refine
 from zoo.recipe import QuantizeConfig
 
@@ -31,19 +31,18 @@ class Maker:
             model: exported float graph; not changed.
             feeds: calibration images.
             target: settings of the processor.
-            config: calibration, bias correction and equalization are read.
+            config: calibration and bias correction are read.
         """
         self._feeds, self._target, self._config = feeds, target, config
-        prepared = int8.prepare(model)
-        self.prepared = equalize(prepared) if config.equalize else prepared
+        self.prepared = int8.prepare(model)
 
     @functools.cached_property
     def _ranges(self) -> TensorsData:
         return ranges(
             self.prepared,
             self._feeds,
-            self._config.calibration,
             tensors=int8.to_calibrate(self.prepared, self._target),
+            clip=self._config.calibration == "mse",
             symmetric=self._target.symmetric_activations,
         )
 

@@ -6,18 +6,17 @@ Notation: G groups, O output channels of one group, K weights of one output chan
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import ModelProto, NodeProto, numpy_helper
 
-__all__ = ["Graph", "Layer", "attributes", "exact_session", "layers", "observe"]
+__all__ = ["Graph", "Layer", "layers"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,14 +24,17 @@ _INT32 = np.iinfo(np.int32)
 
 
 class Graph:
-    """A model's initializers, producers and consumers by name; writes through to the model."""
+    """A model's initializers, producers and readers by name, found once; writes through to the model."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
         self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {name: node for node in model.graph.node for name in node.output}
-        self.uses = Counter(name for node in model.graph.node for name in node.input if name)
-        self.outputs = {value.name for value in model.graph.output}
+        self._readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers[name].append(node)
+        self._outputs = {value.name for value in model.graph.output}
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """An initializer's values."""
@@ -50,9 +52,14 @@ class Graph:
         node = self.producers.get(name)
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def consumers(self, name: str) -> list[NodeProto]:
-        """The nodes that read this tensor."""
-        return [node for node in self.model.graph.node if name in node.input]
+    def only_reader(self, name: str) -> NodeProto | None:
+        """The node that alone reads this tensor, and once; None where it is read more often or is an output."""
+        readers = self._readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self._outputs else None
+
+    def shared(self, name: str) -> bool:
+        """Whether this tensor is read more than once."""
+        return len(self._readers.get(name, [])) > 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +164,7 @@ class Layer:
         return _axis(self.node) == 0
 
     def _attribute(self, name: str, default: Any) -> Any:
-        return attributes(self.node).get(name, default)
+        return _attributes(self.node).get(name, default)
 
 
 def layers(quantized: Graph, parent: Graph) -> list[Layer]:
@@ -176,32 +183,6 @@ def layers(quantized: Graph, parent: Graph) -> list[Layer]:
             if layer is not None:
                 found.append(layer)
     return found
-
-
-def observe(
-    model: ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, Floats]]
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Run a graph as it is written, and yield the named tensors of every batch."""
-    watched = ModelProto()
-    watched.CopyFrom(model)
-    inputs = {value.name for value in model.graph.input}
-    known = inputs | {value.name for value in model.graph.output}
-    fetch = [name for name in dict.fromkeys(names) if name not in inputs]
-    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in fetch if name not in known)
-    running = exact_session(watched)
-    for feed in feeds:
-        # Asked for nothing, ONNX Runtime answers everything.
-        answers = dict(zip(fetch, running.run(fetch, dict(feed)), strict=True)) if fetch else {}
-        yield answers | {name: feed[name] for name in names if name in inputs}
-
-
-def exact_session(model: ModelProto) -> onnxruntime.InferenceSession:
-    """Runs a graph as it is written: a QDQ graph computes what its codes mean, in floats, on every machine."""
-    options = onnxruntime.SessionOptions()
-    # Optimized, it would be integers, and weights behind activations would be quantized if they are not yet.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _layer(node: NodeProto, twin: NodeProto, quantized: Graph, parent: Graph) -> Layer | None:
@@ -227,27 +208,27 @@ def _layer(node: NodeProto, twin: NodeProto, quantized: Graph, parent: Graph) ->
         bias=bias,
         bias_scale=bias_scale,
         float_bias=float_bias,
-        groups=attributes(node).get("group", 1),
-        shared=quantized.uses[weights.input[0]] > 1 or quantized.uses[node.input[1]] > 1,
+        groups=_attributes(node).get("group", 1),
+        shared=quantized.shared(weights.input[0]) or quantized.shared(node.input[1]),
     )
 
 
 def _plain(node: NodeProto) -> bool:
     """Whether the node computes weight times input plus bias, with paddings that are written down."""
-    given = attributes(node)
+    given = _attributes(node)
     padded = given.get("auto_pad", b"NOTSET") == b"NOTSET"
     return bool(padded and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1 and not given.get("transA"))
 
 
 def _axis(node: NodeProto) -> int:
     """The axis of the weight that counts the outputs."""
-    return 0 if node.op_type == "Conv" or attributes(node).get("transB") else 1
+    return 0 if node.op_type == "Conv" or _attributes(node).get("transB") else 1
 
 
 def _per_channel(node: NodeProto, dequantizer: NodeProto, graph: Graph, weight: Floats) -> bool:
     """Whether codes are INT8 around zero, with one scale for each output, of a float weight of the same shape."""
     codes, scale, *zeros = (graph.array(name) for name in dequantizer.input)
-    axis = attributes(dequantizer).get("axis", 1)
+    axis = _attributes(dequantizer).get("axis", 1)
     matrix = weight.ndim == 2 or (node.op_type == "Conv" and weight.ndim > 2)
     return bool(
         matrix
@@ -269,8 +250,8 @@ def _bias(
     name = node.input[2]
     maker = quantized.dequantizer(name)
     stored = list(maker.input[:2]) if maker is not None else [name]
-    alone = quantized.uses[name] == 1 and quantized.uses[stored[0]] == 1
-    if not alone or twin.input[2] not in parent.tensors or any(entry not in quantized.tensors for entry in stored):
+    shared = quantized.shared(name) or quantized.shared(stored[0])
+    if shared or twin.input[2] not in parent.tensors or any(entry not in quantized.tensors for entry in stored):
         return None, None, None
     arrays, values = [quantized.array(entry) for entry in stored], parent.array(twin.input[2])
     kind = np.float32 if maker is None else np.int32
@@ -284,11 +265,10 @@ def _added(
 ) -> tuple[str | None, str | None, Floats | None]:
     """The float bias of an Add that follows a matrix product, as transformers have it."""
     name = node.output[0]
-    while node.op_type == "MatMul" and name not in quantized.outputs and len(quantized.consumers(name)) == 1:
-        (user,) = quantized.consumers(name)
+    while node.op_type == "MatMul" and (user := quantized.only_reader(name)) is not None:
         if user.op_type == "Add":
-            (other,) = set(user.input) - {name} or {name}
-            constant = other in quantized.tensors and quantized.uses[other] == 1 and other in parent.tensors
+            (other,) = set(user.input) - {name}
+            constant = other in quantized.tensors and not quantized.shared(other) and other in parent.tensors
             if constant and quantized.array(other).shape == (width,):
                 return other, None, parent.array(other)
         if user.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -297,6 +277,6 @@ def _added(
     return None, None, None
 
 
-def attributes(node: NodeProto) -> Mapping[str, Any]:
+def _attributes(node: NodeProto) -> Mapping[str, Any]:
     """A node's attributes by name."""
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}

@@ -8,23 +8,19 @@ out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
-from compress.quantization.calibrate import Feeds, session
 from compress.quantization.compare import divergence
 from compress.quantization.int8 import quantizable, rectified
+from compress.quantization.observe import Feeds, logits, observe
 from zoo.progress import track
 
-__all__ = ["Cost", "added_noise", "fewest", "run", "sensitivity"]
+__all__ = ["Cost", "added_noise", "fewest", "sensitivity"]
 
-Logits = npt.NDArray[np.float32]
 Make = Callable[[Collection[str]], ModelProto]
 """The quantized graph in which these nodes stay in float."""
 
@@ -60,8 +56,8 @@ def sensitivity(
     """
     begin = time.monotonic()
     whole = make(())
-    wanted = run(prepared, feeds)
-    base = divergence(wanted, run(whole, feeds), temperature)
+    wanted = logits(prepared, feeds)
+    base = divergence(wanted, logits(whole, feeds), temperature)
     noise = added_noise(prepared, whole, feeds[:2])
     nodes = {node.name: node for node in quantizable(prepared) if node.name in noise}
     order = sorted(nodes, key=lambda name: -noise[name])
@@ -69,15 +65,9 @@ def sensitivity(
     for name in track(order, total=len(order), description="Sensitivity"):
         if time.monotonic() - begin > seconds:
             break
-        costs[name] = base - divergence(wanted, run(make((name,)), feeds), temperature)
+        costs[name] = base - divergence(wanted, logits(make((name,)), feeds), temperature)
     found = [Cost(node=name, kind=nodes[name].op_type, noise=noise[name], cost=costs.get(name)) for name in order]
     return sorted(found, key=lambda entry: (entry.cost is None, -(entry.cost or 0.0)))
-
-
-def run(model: ModelProto, feeds: Feeds) -> Logits:
-    """The outputs [N, K] of a graph that is not an artefact (yet), over all batches."""
-    runner = session(model)
-    return np.concatenate([np.asarray(runner.run(None, dict(feed))[0], np.float32) for feed in feeds])
 
 
 def added_noise(prepared: ModelProto, quantized: ModelProto, feeds: Feeds) -> dict[str, float]:
@@ -93,12 +83,10 @@ def added_noise(prepared: ModelProto, quantized: ModelProto, feeds: Feeds) -> di
             wanted[name] = through if through in made else name
     names = sorted(wanted)
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
-    exact, rough = (_probe(model, outputs) for model, outputs in ((prepared, names), (quantized, [*wanted.values()])))
-    for feed in feeds:
-        before = exact.run(names, dict(feed))
-        after = rough.run([wanted[name] for name in names], dict(feed))
-        signal += [float(np.square(array, dtype=np.float64).sum()) for array in before]
-        noise += [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(before, after, strict=True)]
+    both = zip(observe(prepared, names, feeds), observe(quantized, wanted.values(), feeds), strict=True)
+    for before, after in both:
+        signal += [float(np.square(before[name], dtype=np.float64).sum()) for name in names]
+        noise += [float(np.square(before[name].astype(np.float64) - after[wanted[name]]).sum()) for name in names]
     ratios = dict(zip(names, noise / np.maximum(signal, 1e-30), strict=True))
     return {node.name: float(_added(node, shown, ratios)) for node in nodes}
 
@@ -110,14 +98,6 @@ def _ends(node: NodeProto, shown: Mapping[str, str]) -> list[str]:
 def _added(node: NodeProto, shown: Mapping[str, str], ratios: Mapping[str, float]) -> float:
     *inputs, output = _ends(node, shown)
     return ratios.get(output, 0.0) - max((ratios.get(name, 0.0) for name in inputs), default=0.0)
-
-
-def _probe(model: ModelProto, outputs: Sequence[str]) -> ort.InferenceSession:
-    probed = ModelProto()
-    probed.CopyFrom(model)
-    known = {value.name for value in probed.graph.output}
-    probed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name not in known)
-    return session(probed)
 
 
 def fewest(count: int, holds: Callable[[int], bool]) -> int | None:

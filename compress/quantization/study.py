@@ -18,9 +18,10 @@ from compress.quantization import int8
 from compress.quantization.calibrate import Batches
 from compress.quantization.compare import Comparison, compare
 from compress.quantization.halve import check_activations, halve
-from compress.quantization.int8 import TARGETS, detect_target
 from compress.quantization.maker import Maker
-from compress.quantization.sensitivity import Cost, fewest, run, sensitivity
+from compress.quantization.observe import logits
+from compress.quantization.sensitivity import Cost, fewest, sensitivity
+from compress.quantization.targets import TARGETS, detect_target
 from zoo import graph
 from zoo.card import Card
 from zoo.datasets.base import Sample
@@ -119,7 +120,7 @@ class Study:
         self._untimed = not_timed("cuda" if self._half else goal)
         self._maker = Maker(proto, Batches(data.calibration, spec), TARGETS.get(goal, TARGETS["portable"]), config)
         self._feeds = Batches(data.comparison, spec, size=_EVALUATED_AT_ONCE)
-        self._wanted = run(proto, self._feeds)
+        self._wanted = logits(proto, self._feeds)
 
     @property
     def prepared(self) -> ModelProto:
@@ -197,13 +198,13 @@ class Study:
         return self._maker.dynamic() if method == "dynamic" else self._maker.static()
 
     def _try(self, method: str, model: ModelProto, floats: Collection[str] = ()) -> Trial:
-        logits = run(model, self._feeds)
-        if not np.isfinite(logits).all():
+        answers = logits(model, self._feeds)
+        if not np.isfinite(answers).all():
             raise CheckError(
                 f"{self._card.name}: the answers of its {method} graph are not finite; "
                 "use another --method, or --target portable"
             )
-        found = compare(self._wanted, logits, temperature=self._card.use.temperature, labels=self._data.labels)
+        found = compare(self._wanted, answers, temperature=self._card.use.temperature, labels=self._data.labels)
         return Trial(method=method, model=model, comparison=found, floats=tuple(floats))
 
     def _costs(self) -> list[Cost]:

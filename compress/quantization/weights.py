@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from compress.quantization.qdq import Graph, Layer, layers, observe
+from compress.quantization.observe import observe
+from compress.quantization.qdq import Graph, Layer, layers
 from compress.quantization.rounding import compensate, nearest, widest_scales
 
 __all__ = ["refine"]
@@ -126,7 +127,7 @@ def _measure(
     """Statistics of the layers' inputs in the float graph, by the name of their nodes."""
     total = len(next(iter(inputs.values())))
     sums = {layer.node.name: _Moments(layer.groups, layer.fan_in) for layer in found}
-    for answers in observe(parent, [layer.source for layer in found], _batches(inputs, total)):
+    for answers in observe(parent, [layer.source for layer in found], _batches(inputs, total), exact=True):
         share = len(next(iter(answers.values()))) / total
         for layer in found:
             count = round(share * float(np.clip(_SAMPLES_PER_WEIGHT * layer.fan_in, *_SAMPLES)))

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from compress.quantization.int8 import _quiet
-from compress.quantization.qdq import exact_session
+from compress.quantization.observe import session
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,7 +97,7 @@ def int8(parent: ModelProto, images: Floats, *, reduce_range: bool = True, per_c
 
 
 def run(model: ModelProto, images: Floats) -> Floats:
-    answer: Floats = exact_session(model).run(["y"], {"x": images})[0]
+    answer: Floats = session(model, exact=True).run(["y"], {"x": images})[0]
     return answer
 
 

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.quantization import study
-from compress.quantization.calibrate import CALIBRATIONS
-from compress.quantization.int8 import TARGETS, prepare
+from compress.quantization.int8 import prepare
 from compress.quantization.qdq import Graph, layers
 from compress.quantization.study import Speed, not_timed
+from compress.quantization.targets import TARGETS
 from compress.quantization.verdict import read_report, sentence
 from compress.quantize import quantize
 from tests.compress.graphs import exported
@@ -25,7 +25,7 @@ from zoo.datasets.base import Dataset
 from zoo.errors import ArtefactError, CardError, CheckError, DataError, UsageError
 from zoo.evaluate import logits_of
 from zoo.predictor import Predictor, tolerance
-from zoo.recipe import _CALIBRATIONS, _TARGETS, QuantizeConfig
+from zoo.recipe import _TARGETS, QuantizeConfig
 
 
 @pytest.fixture(scope="module")
@@ -294,8 +294,7 @@ def test_settings_that_do_not_go_together(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_calibration_and_target_can_be_chosen() -> None:
-    assert set(_CALIBRATIONS) == set(CALIBRATIONS)
+def test_every_target_can_be_chosen() -> None:
     assert set(_TARGETS) == {*TARGETS, "cuda", "auto"}
 
 

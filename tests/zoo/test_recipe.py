@@ -59,7 +59,8 @@ def test_flags_and_settings_lie_above(tmp_path):
     [
         ({"images": 0}, r"quantize\.images \(--images\) must be at least 1, got 0"),
         ({"target": "vni"}, r"quantize\.target.*did you mean vnni"),
-        ({"calibration": "entropi"}, r"quantize\.calibration.*did you mean entropy"),
+        ({"calibration": "minmacs"}, r"quantize\.calibration.*did you mean minmax"),
+        ({"calibration": "entropy"}, r"quantize\.calibration entropy is no longer there.*use mse.*else minmax"),
         ({"method": "statik"}, r"quantize\.method.*did you mean static"),
     ],
 )

@@ -101,6 +101,10 @@ DONE = _card(("train", {"lr": 1}, None), ("prune", {"to": (8, 4)}, "aa"), ("reco
         (DONE, [("x", {})] * 4, None, False),
         (_card(("train", {"lr": 1}, None)), [("train", {"lr": 1.0})], None, True),
         (None, [("train", {})], None, False),
+        (DONE, [("recover", None)], "bb", True),
+        (DONE, [("recover", None)], "aa", False),
+        (DONE, [("prune", None)], "aa", False),
+        (DONE.lineage[:2], [("prune", {"to": [8, 4]})], "aa", True),
     ],
 )
 def test_what_is_current(card, steps, parent, current):

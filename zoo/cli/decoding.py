@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,9 +172,8 @@ def _write(path: Path, draft: Draft | None, own: Dataset | None) -> None:
         draft: what was measured; None switches decoding small off.
         own: the data set that the card's accuracy is of; default: the one that run.json names, if any.
     """
+    from compress.publish import publish
     from zoo import graph
-    from zoo.evaluate import logits_of, with_validation
-    from zoo.predictor import Predictor, draw_golden
     from zoo.workspace import card_if_readable, read_notes
 
     model, card = graph.load(path)
@@ -187,21 +185,9 @@ def _write(path: Path, draft: Draft | None, own: Dataset | None) -> None:
         use=dataclasses.replace(card.use, input=spec, golden=None, reference=None),
         inform=dataclasses.replace(card.inform, metrics=()),
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / path.name
-        graph.write(model, card, copy)
-        if own:
-            classify = Predictor(copy, check=False, providers=_CPU).logits
-            card = with_validation(card, logits_of(classify, own.splits["validation"], spec), own)
-            # The golden answer is a probability, so it is drawn with the temperature it will be served with.
-            graph.write(model, card, copy)
-        else:
-            note(f"{path}: run.json beside it names no data set, so its card no longer tells its accuracy")
-        golden = draw_golden(Predictor(copy, check=False, providers=_CPU))
-        card = dataclasses.replace(card, use=dataclasses.replace(card.use, golden=golden))
-        graph.write(model, card, copy)
-        Predictor(copy, providers=_CPU)
-    graph.write(model, card, path)
+    if own is None:
+        note(f"{path}: run.json beside it names no data set, so its card no longer tells its accuracy")
+    publish(model, card, path, dataset=own)
 
 
 def _sentence(row: dict[str, Any], predictor: Predictor) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,8 @@ from zoo.progress import note
 if TYPE_CHECKING:
     from compress.prune import Plan
     from zoo.card import Card
+    from zoo.datasets.base import Dataset
+    from zoo.recipe import RecalibrateConfig, RecoverConfig
 
 __all__: list[str] = []
 
@@ -108,14 +110,11 @@ def prune(
 def _check_free(out: Path, source: Path) -> None:
     """Only what was pruned from the very same checkpoint is written over."""
     from zoo.checkpoint import read_card
-    from zoo.workspace import card_if_readable, occupied
+    from zoo.workspace import card_if_readable, is_current, occupied
 
     target = out / CHECKPOINT
-    if not target.exists():
-        return
     card = card_if_readable(read_card, target)
-    last = card.lineage[-1] if card and card.lineage else None
-    if last is None or last.stage != "prune" or last.parent != sha256_file(source):
+    if target.exists() and not is_current(card, [("prune", None)], sha256_file(source)):
         raise occupied(out, card, CHECKPOINT)
 
 
@@ -166,8 +165,7 @@ def recalibrate(
     source = checkpoint_path(artefact)
     card, config = read_card(source), RecalibrateConfig(images=images, batch_size=batch_size)
     dataset = notes_of(source, data).data.open_for(card)
-    if not force and _is_last(card, "recalibrate", dataclasses.asdict(config), dataset.name):
-        _say_current(source)
+    if not force and _is_done(source, card, "recalibrate", config, dataset):
         done = decode(Recalibration, dict(card.lineage[-1].summary), str(source))
     else:
         done = stage(source, source, config, dataset=dataset)
@@ -217,9 +215,7 @@ def recover(
     config = RecoverConfig(fit=FitConfig(epochs=epochs, lr=lr), distill=distill, temperature=temperature)
     card = read_card(source)
     dataset = notes_of(source, data).data.open_for(card)
-    same = _is_last(card, "recover", dataclasses.asdict(config), dataset.name)
-    if not force and same and card.lineage[-1].summary["teacher"] == sha256_file(taught):
-        _say_current(source)
+    if not force and _is_done(source, card, "recover", config, dataset, teacher=sha256_file(taught)):
         summary = {key: value for key, value in card.lineage[-1].summary.items() if key != "teacher"}
         done = decode(FitReport, summary, str(source))
         if test:
@@ -232,17 +228,22 @@ def recover(
     print(f"best validation top-1 {done.validation_top1:.2%} in epoch {done.best_epoch} of {done.epochs}")
 
 
-def _is_last(card: Card, stage: str, config: dict[str, Any], dataset: str) -> bool:
-    """Whether the last thing that was done to an artefact is this, with the same settings and data.
+def _is_done(
+    source: Path, card: Card, stage: str, config: RecalibrateConfig | RecoverConfig, dataset: Dataset, **summary: str
+) -> bool:
+    """Whether the last thing that was done to an artefact is this, with the same settings and data; says so.
 
     Both stages write in place, so that the file they read is gone and cannot be compared.
     """
     from zoo.workspace import is_current
 
-    metrics = card.metrics("validation")
-    same = metrics is not None and metrics.dataset == dataset
-    return same and bool(card.lineage) and is_current(card, [(stage, config)], card.lineage[-1].parent)
-
-
-def _say_current(source: Path) -> None:
-    note(f"{source.parent.name} is up to date; --force does it anew")
+    metrics, last = card.metrics("validation"), card.lineage[-1:]
+    done = (
+        is_current(last, [(stage, dataclasses.asdict(config))], last[0].parent if last else None)
+        and all(last[0].summary[key] == value for key, value in summary.items())
+        and metrics is not None
+        and metrics.dataset == dataset.name
+    )
+    if done:
+        note(f"{source.parent.name} is up to date; --force does it anew")
+    return done

@@ -74,7 +74,9 @@ def quantize(
     method: Annotated[
         str, typer.Option(help="static, dynamic, fp16 or auto (what is fastest within budget).")
     ] = "auto",
-    calibration: Annotated[str, typer.Option(help="minmax, entropy, percentile or mse.")] = "minmax",
+    calibration: Annotated[
+        str, typer.Option(help="Activation ranges: minmax, or mse, which clips what is rare.")
+    ] = "minmax",
     target: Annotated[
         str, typer.Option(help="Processor: portable, vnni, arm, cuda, tensorrt or auto (this machine's).")
     ] = "portable",
@@ -84,9 +86,6 @@ def quantize(
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction/--no-bias-correction", help="Correct biases by what quantization adds.")
     ] = True,
-    equalize: Annotated[
-        bool, typer.Option("--equalize", help="Balance the ranges of neighbouring layers first.")
-    ] = False,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Print what each node costs.")] = False,
     data: Data = None,
     force: Force = False,
@@ -106,7 +105,6 @@ def quantize(
         calibration=calibration,
         target=target,
         bias_correction=bias_correction,
-        equalize=equalize,
         max_drop=max_drop,
         keep=keep,
     )

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.pruning.masking import _randomize
-from compress.pruning.structure import Structure
+from compress.pruning.structure import Structure, _randomize
 from tests.compress.pruning.test_structure import _doomed, _gap, _images
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.errors import ArtefactError

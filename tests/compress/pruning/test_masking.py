@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.pruning.masking import mask, verify
-from compress.pruning.structure import Structure
+from compress.pruning.masking import mask
+from compress.pruning.structure import Structure, verify
 from zoo.errors import ArtefactError
 
 
@@ -25,7 +25,7 @@ def test_masked_channels_are_nothing_and_norms_leave_them_out() -> None:
     first = model[0](inputs)
     wanted = nn.functional.layer_norm(first[:, [0, 2, 3, 5]], [4])
     with torch.no_grad():
-        mask(model, structure, {structure.parts[0]: [1, 4]})
+        mask(model, structure.cuts, {structure.parts[0]: [1, 4]})
     found = model[1](model[0](inputs))
     assert torch.allclose(found[:, [0, 2, 3, 5]], wanted, atol=1e-6)
     assert found[:, [1, 4]].abs().max() == 0

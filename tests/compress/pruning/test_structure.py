@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.pruning.masking import _randomize, mask
-from compress.pruning.structure import Part, Structure
+from compress.pruning.masking import mask
+from compress.pruning.structure import Part, Structure, _randomize
 from tests.zoo.factories import TINY_VIT, make_card, make_input
 from zoo import checkpoint
 from zoo.checkpoint import heads_of
@@ -122,7 +122,7 @@ def _gap(structure: Structure, doomed: dict[Part, list[int]], images: torch.Tens
     cut.finish()
     with torch.no_grad():
         whole = masked(images)
-        mask(masked, structure, doomed)
+        mask(masked, structure.cuts, doomed)
         wanted, found = masked(images), cut.model(images)
     return float((found - wanted).abs().max()), float((whole - wanted).abs().max())
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from compress.quantization.calibrate import session
 from compress.quantization.halve import check_activations, halve
+from compress.quantization.observe import session
 from tests.zoo.factories import make_graph
 from zoo.errors import ArtefactError, CheckError
 

@@ -9,11 +9,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from compress.quantization import int8
-from compress.quantization.calibrate import Batches, ranges, session
+from compress.quantization.calibrate import Batches, ranges
 from compress.quantization.int8 import (
-    TARGETS,
-    detect_target,
     dynamic,
     is_transformer,
     prepare,
@@ -23,6 +20,8 @@ from compress.quantization.int8 import (
     to_calibrate,
     weighted,
 )
+from compress.quantization.observe import logits
+from compress.quantization.targets import TARGETS
 from tests.compress.graphs import exported
 from tests.zoo.factories import make_input, make_samples
 
@@ -48,10 +47,6 @@ def _static(model: ModelProto, feeds: Batches, target: str = "portable", **optio
     return static(model, found, settings, **options)  # type: ignore[arg-type]
 
 
-def _answers(model: ModelProto, feeds: Batches) -> np.ndarray:
-    return np.concatenate([session(model).run(None, dict(feed))[0] for feed in feeds])
-
-
 def test_prepared_graphs_compute_the_same_and_name_every_node_once(
     prepared: dict[str, ModelProto], feeds: Batches, tmp_path: Path
 ) -> None:
@@ -63,7 +58,7 @@ def test_prepared_graphs_compute_the_same_and_name_every_node_once(
     assert all(names)
     assert len(set(names)) == len(names)
     assert {entry.domain for entry in model.opset_import} == {""}
-    assert np.abs(_answers(model, feeds) - _answers(original, feeds)).max() < 1e-4
+    assert np.abs(logits(model, feeds) - logits(original, feeds)).max() < 1e-4
 
 
 def test_in_transformers_only_products_with_weights_are_quantized(
@@ -105,7 +100,7 @@ def test_settings_follow_the_target(prepared: dict[str, ModelProto], feeds: Batc
         assert all(
             tensors[node.input[1]].dims for node in done.graph.node if node.input[0].endswith("weight_quantized")
         )
-    wanted, found = _answers(prepared["resnet10t"], feeds), _answers(done, feeds)
+    wanted, found = logits(prepared["resnet10t"], feeds), logits(done, feeds)
     assert 0 < np.abs(found - wanted).max() < 0.3 * np.abs(wanted).max()
 
 
@@ -157,22 +152,5 @@ def test_dynamic_quantizes_the_products_and_nothing_else(prepared: dict[str, Mod
     assert _kinds(done).count("MatMulInteger") == 9
     assert "QuantizeLinear" not in _kinds(done)
     assert [node.op_type for node in weighted(done)] == ["Conv"]
-    wanted, found = _answers(model, feeds), _answers(done, feeds)
+    wanted, found = logits(model, feeds), logits(done, feeds)
     assert 0 < np.abs(found - wanted).max() < 0.3 * np.abs(wanted).max()
-
-
-@pytest.mark.parametrize(
-    ("machine", "flags", "expected"),
-    [
-        ("aarch64", [], "arm"),
-        ("x86_64", ["avx2"], "portable"),
-        ("x86_64", ["avx2", "avx512_vnni"], "vnni"),
-        ("x86_64", ["avx2", "avx_vnni"], "vnni"),
-    ],
-)
-def test_detect_target(monkeypatch: pytest.MonkeyPatch, machine: str, flags: list[str], expected: str) -> None:
-    import cpuinfo
-
-    monkeypatch.setattr(int8.platform, "machine", lambda: machine)
-    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: {"flags": flags})
-    assert detect_target() == expected

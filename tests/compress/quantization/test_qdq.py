@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, helper
 
-from compress.quantization.qdq import Graph, Layer, layers, observe
+from compress.quantization.qdq import Graph, Layer, layers
 from tests.compress.qdq_graphs import Floats, blocks, correlated, int8, make, run, weights
 
 
@@ -111,15 +111,6 @@ def test_what_is_not_recognised_is_left_out() -> None:
         if node.name == "c1":
             node.attribute.append(helper.make_attribute("auto_pad", "SAME_UPPER"))
     assert [layer.node.name for layer in layers(Graph(automatic), Graph(parent))] == ["c0", "c2"]
-
-
-def test_observe_yields_inputs_and_inner_tensors_of_each_batch() -> None:
-    parent, images = blocks(), correlated(5, 16)
-    answers = list(observe(parent, ["x", "c0.raw", "y", "y"], [{"x": images[:3]}, {"x": images[3:]}]))
-    assert [sorted(answer) for answer in answers] == [["c0.raw", "x", "y"]] * 2
-    assert np.array_equal(np.concatenate([answer["x"] for answer in answers]), images)
-    assert np.allclose(np.concatenate([answer["y"] for answer in answers]), run(parent, images), atol=1e-6)
-    assert [output.name for output in parent.graph.output] == ["y"]
 
 
 def test_only_tensors_of_the_same_kind_are_stored() -> None:

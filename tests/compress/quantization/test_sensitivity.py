@@ -14,8 +14,10 @@ from onnx import ModelProto
 
 from compress.quantization import sensitivity as module
 from compress.quantization.calibrate import Batches, ranges
-from compress.quantization.int8 import TARGETS, prepare, quantizable, rectified, static, to_calibrate, weighted
-from compress.quantization.sensitivity import added_noise, fewest, run, sensitivity
+from compress.quantization.int8 import prepare, quantizable, rectified, static, to_calibrate, weighted
+from compress.quantization.observe import logits
+from compress.quantization.sensitivity import added_noise, fewest, sensitivity
+from compress.quantization.targets import TARGETS
 from tests.compress.graphs import exported
 from tests.zoo.factories import make_input, make_samples
 
@@ -67,8 +69,8 @@ def test_costs_are_measured_from_the_noisiest_on_and_sorted(toy: Toy) -> None:
 
 def test_a_node_in_float_saves_what_its_cost_says(toy: Toy) -> None:
     entry = next(entry for entry in sensitivity(toy.prepared, toy.make, toy.feeds) if entry.node == toy.bad.name)
-    wanted = run(toy.prepared, toy.feeds)
-    losses = [module.divergence(wanted, run(toy.make(floats), toy.feeds)) for floats in ((), (toy.bad.name,))]
+    wanted = logits(toy.prepared, toy.feeds)
+    losses = [module.divergence(wanted, logits(toy.make(floats), toy.feeds)) for floats in ((), (toy.bad.name,))]
     assert entry.cost == pytest.approx(losses[0] - losses[1])
 
 
