@@ -111,7 +111,7 @@ def test_rows_are_complete_and_processes_take_turns(files: dict[str, Path], proc
         "model.int8.onnx",
         "int8",
     )
-    assert (last["round_ms"], last["n"], last["p50_ms"], last["p95_ms"]) == ([2.0, 4.0], 6, 3.0, 10.5)
+    assert (last["round_ms"], last["n"], last["p50_ms"], last["p95_ms"]) == ((2.0, 4.0), 6, 3.0, 10.5)
     assert (first["difference"], last["difference"]) == (0.0, 0.25)
     assert first["environment"]["provider"] == "CPUExecutionProvider"
     assert {"torch", "timm", "onnxruntime"} <= set(first["environment"]["versions"])
