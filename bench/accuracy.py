@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.environment import environment
 from bench.identity import identity
+from bench.pictures import truth
+from bench.rows import stamp
 from zoo.datasets.base import SPLITS, Dataset
-from zoo.errors import DataError, unknown_name
+from zoo.errors import unknown_name
 from zoo.evaluate import accuracy, logits_of
 from zoo.predictor import Predictor
 
-__all__ = ["measure_accuracy", "truth"]
+__all__ = ["measure_accuracy"]
 
 
 def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test") -> dict[str, Any]:
@@ -43,20 +41,5 @@ def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test") -> di
         "low": metrics.low,
         "high": metrics.high,
         "top5": metrics.top5,
-        "environment": environment(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **stamp(),
     }
-
-
-def truth(dataset: Dataset, split: str, labels: tuple[str, ...], *, where: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The true labels of a split as indices into `labels`: int64 [N].
-
-    Raises:
-        DataError: a label is unknown there.
-    """
-    if unknown := sorted(set(dataset.labels) - set(labels)):
-        raise DataError(
-            f"{where} does not know the label {unknown[0]!r} of {dataset.name}; it knows {list(labels)[:10]}"
-        )
-    index = {label: number for number, label in enumerate(labels)}
-    return np.array([index[dataset.labels[sample.label]] for sample in dataset.splits[split]], dtype=np.int64)

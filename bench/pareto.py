@@ -40,11 +40,9 @@ def draw_pareto(groups: Mapping[str, Sequence[Line]], path: Path, *, digest: str
     Raises:
         ArtefactError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5 * len(groups), 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (name, lines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         _draw(place, name, [line for line in lines if line.accuracy and line.latency and line.role == "model"])
     save_figure(figure, path, remarks={KEY: digest})

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.accuracy import truth
-from bench.paired import Labels
+import numpy as np
+
 from zoo.datasets.base import Dataset, Sample
 from zoo.datasets.unlabelled import UNKNOWN, open_images
 from zoo.errors import DataError, ImageError
+from zoo.paired import Labels
 from zoo.picture import decode
 
-__all__ = ["Pictures", "labelled", "named"]
+__all__ = ["Pictures", "labelled", "named", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,20 @@ def named(paths: Sequence[Path]) -> Pictures:
     for path in paths:
         samples += [_sample(path)] if path.is_file() else open_images(path)
     return Pictures(name=" ".join(map(str, paths)), samples=samples)
+
+
+def truth(dataset: Dataset, split: str, labels: tuple[str, ...], *, where: str) -> Labels:
+    """The true labels of a split as indices into `labels`: int64 [N].
+
+    Raises:
+        DataError: a label is unknown there.
+    """
+    if unknown := sorted(set(dataset.labels) - set(labels)):
+        raise DataError(
+            f"{where} does not know the label {unknown[0]!r} of {dataset.name}; it knows {list(labels)[:10]}"
+        )
+    index = {label: number for number, label in enumerate(labels)}
+    return np.array([index[dataset.labels[sample.label]] for sample in dataset.splits[split]], dtype=np.int64)
 
 
 def _sample(path: Path) -> Sample:

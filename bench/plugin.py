@@ -6,22 +6,20 @@ keep working. Every run is saved, so that `pytest --benchmark --benchmark-compar
 
 from __future__ import annotations
 
-import datetime
-import uuid
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from bench.environment import environment
-from bench.rows import ACCURACY, PYTEST, append
+from bench.rows import ACCURACY, PYTEST, append, stamp
 from bench.table import graphs
 from zoo.clock import Timing, summarise
 from zoo.errors import ArtefactError
 from zoo.files import output_root
 from zoo.machine import cores
+from zoo.tables import plain, rich_table
 
 __all__ = ["BENCHMARKS", "accuracy_row", "timing_row"]
 
@@ -87,7 +85,7 @@ def timing_row(
     path: Path, digest: str, seconds: list[float], *, model: str, batch: int, threads: int, warmup: int
 ) -> Timing:
     """Remember the durations of one benchmark for the summary and the rows."""
-    timing = summarise([duration * 1000 for duration in seconds])
+    timing = summarise([[duration * 1000 for duration in seconds]])
     _ROWS.append(
         {
             "artefact": path.parent.name,
@@ -98,10 +96,7 @@ def timing_row(
             "threads": threads,
             "rounds": timing.n,
             "warmup": warmup,
-            "n": timing.n,
-            "p50_ms": round(timing.p50_ms, 4),
-            "p95_ms": round(timing.p95_ms, 4),
-            "p99_ms": round(timing.p99_ms, 4),
+            **dataclasses.asdict(timing),
         }
     )
     return timing
@@ -119,11 +114,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         _show(terminalreporter, "accuracy per artefact", heading, [_accuracy_cells(row) for row in _ACCURACIES])
         _keep(terminalreporter, ACCURACY, _ACCURACIES)
     if _ROWS:
-        common = {
-            "run": uuid.uuid4().hex,
-            "environment": environment(),
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        common = stamp()
         rows = sorted(_ROWS, key=lambda row: (row["model"], row["threads"], row["batch"]))
         heading = ["<model", "threads", "batch", "<artefact", "n", "p50 ms", "p95 ms", "p99 ms"]
         _show(terminalreporter, "latency per artefact", heading, [_latency_cells(row) for row in rows])
@@ -145,14 +136,8 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _show(reporter: pytest.TerminalReporter, title: str, heading: list[str], cells: list[list[str]]) -> None:
-    # Every pytest run loads this plugin; few need what tables need.
-    from bench.report.text import rich_table
-
-    console = Console(width=160)
-    with console.capture() as capture:
-        console.print(rich_table(heading, cells))
     reporter.section(title)
-    reporter.write_line(capture.get())
+    reporter.write_line(plain(rich_table(heading, cells)))
 
 
 def _keep(reporter: pytest.TerminalReporter, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 from bench.pareto import draw_pareto
 from bench.peers.text import summary_table
 from bench.rows import ACCURACY, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
-from bench.table import Line, collect, lines_of, text
+from bench.table import Line, collect, lines_of
+from bench.table import render as table_of
 from zoo.errors import ArtefactError, unknown_name
 from zoo.files import write_bytes
+from zoo.tables import plain
 
 __all__ = ["PARETO", "digest_of", "filled", "groups", "publish", "render"]
 
@@ -123,7 +125,7 @@ def render(name: str, results: Path) -> str:
         return summary_table([row for row in compared if row["batch"] == 1 and row["threads"] == _cores(row)])
     if name not in lines:
         raise unknown_name("rows", name, [*lines, *(["compare"] if compared else [])])
-    return text(lines[name])
+    return plain(table_of(lines[name]))
 
 
 def filled(document: str, results: Path) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.environment import environment
 from zoo.errors import ArtefactError
 from zoo.files import write_bytes
 
@@ -21,7 +24,9 @@ __all__ = [
     "SERVING",
     "TRAINING",
     "append",
+    "now",
     "read",
+    "stamp",
     "write",
 ]
 
@@ -56,6 +61,20 @@ REQUIRED = {
     SERVING: _COMMON | _SERVED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
 }
+
+
+def now() -> str:
+    """The time (UTC), to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def stamp(*packages: str) -> dict[str, Any]:
+    """What the rows of one run have in common: its identifier, the environment and the time.
+
+    Args:
+        packages: see bench.environment.environment.
+    """
+    return {"run": uuid.uuid4().hex, "environment": environment(*packages), "time": now()}
 
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

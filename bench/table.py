@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench.identity import identity
 from bench.rows import ACCURACY, LATENCY, read
 from zoo.files import GRAPH, INT8_GRAPH
+from zoo.intervals import ratio
 from zoo.machine import cores
+from zoo.tables import rich_table
 
-__all__ = ["Line", "collect", "graphs", "lines_of", "render", "text", "unmeasured"]
+__all__ = ["Line", "collect", "graphs", "lines_of", "render", "unmeasured"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +103,9 @@ def unmeasured(output: Path) -> tuple[list[Path], list[Path]]:
 
 def render(lines: Sequence[Line]) -> Table:
     """A table for people; `-` where nothing was measured."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("artefact", no_wrap=True)
-    for heading in ("test top-1 %", "95 % CI", "n", "MB", "MMACs", "p50 ms", "p95 ms", "vs FP32"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("note")
+    heading = ["<artefact", "test top-1 %", "95 % CI", "n", "MB", "MMACs", "p50 ms", "p95 ms", "vs FP32", "<note"]
     whole = {line.what["artefact"]: line for line in lines if line.what["file"] == GRAPH}
-    for line in lines:
-        table.add_row(*_cells(line, whole.get(line.what["artefact"])))
-    return table
-
-
-def text(lines: Sequence[Line]) -> str:
-    """The same table as plain text, for documents."""
-    console = Console(width=240, color_system=None)
-    with console.capture() as capture:
-        console.print(render(lines))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return rich_table(heading, [_cells(line, whole.get(line.what["artefact"])) for line in lines], folded=("note",))
 
 
 def _cells(line: Line, parent: Line | None) -> list[str]:
@@ -146,7 +133,13 @@ def _cells(line: Line, parent: Line | None) -> list[str]:
 
 
 def _speed(line: Line, parent: Line | None) -> float | None:
-    """How many times faster than the FP32 file of the same folder, both measured in one run."""
+    """How many times as fast as the FP32 file of the same folder, both measured in one run."""
     if parent is None or not line.latency or not parent.latency or line.latency["run"] != parent.latency["run"]:
         return None
-    return float(parent.latency["p50_ms"]) / float(line.latency["p50_ms"])
+    return ratio(_rounds(parent.latency), _rounds(line.latency)).value
+
+
+def _rounds(row: Mapping[str, Any]) -> Sequence[float]:
+    """Median of each round; rows of earlier versions have one over all of them."""
+    found: Sequence[float] = row.get("round_ms", [row["p50_ms"]])
+    return found

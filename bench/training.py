@@ -6,26 +6,25 @@ counted; reading the folder is, and so is validation after each epoch.
 
 from __future__ import annotations
 
-import datetime
 import json
 import statistics
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from bench.environment import environment
+from bench.rows import stamp
 from zoo.clock import alternate
 from zoo.datasets.base import Dataset, Sample
 from zoo.errors import UsageError, unknown_name
+from zoo.intervals import ratio
 from zoo.machine import cores
 from zoo.progress import track
+from zoo.tables import rich_table
 
 __all__ = ["PARTS", "TrainingConfig", "measure_training", "render"]
 
@@ -119,10 +118,7 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
         "epochs": epochs,
         "threads": threads,
         "rounds": config.rounds,
-        "run": uuid.uuid4().hex,
-        "environment": _environment(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    } | stamp("timm", "torch")
     return [
         common | {"model": model, "variant": variant} | _summary(found, answers[model, config.measured[0]], config.part)
         for (model, variant), found in answers.items()
@@ -131,22 +127,21 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
 
 def render(rows: Sequence[dict[str, Any]]) -> Table:
     """A table for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (("network", "left"), ("variant", "left"), ("read s", "right"), ("train s", "right")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for heading in ("ms/image", "images/s", "ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["model"],
-            row["variant"],
-            f"{row['setup_seconds']:.2f}",
-            f"{row['seconds']:.2f}",
-            f"{1000 / row['images_per_s']:.2f}",
-            f"{row['images_per_s']:.1f}",
-            f"{row['ratio']:.3f}",
-        )
-    return table
+    return rich_table(
+        ["<network", "<variant", "read s", "train s", "ms/image", "images/s", "ratio"],
+        [
+            [
+                row["model"],
+                row["variant"],
+                f"{row['setup_seconds']:.2f}",
+                f"{row['seconds']:.2f}",
+                f"{1000 / row['images_per_s']:.2f}",
+                f"{row['images_per_s']:.1f}",
+                f"{row['ratio']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _summary(found: list[dict[str, Any]], reference: list[dict[str, Any]], part: str) -> dict[str, Any]:
@@ -156,7 +151,7 @@ def _summary(found: list[dict[str, Any]], reference: list[dict[str, Any]], part:
         "round_seconds": [round(answer["seconds"], 4) for answer in found],
         "images": found[0]["images"],
         "images_per_s": round(1 / statistics.median(_per_image(answer, part) for answer in found), 3),
-        "ratio": round(_cost(found, part) / _cost(reference, part), 4),
+        "ratio": round(ratio(_costs(found, part), _costs(reference, part)).value, 4),
     }
 
 
@@ -165,11 +160,9 @@ def _per_image(answer: dict[str, Any], part: str) -> float:
     return float((answer["seconds"] + (answer["setup_seconds"] if part == "full" else 0)) / answer["images"])
 
 
-def _cost(answers: list[dict[str, Any]], part: str) -> float:
+def _costs(answers: list[dict[str, Any]], part: str) -> list[float]:
     """What ratios compare: seconds per image, or, of the classifier alone, seconds: both parts read the same images."""
-    if part == "head":
-        return statistics.median(float(answer["seconds"]) for answer in answers)
-    return statistics.median(_per_image(answer, part) for answer in answers)
+    return [float(answer["seconds"]) if part == "head" else _per_image(answer, part) for answer in answers]
 
 
 def _chosen(dataset: Dataset, split: str, images: int) -> list[Sample]:
@@ -212,8 +205,3 @@ def _folder(labels: Sequence[str], chosen: dict[str, list[Sample]]) -> Iterator[
                     link = target / f"{index:07d}{sample.source.suffix.lower()}"
                     link.symlink_to(sample.source.resolve())
         yield root
-
-
-def _environment() -> dict[str, Any]:
-    found = environment()
-    return found | {"versions": found["versions"] | {name: version(name) for name in ("timm", "torch")}}

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 from zoo.cli.main import app
+
+settings.register_profile(
+    "zoo", deadline=None, max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("zoo")
 
 
 def run_cli(*arguments: str | Path) -> Result:

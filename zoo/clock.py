@@ -1,4 +1,4 @@
-"""Measuring time: warm-up, percentiles, and processes that take turns.
+"""Measuring time: warm-up, medians and percentiles over rounds, and processes that take turns.
 
 Variants are never timed side by side in one process: the thread pools of an idle session spin on the same cores
 and slow the other one down, up to threefold.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import PocketzooError
+from zoo.intervals import median_interval
 
 __all__ = ["Timing", "alternate", "sample_ms", "since_start", "summarise"]
 
@@ -27,20 +29,38 @@ _STARTED = "POCKETZOO_STARTED"
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Percentiles of a sample of durations, in milliseconds."""
+    """Durations of several rounds, in milliseconds, rounded to a tenth of a microsecond."""
 
     n: int
+    """Durations of all rounds."""
     p50_ms: float
+    """Median of the rounds' medians: a round lasts for a time, so that over all durations the fast ones weigh more."""
+    low_ms: float | None
+    high_ms: float | None
+    """How sure that is, see zoo.intervals.median_interval; None of a single round."""
     p95_ms: float
     p99_ms: float
+    """Over all durations: of single rounds they are of too few."""
+    round_ms: tuple[float, ...]
+    """Median of each round."""
 
 
-def summarise(samples_ms: Sequence[float]) -> Timing:
-    """Percentiles (linear interpolation) of at least one duration in milliseconds."""
-    if not samples_ms:
+def summarise(rounds_ms: Sequence[Sequence[float]]) -> Timing:
+    """Median and percentiles (linear interpolation) of rounds of at least one duration each, in milliseconds."""
+    if not rounds_ms or not all(rounds_ms):
         raise ValueError("no durations to summarise")
-    p50, p95, p99 = (float(value) for value in np.percentile(np.asarray(samples_ms), (50, 95, 99)))
-    return Timing(n=len(samples_ms), p50_ms=p50, p95_ms=p95, p99_ms=p99)
+    medians = [statistics.median(durations) for durations in rounds_ms]
+    whole = np.concatenate([np.asarray(durations, dtype=np.float64) for durations in rounds_ms])
+    low, high = median_interval(medians) or (None, None)
+    return Timing(
+        n=len(whole),
+        p50_ms=round(statistics.median(medians), 4),
+        low_ms=None if low is None else round(low, 4),
+        high_ms=None if high is None else round(high, 4),
+        p95_ms=round(float(np.percentile(whole, 95)), 4),
+        p99_ms=round(float(np.percentile(whole, 99)), 4),
+        round_ms=tuple(round(median, 4) for median in medians),
+    )
 
 
 def sample_ms(call: Callable[[], object], *, seconds: float, warmup: int, at_least: int = 20) -> list[float]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from zoo.errors import UsageError
 from zoo.machine import cores
 from zoo.progress import track
 
-__all__ = ["LatencyConfig", "latencies", "speedup", "turns"]
+__all__ = ["LatencyConfig", "latencies"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,33 +36,16 @@ class LatencyConfig:
             raise UsageError(f"seconds must be positive, got {self.seconds}")
 
 
-def turns(paths: Sequence[Path], config: LatencyConfig) -> Iterator[tuple[Path, list[float]]]:
-    """Time every file once per round.
-
-    Yields:
-        A file and the milliseconds of each of its inferences in this round.
+def latencies(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+    """Time every file once per round, with a progress bar: milliseconds of each inference, by file and round.
 
     Raises:
         PocketzooError: a measuring process failed.
     """
     settings = [str(config.batch), str(config.threads or cores()), str(config.seconds), str(config.warmup)]
     commands = {str(path): ["-m", "zoo.latency_worker", str(path), *settings] for path in paths}
-    for name, _, answer in alternate(commands, config.rounds):
-        yield Path(name), answer["samples_ms"]
-
-
-def latencies(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
-    """Milliseconds of each inference, by file and round, with a progress bar; errors as :func:`turns`."""
     found: dict[Path, list[list[float]]] = {path: [] for path in paths}
-    for path, samples in track(turns(paths, config), total=len(paths) * config.rounds, description="Timing"):
-        found[path].append(samples)
+    turns = alternate(commands, config.rounds)
+    for name, _, answer in track(turns, total=len(paths) * config.rounds, description="Timing"):
+        found[Path(name)].append(answer["samples_ms"])
     return found
-
-
-def speedup(found: Mapping[Path, Sequence[Sequence[float]]], parent: Path, child: Path) -> float:
-    """How many times faster `child` is: the median, over the rounds, of the ratio of both files' medians.
-
-    A round's two processes ran one after the other, so that a busy machine slows both.
-    """
-    rounds = zip(found[parent], found[child], strict=True)
-    return statistics.median(statistics.median(slow) / statistics.median(fast) for slow, fast in rounds)

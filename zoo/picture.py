@@ -13,10 +13,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from zoo.errors import ImageError, ImageFormatError, ImageSizeError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "WHOLE_SIZE", "decode", "sniff"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "WHOLE_SIZE", "decode", "sniff"]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are decoded; the others (EPS above all) are refused."""
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""By which files of these formats are known in a folder."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a gibibyte at three bytes per pixel."""

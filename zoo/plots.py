@@ -31,11 +31,9 @@ def axes(path: Path, *, width: float = 8.0, height: float = 5.0) -> Iterator[Axe
         width: in inches, at 120 pixels each.
         height: in inches.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     yield figure.add_subplot()
     save_figure(figure, path)
 

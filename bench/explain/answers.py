@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.explain.drawing import NEUTRAL, RIGHT, WRONG, Panel
-from bench.paired import Labels
 from bench.pictures import Pictures
 from zoo.card import Card
 from zoo.datasets.base import Sample
 from zoo.errors import ImageError
 from zoo.evaluate import Logits, file_logits
 from zoo.image import pixels
+from zoo.paired import Labels
 from zoo.predictor import softmax
 
 __all__ = ["RIGHT_MARK", "WRONG_MARK", "Answers", "answer", "grid", "percent", "seen", "told"]

@@ -10,21 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bench.explain.attention_maps import Attended, Tokens, attend, attention_layers, attention_maps, to_grid, tokens_of
+from bench.explain.attention_maps import attend
 from zoo.errors import UsageError, unknown_name
 
-__all__ = [
-    "FUSIONS",
-    "Attended",
-    "Tokens",
-    "attend",
-    "attention_layers",
-    "attention_maps",
-    "gradient_weighted",
-    "rollout",
-    "to_grid",
-    "tokens_of",
-]
+__all__ = ["FUSIONS", "gradient_weighted", "rollout"]
 
 FUSIONS = ("max", "mean", "min")
 """How the heads of a block can become one map."""

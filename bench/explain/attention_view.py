@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 
 from bench.explain.answers import percent
-from bench.explain.attention import attend, attention_layers, gradient_weighted, rollout, to_grid, tokens_of
+from bench.explain.attention import gradient_weighted, rollout
+from bench.explain.attention_maps import attend, attention_layers, to_grid, tokens_of
 from bench.explain.drawing import Panel, draw_panels
-from bench.explain.network import open_network, picture
+from bench.explain.network import picture
 from bench.explain.origin import checkpoint_for
+from zoo.checkpoint import load
 from zoo.errors import ArtefactError, UsageError, unknown_name
 from zoo.files import CHECKPOINT
 
@@ -83,7 +85,7 @@ def views(
     """
     # A row is named after the checkpoint: the answer of a quantized file beside it may be another.
     paths = [checkpoint_for(artefact) for artefact in artefacts]
-    opened = [(path, *open_network(path)) for path in paths]
+    opened = [(path, *load(path)) for path in paths]
     known = {name for _, _, card in opened for name in card.use.labels}
     if label is not None and label not in known:
         raise unknown_name("label", label, known)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from bench.explain.answers import RIGHT_MARK, WRONG_MARK, Answers, grid, percent, seen
 from bench.explain.drawing import NEUTRAL, RIGHT, WRONG, Panel, draw_panels
-from bench.paired import Paired, agreement, compare_answers
 from zoo.errors import DataError
+from zoo.paired import Paired, agreement, compare_answers
 
 __all__ = ["GROUPS", "Changes", "compare_changes", "draw_changes", "sentence", "shown"]
 

@@ -76,7 +76,6 @@ def draw_panels(
     Raises:
         ArtefactError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)
@@ -86,7 +85,6 @@ def draw_panels(
     above = _even(heading, max(24, int((columns * edge) / _CHARACTER)))
     height = len(rows) * (edge + 0.1 + _LINE * lines) + 0.3 + _HEADING_LINE * (above.count("\n") + 1)
     figure = Figure(figsize=(columns * (edge + 0.1) + 0.3, height))
-    FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for places, row, row_texts in zip(grid, rows, texts, strict=True):

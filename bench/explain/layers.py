@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.explain.attention import tokens_of
+from bench.explain.attention_maps import tokens_of
 from zoo.errors import ArtefactError, UsageError, unknown_name
 from zoo.models.truncate import channels_last
 

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from bench.explain.answers import Answers, grid, told
 from bench.explain.drawing import draw_panels
-from bench.paired import Labels, Logits
+from zoo.paired import Labels, Logits
 
 __all__ = ["Loss", "draw_losses", "top_losses"]
 

@@ -1,33 +1,15 @@
-"""A trained network and one picture for it: what every explanation that looks inside a network begins with."""
+"""One picture for a network: what every explanation that looks inside a network begins with."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from zoo.card import Card
-from zoo.checkpoint import load
-from zoo.files import checkpoint_path
 from zoo.image import normalise, pixels
 
-__all__ = ["open_network", "picture"]
-
-
-def open_network(artefact: Path) -> tuple[nn.Module, Card]:
-    """The network of an artefact's checkpoint, pruned ones too, in evaluation mode on the CPU, and its card.
-
-    Args:
-        artefact: its folder, or the checkpoint itself.
-
-    Raises:
-        ArtefactError: there is no checkpoint, or one whose tensors do not fit.
-        CardError: no card, or one that contradicts the tensors.
-    """
-    return load(checkpoint_path(artefact))
+__all__ = ["picture"]
 
 
 def picture(data: bytes, card: Card) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bench.explain.answers import RIGHT_MARK, WRONG_MARK, Answers, grid, told
 from bench.explain.drawing import draw_panels
-from bench.paired import Labels
+from zoo.paired import Labels
 
 __all__ = ["COLUMNS", "draw_predictions", "sample_places"]
 

@@ -30,12 +30,10 @@ def draw_load(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plots have it, so that the tail has room. Right, if there is a row of the scenario `server`: the p99 of each of its
     runs against the rate, and the bound.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     server = next((row for row in rows if row["scenario"] == "server"), None)
     figure = Figure(figsize=(13 if server else 8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
     first = rows[0]
     figure.suptitle(f"{first['model']} (version {first['version']}) at {first['url']}", fontsize=11)
     _percentiles(figure.add_subplot(1, 2 if server else 1, 1), rows)

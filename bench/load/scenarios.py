@@ -12,19 +12,17 @@ images per request has a say in it.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.environment import environment
 from bench.load.histogram import Latencies
 from bench.load.job import Job
 from bench.load.process import generate
 from bench.load.search import Search, Step, search
 from bench.load.target import Answer, Target, ask, requests_of
+from bench.rows import now, stamp
 from zoo.errors import ArtefactError, UsageError, unknown_name
 from zoo.progress import note
 
@@ -165,13 +163,15 @@ def measure(
             row = _WAYS[scenario](bench)
             throughput = row["value"] if scenario == "offline" else throughput
         _expect_same(scenario, target, images[0][1], answer)
-        yield common | row | {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        yield common | row | {"time": now()}
 
 
 def _common(target: Target, images: Sequence[tuple[str, bytes]], config: LoadConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     del settings["scenarios"]
-    return {
+    common = stamp()
+    return common | {
+        "environment": common["environment"] | {"of": "the load generator"},
         "url": target.url,
         "images": {
             "count": len(images),
@@ -179,8 +179,6 @@ def _common(target: Target, images: Sequence[tuple[str, bytes]], config: LoadCon
             "first": images[0][0],
         },
         "settings": settings,
-        "environment": environment() | {"of": "the load generator"},
-        "run": uuid.uuid4().hex,
     }
 
 

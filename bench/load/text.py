@@ -7,24 +7,24 @@ from typing import Any
 
 from rich.table import Table
 
+from zoo.tables import rich_table
+
 __all__ = ["facts", "render"]
 
-_HEADINGS = ("scenario", "metric", "value", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "n", "seconds")
+_HEADINGS = ("<scenario", "<metric", "value", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "n", "seconds")
 _QUERIES = {"single-stream": "24,576", "multi-stream": "270,336", "offline": "24,576", "server": "270,336"}
 """That MLPerf wants at least without early stopping (inference rules, "Scenarios"; offline: samples of its query)."""
 
 
 def render(rows: Sequence[dict[str, Any]]) -> Table:
     """A table for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
+    cells = []
     for row in rows:
         marks = [row[name] for name in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")]
         latencies = ["-" if mark is None else f"{mark:.2f}" for mark in marks]
         value = f"{row['value']:.2f} {row['unit']}"
-        table.add_row(row["scenario"], row["metric"], value, *latencies, f"{row['n']:,}", f"{row['seconds']:.1f}")
-    return table
+        cells.append([row["scenario"], row["metric"], value, *latencies, f"{row['n']:,}", f"{row['seconds']:.1f}"])
+    return rich_table(_HEADINGS, cells)
 
 
 def facts(rows: Sequence[dict[str, Any]]) -> list[str]:

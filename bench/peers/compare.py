@@ -7,27 +7,23 @@ Everything runs on the CPU, with the same number of threads.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import importlib.util
 import json
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.environment import environment
-from bench.paired import Logits, agreement
 from bench.peers.families import Network
-from bench.peers.rows import starting, timing, with_ratios
+from bench.peers.rows import measured, with_ratios
 from bench.peers.runtimes import DEFAULTS, INSTALL, PEERS, REFERENCE
 from bench.peers.worker import Job
 from bench.pictures import Pictures
+from bench.rows import stamp
 from zoo import checkpoint, graph
 from zoo.clock import alternate
 from zoo.datasets.base import Sample
@@ -36,6 +32,7 @@ from zoo.evaluate import accuracy
 from zoo.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.latency import LatencyConfig
 from zoo.machine import cores
+from zoo.paired import Logits, agreement
 from zoo.progress import note, track
 
 __all__ = ["ALL", "CompareConfig", "compare"]
@@ -115,21 +112,18 @@ def compare(
         }
         turns = _times(jobs, config.latency.rounds)
         logits = _answers(jobs, questions) if pictures else {}
-    common = {
+    common: dict[str, Any] = {
         "family": family[0].name,
-        "run": uuid.uuid4().hex,
         "batch": config.latency.batch,
         "threads": config.latency.threads or cores(),
         "rounds": config.latency.rounds,
         "warmup": config.latency.warmup,
-        "environment": _environment(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    } | stamp("torch", "timm", "openvino", "nncf")
+    common["environment"] = common["environment"] | {"provider": "CPUExecutionProvider"}
     rows = [
         common
         | known[key]
-        | timing(turns[key])
-        | starting(turns[key])
+        | measured(turns[key])
         | {name: prepared[key][name] for name in ("bytes", "convert_seconds", "setup_seconds")}
         | {"difference": _difference(prepared[key], prepared[_key(network, TRUTH)])}
         | _accuracy(network, peer, logits, pictures)
@@ -270,14 +264,3 @@ def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], picture
         if metrics:
             row |= {"dataset": metrics.dataset, "split": metrics.split, "pictures": metrics.n}
     return row | ({"top1": metrics.top1, "low": metrics.low, "high": metrics.high} if metrics else {})
-
-
-def _environment() -> dict[str, Any]:
-    found = environment()
-    versions = dict(found["versions"])
-    for name in ("torch", "timm", "openvino", "nncf"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {"provider": "CPUExecutionProvider", "versions": versions}

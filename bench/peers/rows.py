@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.peers.bootstrap import median_interval, ratio
 from bench.peers.runtimes import REFERENCE
 from zoo.clock import summarise
+from zoo.intervals import ratio
 
-__all__ = ["starting", "timing", "with_ratios"]
-
-
-def timing(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Median of the rounds' medians and its interval (bench.peers.bootstrap), and the median of each round.
-
-    A round lasts for a time, so that over all inferences the fast rounds would weigh more. The other percentiles are
-    over all inferences: of single rounds they are of too few.
-
-    Args:
-        turns: what each process measured, by round: `samples_ms`.
-    """
-    rounds: list[list[float]] = [turn["samples_ms"] for turn in turns]
-    timing = summarise([duration for turn in rounds for duration in turn])
-    medians = [summarise(turn).p50_ms for turn in rounds]
-    low, high = median_interval(medians) or (None, None)
-    return {
-        "n": timing.n,
-        "p50_ms": round(statistics.median(medians), 4),
-        "low_ms": None if low is None else round(low, 4),
-        "high_ms": None if high is None else round(high, 4),
-        "p95_ms": round(timing.p95_ms, 4),
-        "p99_ms": round(timing.p99_ms, 4),
-        "round_ms": [round(median, 4) for median in medians],
-    }
+__all__ = ["measured", "with_ratios"]
 
 
-def starting(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How a variant begins, as medians over the rounds, and the most memory it held.
+def measured(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Times (zoo.clock.Timing), how a variant begins, as medians over the rounds, and the most memory it held.
 
     Args:
         turns: what each process measured, by round: see bench.peers.worker.timed.
     """
     return {
+        **dataclasses.asdict(summarise([turn["samples_ms"] for turn in turns])),
         "startup_seconds": round(statistics.median(turn["startup_seconds"] for turn in turns), 4),
         "first_ms": round(statistics.median(turn["first_ms"] for turn in turns), 4),
         "peak_mb": max(turn["peak_mb"] for turn in turns),

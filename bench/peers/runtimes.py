@@ -100,7 +100,15 @@ def _openvino(path: Path, threads: int, shape: tuple[int, ...] | None, *, full: 
         # Processors with bfloat16 instructions would compute in that.
         options["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = core.compile_model(network, "CPU", options)
-    return lambda images: np.array(compiled(images)[0], dtype=np.float32)
+    # One request on the caller's own array: on tiny networks, calling the compiled model costs a quarter more.
+    request = compiled.create_infer_request()
+
+    def classify(images: Inputs) -> Inputs:
+        request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+        request.infer()
+        return np.array(request.get_output_tensor().data, dtype=np.float32)
+
+    return classify
 
 
 def _to_openvino(source: Path, images: Sequence[Inputs], folder: Path) -> Path:

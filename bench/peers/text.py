@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.peers.bootstrap import FEWEST, Ratio, ratio, sureness
-from bench.report.text import environment_text, markdown_table, rich_table
+from bench.environment import environment_text
+from zoo.intervals import FEWEST, Ratio, ratio, sureness
+from zoo.tables import markdown_table, plain, rich_table
 
 __all__ = ["against", "details", "faster", "fastest", "markdown", "ours", "summary_table", "tables"]
 
@@ -125,9 +126,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     """What the terminal shows: two tables per family, then the closing one."""
     found = []
     for family, members in _by_family(rows).items():
-        table = rich_table(*details(members))
-        table.title, table.title_justify = family, "left"
-        found += [table, rich_table(*against(members))]
+        found += [rich_table(*details(members), title=family), rich_table(*against(members))]
     return [*found, rich_table(*ours(rows))]
 
 
@@ -178,28 +177,22 @@ def summary_table(rows: Sequence[Row]) -> str:
         for family, members in _by_family(rows).items()
     }
     columns = [column for column in _TIMES if any(_time(members, column) for members in families.values())]
-    precisions = [precision for precision, _ in columns]
-    # Once above each group.
-    above = ["" if index and precisions[index - 1] == name else name for index, name in enumerate(precisions)]
-    times = [above, [_heading(variant) for _, variant in columns]]
-    cells = {
-        family: [_or_dash(_time(members, column), lambda row: _ms(row["p50_ms"])) for column in columns]
-        for family, members in families.items()
-    }
-    ratios = [["best of ours vs ORT FP32", "FP32 vs fastest FP32 peer", "INT8 vs fastest INT8 peer"]]
-    compared = {family: _compared(members) for family, members in families.items()}
-    return (
-        "\n".join(
-            [
-                *_aligned("ms per batch", times, cells, show=str.rjust),
-                "",
-                *_aligned(
-                    f"ratio ({_sure([row for members in families.values() for row in members])})", ratios, compared
-                ),
-            ]
-        )
-        + "\n"
-    )
+    # The precision stands once above each group.
+    above = [name if place == 0 or columns[place - 1][0] != name else "" for place, (name, _) in enumerate(columns)]
+    heading = [f"{name}\n{_heading(variant)}" for name, (_, variant) in zip(above, columns, strict=True)]
+    cells = [
+        [_wrapped(name), *(_or_dash(_time(members, column), lambda row: _ms(row["p50_ms"])) for column in columns)]
+        for name, members in families.items()
+    ]
+    times = rich_table(["<\nms per batch", *heading], cells)
+    sure = _sure([row for members in families.values() for row in members])
+    ratios = ["<best of ours vs ORT FP32", "<FP32 vs fastest FP32 peer", "<INT8 vs fastest INT8 peer"]
+    compared = [[_wrapped(family), *_compared(members)] for family, members in families.items()]
+    return f"{plain(times)}\n\n{plain(rich_table([f'<ratio ({sure})', *ratios], compared))}\n"
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(name, _NAME_WIDTH))
 
 
 def _sure(rows: Sequence[Row]) -> str:
@@ -209,9 +202,7 @@ def _sure(rows: Sequence[Row]) -> str:
 
 def _intervals(rows: Sequence[Row]) -> list[str]:
     if _sure(rows) == sureness(FEWEST):
-        return [
-            "95 % CI: of times and ratios by a percentile bootstrap over the rounds, of accuracy by Wilson's formula"
-        ]
+        return ["95 % CI: of times and ratios by order statistics of the rounds, of accuracy by Wilson's formula"]
     return [
         f"range: of the rounds' medians and ratios; a 95 % interval takes at least {FEWEST} rounds",
         "95 % CI: of accuracy by Wilson's formula",
@@ -239,29 +230,6 @@ def _compared(rows: Sequence[Row]) -> list[str]:
         row, rival = next((row for found, row in _ours(rows) if found == name), None), fastest(rows, precision)
         cells.append(f"{_ratio(faster(row, rival))} {_heading(rival['variant'])}" if row and rival else "-")
     return cells
-
-
-def _aligned(
-    title: str,
-    headings: Sequence[Sequence[str]],
-    cells: Mapping[str, Sequence[str]],
-    *,
-    show: Callable[[str, int], str] = str.ljust,
-) -> list[str]:
-    """Columns as wide as they need; a long name takes several lines, the last of which has the numbers."""
-    names = {name: textwrap.wrap(name, _NAME_WIDTH) for name in cells}
-    first = max(len(part) for part in [title, *(part for parts in names.values() for part in parts)])
-    columns = list(zip(*headings, *cells.values(), strict=True))
-    widths = [max(len(cell) for cell in column) for column in columns]
-
-    def line(name: str, row: Sequence[str]) -> str:
-        padded = (show(cell, width) for cell, width in zip(row, widths, strict=True))
-        return "  ".join([name.ljust(first), *padded]).rstrip()
-
-    lines = [line(title if row is headings[-1] else "", row) for row in headings]
-    for name, row in cells.items():
-        lines += [*names[name][:-1], line(names[name][-1], row)]
-    return lines
 
 
 def _by_family(rows: Sequence[Row]) -> dict[str, list[Row]]:

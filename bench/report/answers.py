@@ -12,11 +12,11 @@ from PIL import Image
 
 from bench.explain.confusion import Counts, confusion_counts
 from bench.explain.losses import top_losses
-from bench.paired import Labels, Logits
 from zoo.card import Use
 from zoo.datasets.base import Sample
 from zoo.evaluate import CALIBRATION_BINS, Averages, ClassMetrics, averages, calibration_error, per_class
 from zoo.image import encode_png, pixels
+from zoo.paired import Labels, Logits
 from zoo.predictor import softmax
 
 __all__ = ["Answers", "Bin", "Calibration", "WorstError", "judge", "reliability", "worst_errors"]

@@ -69,12 +69,9 @@ def draw_report_confusion(counts: Counts, labels: Sequence[str]) -> bytes:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _line(place: Axes, epochs: Sequence[float | None], values: Sequence[float | None], **style: Any) -> None:

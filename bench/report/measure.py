@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.ancestry import find_parent
-from bench.environment import environment
-from bench.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
+from bench.environment import load_average
 from bench.pictures import Pictures
 from bench.report.answers import Answers, judge
 from bench.report.history import Curve, PeerRows, read_curves, read_peers
+from bench.rows import stamp
 from compress.quantization.verdict import read_report, sentence
 from zoo.card import Card, Metrics
 from zoo.clock import Timing, summarise
 from zoo.errors import ArtefactError, DataError
-from zoo.evaluate import accuracy, calibration_error, logits_of
+from zoo.evaluate import accuracy, calibration_error, file_logits
 from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, output_root, sha256_file
 from zoo.graph import read_card
-from zoo.latency import LatencyConfig, latencies, speedup
+from zoo.intervals import Ratio, ratio
+from zoo.latency import LatencyConfig, latencies
 from zoo.machine import cores
-from zoo.predictor import Predictor, softmax
+from zoo.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
+from zoo.predictor import softmax
 from zoo.progress import note
 
 __all__ = ["Comparison", "Line", "Report", "artefact_files", "measure_report", "name_of"]
-
-_Timed = Mapping[int, Mapping[Path, list[list[float]]]]
-"""Threads -> file -> milliseconds of each inference, by round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +38,14 @@ class Line:
     path: Path
     card: Card
     digest: str
+    logits: Logits = field(repr=False)
+    """[N, K], what it answers to the pictures."""
     metrics: Metrics | None
     """None where the pictures have no labels."""
     calibration_error: float | None
     """Expected calibration error of the top answer, a fraction."""
     timings: Mapping[int, Timing]
-    """Threads -> latency of one image, over all rounds."""
+    """Threads -> latency of one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +63,8 @@ class Comparison:
     """None where the pictures have no labels."""
     worst: tuple[ClassLoss, ...]
     """The labels that lost most recall, worst first."""
-    speed: Mapping[int, float]
-    """Threads -> how many times faster than the reference."""
+    speed: Mapping[int, Ratio]
+    """Threads -> how many times as fast as the reference."""
     smaller: float
     """How many times smaller than the reference's file."""
 
@@ -147,16 +145,18 @@ def measure_report(
     paths = sorted(parents, key=lambda path: len(_ancestors(path, parents)))
     cards = {path: read_card(path) for path in paths}
     _check_same_labels(cards)
-    found = {path: _answer(path, pictures) for path in paths}
-    load = _load()
+    answered = {path: file_logits(path, pictures.samples) for path in paths}
+    load = load_average()
     timed = {
         threads: latencies(paths, dataclasses.replace(latency, threads=threads))
         for threads in sorted({1, latency.threads or cores()})
     }
     labels = pictures.truth(cards[paths[0]].use.labels, where=name_of(paths[0]))
-    lines = {path: _line(path, cards[path], *found[path], pictures, labels, timed) for path in paths}
+    lines = {}
+    for path, (logits, card, digest) in answered.items():
+        timings = {threads: summarise(found[path]) for threads, found in timed.items()}
+        lines[path] = _line(path, card, digest, logits, timings, pictures, labels)
     subject = lines[_answering(asked)]
-    logits = {path: answers for path, (answers, _) in found.items()}
     curves, curve_problems = read_curves(
         ((path.parent, cards[path]) for path in paths), [asked[0].parent.parent, output_root()]
     )
@@ -165,31 +165,22 @@ def measure_report(
         command=command,
         pictures=pictures,
         lines=tuple(lines.values()),
-        comparisons=tuple(_comparisons(parents, logits, labels, cards, timed)),
+        comparisons=tuple(_comparisons(parents, lines, labels)),
         remarks=tuple(_remarks(asked[0].parent)),
         subject=subject,
-        answers=judge(logits[subject.path], labels, pictures.samples, subject.card.use) if labels is not None else None,
+        answers=judge(subject.logits, labels, pictures.samples, subject.card.use) if labels is not None else None,
         curves=curves,
         curve_problems=curve_problems,
         peers=read_peers({line.digest for line in lines.values()}),
         latency=latency,
         load=load,
-        run=uuid.uuid4().hex,
-        environment=environment(),
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **stamp(),
     )
 
 
 def _answering(asked: Sequence[Path]) -> Path:
     """The INT8 file where there is one, as `pocketzoo predict` and `pocketzoo explain` choose it."""
     return next((path for path in asked if path.name == INT8_GRAPH), asked[0])
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # Windows has none
-        return None
 
 
 def _parents(asked: Sequence[Path], against: Path | None) -> dict[Path, Path | None]:
@@ -244,14 +235,14 @@ def _check_same_labels(cards: Mapping[Path, Card]) -> None:
             )
 
 
-def _answer(path: Path, pictures: Pictures) -> tuple[Logits, str]:
-    """Logits [N, K] of all pictures, and the file's digest."""
-    predictor = Predictor(path)
-    return logits_of(predictor.logits, pictures.samples, predictor.card.use.input), predictor.digest
-
-
 def _line(
-    path: Path, card: Card, logits: Logits, digest: str, pictures: Pictures, labels: Labels | None, timed: _Timed
+    path: Path,
+    card: Card,
+    digest: str,
+    logits: Logits,
+    timings: Mapping[int, Timing],
+    pictures: Pictures,
+    labels: Labels | None,
 ) -> Line:
     metrics = error = None
     if labels is not None:
@@ -261,48 +252,37 @@ def _line(
         path=path,
         card=card,
         digest=digest,
+        logits=logits,
         metrics=metrics,
         calibration_error=error,
-        timings={
-            threads: summarise([duration for turn in found[path] for duration in turn])
-            for threads, found in timed.items()
-        },
+        timings=timings,
     )
 
 
 def _comparisons(
-    parents: Mapping[Path, Path | None],
-    logits: Mapping[Path, Logits],
-    labels: Labels | None,
-    cards: Mapping[Path, Card],
-    timed: _Timed,
+    parents: Mapping[Path, Path | None], lines: Mapping[Path, Line], labels: Labels | None
 ) -> Iterator[Comparison]:
     """Each file against what it was made from, and against the first of all where that is another one."""
-    for path in cards:
+    for path, line in lines.items():
         ancestors = _ancestors(path, parents)
         references = dict.fromkeys((*ancestors[:1], *ancestors[-1:]))
         for relation, reference in zip(("parent", "origin"), references, strict=False):
-            yield _compare(path, reference, relation, logits, labels, cards[path], timed)
+            yield _compare(line, lines[reference], relation, labels)
 
 
-def _compare(
-    path: Path,
-    reference: Path,
-    relation: str,
-    logits: Mapping[Path, Logits],
-    labels: Labels | None,
-    card: Card,
-    timed: _Timed,
-) -> Comparison:
-    before, after = logits[reference], logits[path]
+def _compare(line: Line, reference: Line, relation: str, labels: Labels | None) -> Comparison:
+    before, after = reference.logits, line.logits
     return Comparison(
-        path=path,
-        reference=reference,
+        path=line.path,
+        reference=reference.path,
         relation=relation,
         n=len(after),
         agreement=agreement(before, after),
         paired=compare_answers(before, after, labels) if labels is not None else None,
-        worst=worst_losses(before, after, labels, card.use.labels) if labels is not None else (),
-        speed={threads: speedup(found, reference, path) for threads, found in timed.items()},
-        smaller=reference.stat().st_size / path.stat().st_size,
+        worst=worst_losses(before, after, labels, line.card.use.labels) if labels is not None else (),
+        speed={
+            threads: ratio(reference.timings[threads].round_ms, timing.round_ms)
+            for threads, timing in line.timings.items()
+        },
+        smaller=reference.path.stat().st_size / line.path.stat().st_size,
     )

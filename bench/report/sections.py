@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bench.environment import environment_text
 from bench.explain.confusion import most_confused
 from bench.peers.text import details
 from bench.report.answers import Answers
@@ -12,7 +13,7 @@ from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section,
 from bench.report.figures import draw_curve, draw_reliability, draw_report_confusion
 from bench.report.lineage import card_blocks, lineage_blocks
 from bench.report.measure import Report, name_of
-from bench.report.text import METHOD, busy_note, compression_tables, environment_text
+from bench.report.text import METHOD, busy_note, compression_tables
 from bench.report.values import document
 from compress.quantization.verdict import read_report, sentence
 
@@ -40,7 +41,7 @@ def headline(report: Report) -> dict[str, str]:
         origin = name_of(against[-1].reference)
         found[f"smaller than {origin}"] = f"{against[-1].smaller:.2f}x"
         for threads, speed in against[-1].speed.items():
-            found[f"faster than {origin}, {threads} thread{'s' * (threads > 1)}"] = f"{speed:.2f}x"
+            found[f"faster than {origin}, {threads} thread{'s' * (threads > 1)}"] = f"{speed.value:.2f}x"
     return found
 
 

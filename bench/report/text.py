@@ -1,82 +1,26 @@
-"""Tables on a terminal, and pages in Markdown."""
+"""A report's tables of compression, for its page and for a terminal, and sentences on how it was measured."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
-from html import escape as escape_html
-from typing import Any
 
-from rich.markup import escape
-from rich.table import Table as RichTable
+from rich.table import Table
 
-from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section, Table, Text
 from bench.report.measure import Comparison, Line, Report, name_of
 from zoo.evaluate import CALIBRATION_BINS
+from zoo.tables import rich_table
 
-__all__ = [
-    "METHOD",
-    "busy_note",
-    "compression_tables",
-    "environment_text",
-    "escape_markdown",
-    "markdown",
-    "markdown_table",
-    "rich_table",
-    "tables",
-]
+__all__ = ["METHOD", "busy_note", "compression_tables", "tables"]
 
 _Cells = Sequence[Sequence[str]]
 _UNEVEN = 2
 """p95 over p50: a network does the same work for each image, so that other work on the machine makes the rest."""
-_MARKUP = re.compile(r"[\\`*|\[\]]")
 
 
-def tables(report: Report) -> list[RichTable]:
+def tables(report: Report) -> list[Table]:
     """What the terminal shows: the files, the comparisons, the labels that lost most."""
     return [rich_table(heading, rows) for heading, rows in compression_tables(report) if rows]
-
-
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """A page as Markdown; labels and names of files are no markup there."""
-    parts = [f"# {escape_markdown(title)}"]
-    for section in sections:
-        parts += [f"## {section.title}", *(_block(block) for block in section.blocks)]
-    return "\n\n".join(parts) + "\n"
-
-
-def environment_text(found: Any) -> str:
-    """A line about the machine."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    flags = ", ".join(found["flags"]) or "no known vector extensions"
-    return (
-        f"{found['cpu']} ({flags}), {found['cores']} cores, {found['system']}, {found['provider']}; {versions}; "
-        f"commit {found['commit']}"
-    )
-
-
-def rich_table(heading: Sequence[str], rows: _Cells) -> RichTable:
-    """A table for the terminal; text columns are marked by a leading "<"."""
-    table = RichTable(box=None, pad_edge=False, header_style="bold")
-    for name in heading:
-        table.add_column(name.removeprefix("<"), justify="left" if name.startswith("<") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
-
-
-def markdown_table(heading: Sequence[str], rows: _Cells) -> str:
-    """The same as Markdown."""
-    lines = [[escape_markdown(name.removeprefix("<")) for name in heading]]
-    lines.append(["---" if name.startswith("<") else "---:" for name in heading])
-    lines += [[escape_markdown(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def escape_markdown(text: str) -> str:
-    """A text without markup, on one line, also in a table's cell."""
-    return " ".join(_MARKUP.sub(r"\\\g<0>", text).replace("&", "&amp;").replace("<", "&lt;").split())
 
 
 def compression_tables(report: Report) -> Iterator[tuple[list[str], _Cells]]:
@@ -141,28 +85,7 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
     if paired:
         cells += [f"{paired.points:+.2f} ({paired.low:+.2f} to {paired.high:+.2f})", f"{paired.p:.2g}"]
     cells += [f"{100 * comparison.agreement:.2f}", f"{comparison.smaller:.2f}x"]
-    return cells + [f"{speed:.2f}x" for speed in comparison.speed.values()]
-
-
-def _block(block: Block) -> str:
-    if isinstance(block, Text):
-        return escape_markdown(block.text)
-    if isinstance(block, Command):
-        mark = "``" if "`" in block.text else "`"
-        return f"{mark}{block.text}{mark}"
-    if isinstance(block, Figure):
-        return f"{escape_markdown(block.caption)} The diagram is in report.html."
-    if isinstance(block, Facts):
-        heading = f"### {escape_markdown(block.title)}\n\n" if block.title else ""
-        return heading + "\n".join(f"- {term}: {escape_markdown(value)}" for term, value in block.rows.items())
-    if isinstance(block, Gallery):
-        return f"The pictures are in report.html.\n\n{_block(block.table)}"
-    table = block
-    assert isinstance(table, Table)
-    rows = markdown_table(table.heading, table.rows)
-    if table.folded:
-        return f"<details><summary>{escape_html(table.title)}</summary>\n\n{rows}\n\n</details>"
-    return f"{escape_markdown(table.title)}:\n\n{rows}"
+    return cells + [f"{speed.value:.2f}x" for speed in comparison.speed.values()]
 
 
 METHOD = f"""\

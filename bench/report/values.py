@@ -67,7 +67,10 @@ def _comparison_values(comparison: Comparison) -> dict[str, Any]:
         "paired": dataclasses.asdict(comparison.paired) if comparison.paired else None,
         "worst": [dataclasses.asdict(loss) for loss in comparison.worst],
         "smaller": comparison.smaller,
-        "speed": [{"threads": threads, "times": times} for threads, times in comparison.speed.items()],
+        "speed": [
+            {"threads": threads, "times": speed.value, "low": speed.low, "high": speed.high}
+            for threads, speed in comparison.speed.items()
+        ],
     }
 
 

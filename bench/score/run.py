@@ -226,6 +226,5 @@ def _is_current(out: Path, decides: dict[str, Any]) -> bool:
 
 
 def _metadata(config: ScoreConfig, name: str, path: Path, decides: dict[str, Any]) -> dict[str, Any]:
-    where = {key: value for key, value in environment().items() if key in {"commit", "versions", "provider"}}
-    where["versions"] = where["versions"] | {"pyarrow": pa.__version__}
+    where = {key: value for key, value in environment("pyarrow").items() if key in {"commit", "versions", "provider"}}
     return decides | where | {"artefact": name, "file": path.name, "command": config.command}

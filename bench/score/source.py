@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.score.worker import Chunk, shown
-from zoo.datasets.pictures import SUFFIXES
 from zoo.errors import DataError, UsageError, unknown_name
+from zoo.picture import SUFFIXES
 
 __all__ = ["Source", "Span", "open_source", "read_span"]
 
@@ -90,7 +90,7 @@ def open_source(
 ) -> Source:
     """List what a folder, a quoted glob, a picture or a Parquet file names.
 
-    A folder's pictures are known by their suffix (zoo.datasets.pictures.SUFFIXES), at any depth, hidden files and
+    A folder's pictures are known by their suffix (zoo.picture.SUFFIXES), at any depth, hidden files and
     folders left out; a folder with Parquet files but no pictures means those. A glob means every file it matches, `**`
     any depth. Files are sorted by path.
 

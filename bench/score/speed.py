@@ -8,29 +8,29 @@ collects, writes parts and makes the result of them. Listing the pictures and lo
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
-from bench.environment import environment
+from bench.rows import stamp
 from bench.score.run import ScoreConfig, score
 from bench.score.source import open_source
 from zoo.clock import alternate
 from zoo.errors import ArtefactError, DataError, ImageError, UsageError
 from zoo.files import graph_paths, sha256_file
 from zoo.graph import read_card
+from zoo.intervals import ratio
 from zoo.machine import cores
 from zoo.predictor import Predictor
 
@@ -38,7 +38,9 @@ __all__ = ["REFERENCES", "SpeedConfig", "Turn", "measure_speed", "take_turn"]
 
 REFERENCES = ("session threads", "threads", "processes")
 _SCORE = "score"
-_LAST_SECONDS = 10.0
+
+_predictor: Predictor
+_all_there: Barrier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Turn:
 def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     """Measure scoring and the references in alternating rounds: one row for SCORE.
 
-    `ratio` is the median over the rounds of scoring's pictures per second by those of the round's fastest reference.
+    `ratio` (zoo.intervals) is of scoring's pictures per second and those of the round's fastest reference.
 
     Raises:
         DataError: nothing to score, pictures in a Parquet file, or one that cannot be read.
@@ -103,14 +105,12 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         found[way].append(result)
     rates = {way: [result["images_per_s"] for result in results] for way, results in found.items()}
     fastest = [max(rates[way][number] for way in REFERENCES) for number in range(config.rounds)]
-    ratios = [rate / best for rate, best in zip(rates[_SCORE], fastest, strict=True)]
-    return {
+    share = ratio(rates[_SCORE], fastest)
+    return stamp() | {
         "artefact": read_card(path).name,
         "file": path.name,
         "digest": sha256_file(path),
-        "environment": environment(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": f"pocketzoo bench score {config.artefact} {config.source}",
+        "source": config.source,
         "engine": "embedded",
         "workers": workers,
         "threads": config.threads,
@@ -119,9 +119,9 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         "rounds": config.rounds,
         "images_per_s": median(rates[_SCORE]),
         "references": {way: median(rates[way]) for way in REFERENCES},
-        "ratio": median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
+        "ratio": share.value,
+        "ratio_low": share.low,
+        "ratio_high": share.high,
         "peak_mb": max(result["peak_mb"] for result in found[_SCORE]),
         "worker_peak_mb": max(result["worker_peak_mb"] for result in found[_SCORE]),
     }
@@ -173,79 +173,46 @@ def _loop(predictor: Predictor, files: Sequence[bytes], batch: int) -> None:
 
 
 def _in_threads(predictors: Sequence[Predictor], files: list[bytes], batch: int) -> float:
-    shares = [files[place :: len(predictors)] for place in range(len(predictors))]
-    failed: list[Exception] = []
-
-    def work(predictor: Predictor, share: list[bytes]) -> None:
-        try:
-            _loop(predictor, share, batch)
-        except Exception as error:  # raised again in the thread that waits
-            failed.append(error)
-
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(predictors, shares, strict=True)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-    return time.perf_counter() - begin
+    shares = _shares(files, len(predictors))
+    with ThreadPoolExecutor(len(predictors)) as pool:
+        begin = time.perf_counter()
+        list(pool.map(_loop, predictors, shares, itertools.repeat(batch)))
+        return time.perf_counter() - begin
 
 
 def _in_processes(turn: Turn, files: list[bytes]) -> float:
     context = get_context("spawn")
-    lines, processes = [], []
-    for place in range(turn.workers):
-        mine, other = context.Pipe()
-        process = context.Process(target=_process, args=(turn, files[place :: turn.workers], other), daemon=True)
-        process.start()
-        # Now only the process has the other end: if it dies, even by SIGKILL, this one ends too.
-        other.close()
-        lines.append(mine)
-        processes.append(process)
-    try:
-        _hear(lines, processes)
-        begin = time.perf_counter()
-        for line in lines:
-            # Of one that ended meanwhile _hear tells.
-            with suppress(OSError):
-                line.send(None)
-        _hear(lines, processes)
-        return time.perf_counter() - begin
-    finally:
-        for process, line in zip(processes, lines, strict=True):
-            line.close()
-            process.terminate()
-            process.join()
+    all_there = context.Barrier(turn.workers)
+    with ProcessPoolExecutor(turn.workers, context, initializer=_load, initargs=(turn, all_there)) as pool:
+        try:
+            list(pool.map(_wait, range(turn.workers)))
+            begin = time.perf_counter()
+            list(pool.map(_share, _shares(files, turn.workers), itertools.repeat(turn.batch)))
+            return time.perf_counter() - begin
+        except BrokenProcessPool as error:
+            raise ArtefactError(
+                "a process of the reference ended: killed, as when memory is short, or by what stands above; try fewer "
+                "--workers"
+            ) from error
 
 
-def _hear(lines: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
-    """Wait for a word from every process.
-
-    Raises:
-        ArtefactError: one ended instead.
-    """
-    left = dict(zip(lines, processes, strict=True))
-    while left:
-        for line in wait(list(left)):
-            process = left.pop(cast(Connection, line))
-            try:
-                cast(Connection, line).recv()
-            except (EOFError, OSError) as error:
-                process.join(_LAST_SECONDS)
-                raise ArtefactError(
-                    f"a process of the reference ended with {process.exitcode} (-9: killed, as when memory is short); "
-                    "its last words are above; try fewer --workers"
-                ) from error
+def _shares(files: list[bytes], count: int) -> list[list[bytes]]:
+    return [files[place::count] for place in range(count)]
 
 
-def _process(turn: Turn, files: list[bytes], line: Connection) -> None:
-    predictor = Predictor(Path(turn.file), threads=1)
-    line.send(None)
-    line.recv()
-    _loop(predictor, files, turn.batch)
-    line.send(None)
+def _load(turn: Turn, all_there: Barrier) -> None:
+    global _predictor, _all_there
+    _predictor, _all_there = Predictor(Path(turn.file), threads=1), all_there
+
+
+def _wait(_: int) -> None:
+    """Each process takes one of these calls, because none returns before all have begun."""
+    _all_there.wait()
+
+
+def _share(files: list[bytes], batch: int) -> None:
+    _all_there.wait()
+    _loop(_predictor, files, batch)
 
 
 if __name__ == "__main__":

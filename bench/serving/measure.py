@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import shutil
 import statistics
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.environment import environment
 from bench.load.images import default_image
 from bench.load.job import Job, summary
 from bench.load.process import generate
+from bench.rows import stamp
 from bench.server import Server, serving, watching
 from bench.serving.endpoints import ENDPOINTS
 from bench.serving.reference import Turn
@@ -28,6 +26,7 @@ from zoo.errors import ArtefactError, UsageError
 from zoo.files import sha256_file
 from zoo.graph import read_card
 from zoo.image import preprocess
+from zoo.intervals import ratio
 from zoo.progress import note, track
 
 __all__ = ["Load", "ServingConfig", "measure"]
@@ -247,11 +246,8 @@ def _rows(
         "artefact": artefact.resolve().parent.name,
         "file": artefact.name,
         "digest": sha256_file(artefact),
-        "run": uuid.uuid4().hex,
         "image": {"name": config.image.name, "bytes": config.image.stat().st_size},
-        "environment": environment(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    } | stamp()
     best = {
         what: max((loads[f"{name} {what}"] for name in REFERENCES), key=lambda load: load.rate)
         for what in ("image", "tensor")
@@ -261,10 +257,9 @@ def _rows(
     for key, load in loads.items():
         name, last = key.split()
         what = last if last in best else ENDPOINTS[name].reference
-        ratio = statistics.median(mine / its for mine, its in zip(load.rates, best[what].rates, strict=True))
         if load.load and load.connections == 1:
             load.detail["added_p50_ms"] = round(statistics.median(load.samples_ms) - single[what], 4)
-        rows.append(common | _row(load, config, ratio))
+        rows.append(common | _row(load, config, ratio(load.rates, best[what].rates).value))
     for load in opened:
         if not load.detail.get("unanswered"):
             load.detail["p99_of_service"] = round(_p(load, "p99") / service_ms, 3)
@@ -281,7 +276,7 @@ def _p(load: Load, name: str) -> float:
     return found[name] if found else float("nan")
 
 
-def _row(load: Load, config: ServingConfig, ratio: float | None) -> dict[str, Any]:
+def _row(load: Load, config: ServingConfig, share: float | None) -> dict[str, Any]:
     return {
         "way": load.way,
         "load": load.load or "in-process",
@@ -289,7 +284,7 @@ def _row(load: Load, config: ServingConfig, ratio: float | None) -> dict[str, An
         "seconds": load.seconds or config.seconds,
         "rounds": len(load.rates),
         "images_per_s": round(load.rate, 3),
-        "ratio": None if ratio is None else round(ratio, 4),
+        "ratio": None if share is None else round(share, 4),
         "n": len(load.samples_ms),
         "p50_ms": _p(load, "p50"),
         "p95_ms": _p(load, "p95"),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,27 +38,22 @@ def measure(predictors: list[Predictor], image: bytes, turn: Turn) -> dict[str, 
     """Run the pipeline in one thread per predictor: images per second, and each one's milliseconds."""
     begin = time.perf_counter() + turn.warmup
     end = begin + turn.seconds
-    ended: list[list[tuple[float, float]]] = [[] for _ in predictors]
 
-    def work(place: int) -> None:
-        step = _step(predictors[place], image, turn.what)
+    def work(predictor: Predictor) -> list[tuple[float, float]]:
+        step, ended = _step(predictor, image, turn.what), []
         before = time.perf_counter()
         while before < end:
             step()
             after = time.perf_counter()
-            ended[place].append((before, after))
+            ended.append((before, after))
             before = after
+        return ended
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(predictors))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    counted = [(before, after) for each in ended for before, after in each if before >= begin]
-    finished = sum(begin <= after <= end for each in ended for _, after in each)
+    with ThreadPoolExecutor(len(predictors)) as pool:
+        ended = [step for steps in pool.map(work, predictors) for step in steps]
     return {
-        "rate": finished / turn.seconds,
-        "samples_ms": [round((after - before) * 1e3, 4) for before, after in counted],
+        "rate": sum(begin <= after <= end for _, after in ended) / turn.seconds,
+        "samples_ms": [round((after - before) * 1e3, 4) for before, after in ended if before >= begin],
     }
 
 

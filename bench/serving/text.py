@@ -7,26 +7,22 @@ from typing import Any
 
 from rich.table import Table
 
+from zoo.tables import markdown_table, rich_table
+
 __all__ = ["facts", "markdown", "render"]
 
-_HEADINGS = ("way in", "load", "images/s", "% of in-process", "p50 ms", "p99 ms")
+_HEADINGS = ("<way in", "<load", "images/s", "% of in-process", "p50 ms", "p99 ms")
 
 
 def render(rows: Sequence[dict[str, Any]]) -> Table:
     """A table for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return rich_table(_HEADINGS, [_cells(row) for row in rows])
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The same table in Markdown, with its facts as a list below."""
-    lines = [f"| {' | '.join(_HEADINGS)} |", "|---|---|" + "---:|" * (len(_HEADINGS) - 2)]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {fact}" for fact in facts(rows))])
+    table = markdown_table(_HEADINGS, [_cells(row) for row in rows])
+    return "\n".join([table, "", *(f"- {fact}" for fact in facts(rows))])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from bench.soak.processes import fault_kill, fault_sigterm
 from bench.soak.slow import fault_slow_clients
 from zoo.errors import PocketzooError, UsageError, unknown_name
 from zoo.progress import note
+from zoo.tables import rich_table
 
 __all__ = ["FAULTS", "main", "prepared", "render", "run"]
 
@@ -92,13 +93,13 @@ def _growth(before: float, after: float) -> Result:
 
 def render(results: Sequence[Result]) -> Table:
     """A table for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("fault", "requests", "answers", "survived", "detail"):
-        table.add_column(heading, justify="right" if heading == "requests" else "left", overflow="fold")
+    cells = []
     for result in results:
         counts = ", ".join(f"{count} x {status}" for status, count in sorted(result.counts.items()))
-        table.add_row(result.name, f"{result.requests}", counts, "yes" if result.ok else "NO", "; ".join(result.detail))
-    return table
+        survived = "yes" if result.ok else "NO"
+        cells.append([result.name, f"{result.requests}", counts, survived, "; ".join(result.detail)])
+    heading = ["<fault", "requests", "<answers", "<survived", "<detail"]
+    return rich_table(heading, cells, folded=("fault", "answers", "detail"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

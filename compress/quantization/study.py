@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,11 @@ from compress.quantization.sensitivity import Cost, fewest, sensitivity
 from compress.quantization.targets import TARGETS, detect_target
 from zoo import graph
 from zoo.card import Card
+from zoo.clock import summarise
 from zoo.datasets.base import Sample
 from zoo.errors import ArtefactError, CheckError
-from zoo.latency import LatencyConfig, latencies, speedup
+from zoo.intervals import ratio
+from zoo.latency import LatencyConfig, latencies
 from zoo.predictor import default_providers
 from zoo.progress import note
 from zoo.recipe import QuantizeConfig
@@ -83,13 +84,12 @@ class Trial:
 
 def measure_speed(parent: Path, children: Sequence[Path]) -> list[Speed]:
     """Time files side by side as zoo.predictor runs them, one process each."""
-    found = latencies([parent, *children], LatencyConfig())
-    medians = {path: statistics.median(statistics.median(samples) for samples in found[path]) for path in found}
+    timings = {path: summarise(rounds) for path, rounds in latencies([parent, *children], LatencyConfig()).items()}
     return [
         Speed(
-            speedup=round(speedup(found, parent, child), 3),
-            parent_ms=round(medians[parent], 3),
-            ms=round(medians[child], 3),
+            speedup=round(ratio(timings[parent].round_ms, timings[child].round_ms).value, 3),
+            parent_ms=round(timings[parent].p50_ms, 3),
+            ms=round(timings[child].p50_ms, 3),
         )
         for child in children
     ]

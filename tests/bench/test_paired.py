@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from bench.paired import ClassLoss, agreement, compare_answers, worst_losses
+from zoo.paired import ClassLoss, agreement, compare_answers, worst_losses
 
 
 def answers(labels: list[int], classes: int = 3) -> npt.NDArray[np.float32]:

@@ -13,10 +13,12 @@ from PIL import Image
 from bench import rows as kinds
 from bench.pareto import KEY, draw_pareto, front
 from bench.publish import PARETO, digest_of, filled, groups, publish, render
-from bench.table import collect, text
+from bench.table import collect
+from bench.table import render as table_of
 from tests.conftest import run_cli
 from zoo.errors import UsageError
 from zoo.files import PROJECT
+from zoo.tables import plain
 
 RESULTS = PROJECT / "bench" / "results"
 DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\nafter\n"
@@ -49,8 +51,9 @@ def test_publishing_keeps_rows_and_fills_documents(chain: Path, tmp_path: Path):
     written = publish(chain, tmp_path / "kept", [document])
     assert {path.name for path in written} >= {kinds.ACCURACY, kinds.LATENCY, PARETO, "README.md"}
     lines = collect(chain)
-    assert text(groups(tmp_path / "kept")["mnist5k"]) == text(lines)
-    assert document.read_text() == DOCUMENT.replace("old\n", f"```\n{text(lines)}\n```\n")
+    table = plain(table_of(lines))
+    assert plain(table_of(groups(tmp_path / "kept")["mnist5k"])) == table
+    assert document.read_text() == DOCUMENT.replace("old\n", f"```\n{table}\n```\n")
     before = {path: path.read_bytes() for path in written}
     publish(chain, tmp_path / "kept", [document])
     assert {path: path.read_bytes() for path in written} == before
@@ -86,7 +89,7 @@ def test_a_partial_measurement_does_not_mix_runs(chain: Path, tmp_path: Path):
     kinds.append(output / "bench" / kinds.LATENCY, [latency[0] | {"run": "later"}])
     publish(output, tmp_path / "kept", [])
     assert {row["run"] for row in kinds.read(tmp_path / "kept" / kinds.LATENCY)} == {latency[0]["run"]}
-    assert text(groups(tmp_path / "kept")["mnist5k"]) == text(collect(output))
+    assert plain(table_of(groups(tmp_path / "kept")["mnist5k"])) == plain(table_of(collect(output)))
 
 
 def test_scenarios_of_one_model_are_kept_apart(chain: Path, tmp_path: Path):

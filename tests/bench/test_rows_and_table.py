@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from bench import table
-from bench.accuracy import measure_accuracy, truth
+from bench.accuracy import measure_accuracy
 from bench.environment import environment
+from bench.pictures import truth
 from bench.rows import ACCURACY, LATENCY, REQUIRED, append, read
 from zoo.datasets.registry import open_dataset
 from zoo.errors import ArtefactError, DataError
@@ -86,10 +87,17 @@ def test_the_table_says_what_was_measured(chain: Path) -> None:
 def test_a_slower_int8_file_is_marked(chain: Path) -> None:
     lines = table.collect(chain)
     fp32, int8 = (next(line for line in lines if line.name == name) for name in ("tiny-resnet", "tiny-resnet-int8"))
-    slow = dataclasses.replace(int8, latency=fp32.latency | {"p50_ms": 2 * fp32.latency["p50_ms"]})
+    slow = dataclasses.replace(int8, latency=fp32.latency | {"round_ms": [2 * ms for ms in fp32.latency["round_ms"]]})
     assert table._cells(slow, fp32)[-2:] == ["0.50x", "slower than its FP32"]
-    fast = dataclasses.replace(int8, latency=fp32.latency | {"p50_ms": fp32.latency["p50_ms"] / 2})
+    fast = dataclasses.replace(int8, latency=fp32.latency | {"round_ms": [ms / 2 for ms in fp32.latency["round_ms"]]})
     assert table._cells(fast, fp32)[-2:] == ["2.00x", ""]
+
+
+def test_rows_of_earlier_versions_have_one_median(chain: Path) -> None:
+    fp32, int8 = table.collect(chain)[:2]
+    before, after = ({name: v for name, v in line.latency.items() if name != "round_ms"} for line in (fp32, int8))
+    old = dataclasses.replace(int8, latency=after | {"p50_ms": 4.0})
+    assert table._cells(old, dataclasses.replace(fp32, latency=before | {"p50_ms": 5.0}))[-2] == "1.25x"
 
 
 def test_ratios_are_only_formed_within_a_run(chain: Path) -> None:

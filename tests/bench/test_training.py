@@ -76,7 +76,7 @@ def test_rows_are_medians_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row["model"], row["variant"]) for row in rows] == [
         (model, variant) for model in ("a", "b") for variant in ("timm", "pocketzoo")
     ]
-    assert [row["ratio"] for row in rows] == [1, 0.25] * 2  # (4 + 1) s against (19 + 1) s
+    assert [row["ratio"] for row in rows] == [1, 0.2] * 2  # of 2 / 10, 10 / 20 and 5 / 100 s the median
     assert [row["seconds"] for row in rows] == [19, 4] * 2
     assert rows[0]["images_per_s"] == 0.5
     assert rows[0]["round_seconds"] == [9.0, 19.0, 99.0]

@@ -8,11 +8,22 @@ from zoo.clock import Timing, alternate, sample_ms, since_start, summarise
 from zoo.errors import PocketzooError
 
 
+def timing(n: int, p50: float, p95: float, p99: float, *, rounds: tuple[float, ...], **interval: float) -> Timing:
+    known = {"low_ms": None, "high_ms": None} | interval
+    return Timing(n=n, p50_ms=p50, p95_ms=p95, p99_ms=p99, round_ms=rounds, **known)
+
+
 def test_percentiles_interpolate():
-    assert summarise([float(value) for value in range(101)]) == Timing(n=101, p50_ms=50, p95_ms=95, p99_ms=99)
-    assert summarise([3.0]) == Timing(n=1, p50_ms=3, p95_ms=3, p99_ms=3)
-    with pytest.raises(ValueError, match="no durations"):
-        summarise([])
+    assert summarise([[float(value) for value in range(101)]]) == timing(101, 50, 95, 99, rounds=(50,))
+    assert summarise([[3.0]]) == timing(1, 3, 3, 3, rounds=(3,))
+    for nothing in ([], [[]], [[1.0], []]):
+        with pytest.raises(ValueError, match="no durations"):
+            summarise(nothing)
+
+
+def test_a_round_of_many_does_not_weigh_more():
+    found = summarise([[1.0] * 97, [2.0, 2.0], [4.0]])
+    assert found == timing(100, 2, 1, 2.02, rounds=(1, 2, 4), low_ms=1, high_ms=4)
 
 
 def test_warm_up_calls_are_not_counted():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.zoo.factories import write_artefact
 from zoo.errors import PocketzooError, UsageError
-from zoo.latency import LatencyConfig, latencies, speedup
+from zoo.latency import LatencyConfig, latencies
 
 QUICK = LatencyConfig(rounds=2, seconds=0.01, warmup=1, threads=1)
 
@@ -33,9 +33,3 @@ def test_a_file_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"not a graph")
     with pytest.raises(PocketzooError, match=r"measuring .*a.onnx failed"):
         latencies([tmp_path / "a.onnx"], QUICK)
-
-
-def test_speedup_pairs_the_processes_of_a_round() -> None:
-    parent, child = Path("parent"), Path("child")
-    busy = {parent: [[2.0, 2.0, 9.0], [20.0], [2.2]], child: [[1.0], [10.0, 10.0], [1.0]]}
-    assert speedup(busy, parent, child) == 2.0

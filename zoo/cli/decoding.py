@@ -85,7 +85,7 @@ def decoding(
 
 def _judge(predictor: Predictor, dataset: Dataset, max_drop: float) -> tuple[dict[str, Any], Draft | None]:
     """What was measured, and what the card shall record: None where decoding small shall be off."""
-    from bench.accuracy import truth
+    from bench.pictures import truth
     from zoo.card import Draft
     from zoo.evaluate import accuracy
     from zoo.paired import paired_difference

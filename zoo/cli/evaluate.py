@@ -102,8 +102,8 @@ def _measured(
     path: Path, card: Any, digest: str, dataset: Any, split: str, logits: Any
 ) -> tuple[dict[str, Any], list[Any]]:
     """What is known of the file on this split, and the metrics of every label that the data set has."""
-    from bench.accuracy import truth
     from bench.environment import environment
+    from bench.pictures import truth
     from zoo.evaluate import accuracy, calibration_error, per_class
     from zoo.predictor import softmax
 

@@ -132,10 +132,10 @@ def gradcam(
 
 
 def _open(artefact: Path) -> tuple[nn.Module, Card]:
-    from bench.explain.network import open_network
     from bench.explain.origin import checkpoint_for
+    from zoo.checkpoint import load
 
-    return open_network(checkpoint_for(artefact))
+    return load(checkpoint_for(artefact))
 
 
 def _name(artefact: Path) -> str:

@@ -64,9 +64,9 @@ def summary(
 
     training = None
     if artefact is not None:
-        from bench.explain.network import open_network
+        from zoo.checkpoint import load
 
-        network, card = open_network(artefact)
+        network, card = load(checkpoint_path(artefact))
         title, spec, training = card.name, card.use.input, training_of(network, card)
     else:
         assert model is not None

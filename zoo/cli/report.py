@@ -35,9 +35,9 @@ def report(
     Writes report.html, which needs no other file, report.md and report.json beside the ONNX files.
     """
     from bench.report.measure import artefact_files, measure_report
-    from bench.report.page import html
+    from bench.report.page import html, markdown
     from bench.report.sections import headline, pictures, sections
-    from bench.report.text import busy_note, markdown, tables
+    from bench.report.text import busy_note, tables
     from bench.report.values import document
     from zoo.graph import read_card
     from zoo.latency import LatencyConfig

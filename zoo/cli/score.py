@@ -101,9 +101,10 @@ def bench_score(
     if as_json:
         print(json.dumps(row))
         return
+    spread = "" if row["ratio_low"] is None else f" ({row['ratio_low']:.1%} to {row['ratio_high']:.1%})"
     others = ", ".join(f"{way} {rate:,.1f}" for way, rate in row["references"].items())
     print(
         f"{row['artefact']}/{row['file']}: {row['images_per_s']:,.1f} pictures/s with {row['workers']} workers, "
-        f"{row['ratio']:.1%} ({row['ratio_low']:.1%} to {row['ratio_high']:.1%}) of the fastest loop of {rounds} rounds"
+        f"{row['ratio']:.1%}{spread} of the fastest loop of {rounds} rounds"
     )
     print(f"loops, pictures/s: {others}")

@@ -12,9 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.datasets.base import Dataset, Sample, check_disjoint
-from zoo.datasets.pictures import SUFFIXES, PictureFile, class_folders, files_of_classes, is_hidden, read_pictures
+from zoo.datasets.pictures import PictureFile, class_folders, files_of_classes, is_hidden, read_pictures
 from zoo.datasets.splits import CARVED, stratified
 from zoo.errors import DataError
+from zoo.picture import SUFFIXES
 
 __all__ = ["open_folder"]
 

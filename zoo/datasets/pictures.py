@@ -15,11 +15,11 @@ from zoo.errors import DataError, ImageError
 from zoo.files import output_root, write_bytes
 from zoo.image import decode
 from zoo.machine import cores
+from zoo.picture import SUFFIXES
 from zoo.progress import note, track
 
 __all__ = [
     "MAX_UNREADABLE",
-    "SUFFIXES",
     "PictureFile",
     "class_folders",
     "files_of_classes",
@@ -27,7 +27,6 @@ __all__ = [
     "read_pictures",
 ]
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_UNREADABLE = 0.05
 """More unreadable files than this share is an error: something is wrong with the copy, not with a few pictures."""
 

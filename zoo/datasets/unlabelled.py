@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from zoo.datasets.base import Sample
-from zoo.datasets.pictures import SUFFIXES, PictureFile, is_hidden, read_pictures
+from zoo.datasets.pictures import PictureFile, is_hidden, read_pictures
 from zoo.errors import DataError
+from zoo.picture import SUFFIXES
 
 __all__ = ["UNKNOWN", "open_images"]
 
@@ -19,7 +20,7 @@ def open_images(folder: Path) -> list[Sample]:
     """Open every picture below a folder, however deep; each is decoded once, unreadable ones are skipped with a note.
 
     Args:
-        folder: pictures are known by their suffix (zoo.datasets.pictures.SUFFIXES); hidden files and folders are
+        folder: pictures are known by their suffix (zoo.picture.SUFFIXES); hidden files and folders are
             passed over.
 
     Returns:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bench.explain.attention import attend, attention_maps, gradient_weighted, rollout
+from bench.explain.attention import gradient_weighted, rollout
+from bench.explain.attention_maps import attend, attention_maps
 from tests.zoo.factories import TINY_VIT
 from zoo.errors import UsageError
 from zoo.models.registry import build

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from bench.explain import attention_view
-from bench.explain.attention import attention_maps
+from bench.explain.attention_maps import attention_maps
 from bench.explain.attention_view import View, draw_views, views
 from bench.explain.drawing import Panel
-from bench.explain.network import open_network, picture
+from bench.explain.network import picture
 from tests.zoo.factories import LABELS, TINY_VIT, encode, make_card, make_input
 from tests.zoo.factories import picture as noise
 from zoo import checkpoint
@@ -45,7 +45,7 @@ def test_each_row_is_that_networks_own(tmp_path: Path) -> None:
     found = views(folders, PHOTO, label="dog")
     assert [one.name for one in found] == ["one", "grey"]
     for folder, one in zip(folders, found, strict=True):
-        model, card = open_network(folder)
+        model, card = checkpoint.load(folder / "model.safetensors")
         inputs, image = picture(PHOTO, card)
         last = attention_maps(model, inputs)[-1][0]  # [heads, N, N]
         np.testing.assert_array_equal(one.heads, last[:, 0, 1:].reshape(3, 4, 4).numpy())
@@ -73,7 +73,7 @@ def test_a_label_is_explained_where_it_is_known(tmp_path: Path) -> None:
 def test_the_temperature_is_the_cards(tmp_path: Path) -> None:
     folder = make_vit(tmp_path, "one")
     sharp = views([folder], PHOTO)[0].probability
-    model, card = open_network(folder)
+    model, card = checkpoint.load(folder / "model.safetensors")
     checkpoint.save(model, replace(card, use=replace(card.use, temperature=50.0)), folder / "model.safetensors")
     assert 1 / 3 < views([folder], PHOTO)[0].probability < sharp
 
@@ -111,7 +111,7 @@ def test_adapters_that_are_not_merged(tmp_path: Path) -> None:
     from zoo.card import Lora
 
     folder = make_vit(tmp_path, "one")
-    model, card = open_network(folder)
+    model, card = checkpoint.load(folder / "model.safetensors")
     lora = Lora(rank=2, alpha=4.0, targets=("q", "v"))
     add_lora(model, targets=lora.targets, rank=2, alpha=4.0)
     path = folder / "lora.safetensors"

@@ -1,25 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from bench.explain.network import open_network, picture
-from tests.bench.artefacts import TRAIN, write_checkpoint
+from bench.explain.network import picture
 from tests.zoo import factories
-from zoo.errors import ArtefactError
 from zoo.image import encode_png, preprocess
-
-
-def test_opens_folders_and_files(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "cat", (TRAIN,), size=28)
-    for artefact in (path, path.parent):
-        model, card = open_network(artefact)
-        assert card.name == "cat" and not model.training
-    with pytest.raises(ArtefactError, match="no checkpoint"):
-        open_network(tmp_path)
 
 
 @pytest.mark.parametrize(("colour", "channels"), [("RGB", 3), ("L", 1)])

@@ -136,7 +136,7 @@ def test_the_page() -> None:
         "`pocketzoo bench compare x`",
         "n = 12 images of tiny, split `validation`",
         "batch 1, threads 2, 6 processes",
-        "95 % CI: of times and ratios by a percentile bootstrap",
+        "95 % CI: of times and ratios by order statistics of the rounds",
         "onnxruntime 1.0",
         "## cat",
     ):

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.accuracy import truth
-from bench.paired import compare_answers, worst_losses
-from bench.pictures import Pictures, labelled
+from bench.pictures import Pictures, labelled, truth
 from bench.report import measure as report
 from bench.report.measure import Report, artefact_files, measure_report
+from bench.report.page import markdown
 from bench.report.sections import sections
-from bench.report.text import busy_note, markdown, tables
+from bench.report.text import busy_note, tables
 from bench.report.values import document
 from compress.quantization.verdict import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
@@ -28,7 +27,9 @@ from zoo.datasets.unlabelled import open_images
 from zoo.errors import ArtefactError, DataError, UsageError
 from zoo.evaluate import calibration_error, logits_of
 from zoo.files import sha256_file
+from zoo.intervals import Ratio
 from zoo.latency import LatencyConfig
+from zoo.paired import compare_answers, worst_losses
 from zoo.predictor import Predictor, softmax
 from zoo.workspace import DataSource, Notes, write_notes
 
@@ -72,7 +73,8 @@ def test_every_file_with_its_parent_and_its_origin(files: dict[str, Path]) -> No
         (files["both"], files["pruned"], "parent"),
         (files["both"], files["parent"], "origin"),
     ]
-    assert [c.speed for c in done.comparisons] == [{1: 2.0, 2: 2.0}, {1: 2.0, 2: 2.0}, {1: 4.0, 2: 4.0}]
+    two, four = (Ratio(value=value, low=value, high=value) for value in (2.0, 4.0))
+    assert [c.speed for c in done.comparisons] == [{1: two, 2: two}, {1: two, 2: two}, {1: four, 2: four}]
     timing = done.lines[0].timings
     assert (timing[1].p50_ms, timing[1].p95_ms, timing[2].p50_ms, timing[1].n) == (8.0, 24.0, 4.0, 6)
 
@@ -189,7 +191,16 @@ def test_the_page_carries_count_command_and_environment(files: dict[str, Path]) 
     assert "| 4.000 / 12.000 | 2.000 / 6.000 |" in rows[1]
     assert all(row.count(" | ") == rows[0].count(" | ") for row in rows[:3])
     values = json.loads(json.dumps(document(done)))
-    assert values["files"][1]["latency"][0] == {"threads": 1, "n": 6, "p50_ms": 4.0, "p95_ms": 12.0, "p99_ms": 12.0}
+    assert values["files"][1]["latency"][0] == {
+        "threads": 1,
+        "n": 6,
+        "p50_ms": 4.0,
+        "low_ms": 4.0,
+        "high_ms": 4.0,
+        "p95_ms": 12.0,
+        "p99_ms": 12.0,
+        "round_ms": [4.0, 4.0],
+    }
     assert values["comparisons"][2]["relation"] == "origin"
 
 

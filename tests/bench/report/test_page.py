@@ -11,14 +11,14 @@ import pytest
 
 from bench.report.history import read_peers
 from bench.report.measure import Report
-from bench.report.page import html
+from bench.report.page import html, markdown
 from bench.report.sections import headline, pictures, sections
-from bench.report.text import escape_markdown, markdown
 from bench.report.values import document
 from bench.rows import COMPARE, append
 from tests.bench.peers.test_text import family
 from tests.bench.reports import HOSTILE, measured
 from zoo.files import output_root
+from zoo.tables import escape_markdown
 
 _VOID = {"meta", "img", "br", "link", "wbr"}
 

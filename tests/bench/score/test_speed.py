@@ -65,20 +65,14 @@ def test_the_row(place, monkeypatch):
     assert (row["n"], row["images_per_s"]) == (6, 80)
 
 
-def killed(turn, files, line):
+def killed(*given):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_at_work(turn, files, line):
-    line.send(None)
-    line.recv()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("process", [killed, killed_at_work])
-def test_a_process_that_is_killed_is_told_at_once(place, monkeypatch, process):
-    monkeypatch.setattr(bench.score.speed, "_process", process)
-    with pytest.raises(ArtefactError, match=r"a process of the reference ended with -9 .*fewer --workers"):
+@pytest.mark.parametrize("step", ["_load", "_share"])
+def test_a_process_that_is_killed_is_told_at_once(place, monkeypatch, step):
+    monkeypatch.setattr(bench.score.speed, step, killed)
+    with pytest.raises(ArtefactError, match=r"a process of the reference ended: killed.*fewer --workers"):
         take_turn(_turn(place, "processes", workers=2))
 
 

@@ -69,7 +69,7 @@ def test_open_loops_tell_their_rate_and_the_overload_its_recovery(rows):
 def test_tables_have_a_line_per_row(rows):
     assert render(rows).row_count == len(rows)
     text = markdown(rows)
-    assert sum(line.startswith("| ") for line in text.splitlines()) == len(rows) + 1
+    assert sum(line.startswith("| ") for line in text.splitlines()) == len(rows) + 2
     assert any("start to ready" in fact for fact in facts(rows))
     assert sum("in process" in fact for fact in facts(rows)) == len(ENDPOINTS)
     with console().capture():
