@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from zoo.datasets.base import Dataset, Sample
 from zoo.datasets.download import Remote, data_root, fetch
-from zoo.datasets.official import official
+from zoo.datasets.official import official_dataset
 from zoo.errors import DataError
 
 __all__ = ["cifar10", "fashion_mnist", "mnist"]
@@ -81,21 +81,21 @@ def cifar10(seed: int = 0) -> Dataset:
             samples[split] = _samples(split, pixels, kinds, len(labels))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not as published: {error!r}") from error
-    return official("cifar10", labels, samples, seed=seed, photographs=False)
+    return official_dataset("cifar10", labels, samples, seed=seed, photographs=False)
 
 
 def _idx(name: str, class_name: str, labels: tuple[str, ...] | None, seed: int) -> Dataset:
     from torchvision import datasets
 
-    published = getattr(datasets, class_name)
+    official = getattr(datasets, class_name)
     folder = data_root() / class_name / "raw"
     # The first address alone: the others serve the same files, and an error names one place to get them from.
-    paths = [fetch(Remote(url=f"{published.mirrors[0]}{file}", md5=md5), folder) for file, md5 in published.resources]
-    labels = labels or tuple(published.classes)
+    paths = [fetch(Remote(url=f"{official.mirrors[0]}{file}", md5=md5), folder) for file, md5 in official.resources]
+    labels = labels or tuple(official.classes)
     samples = {}
     for split, (images, kinds) in {"train": paths[:2], "test": paths[2:]}.items():
         samples[split] = _samples(split, _read_idx(images, 3), _read_idx(kinds, 1).tolist(), len(labels))
-    return official(name, labels, samples, seed=seed, colour="L", photographs=False)
+    return official_dataset(name, labels, samples, seed=seed, colour="L", photographs=False)
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:

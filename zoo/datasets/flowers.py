@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from zoo.datasets.base import Dataset
 from zoo.datasets.download import Remote, data_root, fetch, unpack
-from zoo.datasets.official import official_files
-from zoo.datasets.pictures import PictureFile
+from zoo.datasets.official import official_dataset
+from zoo.datasets.pictures import PictureFile, read_pictures
 
 __all__ = ["flowers102"]
 
@@ -43,4 +43,5 @@ def flowers102(seed: int = 0) -> Dataset:
             PictureFile(path, path.name, labels[label])
             for path, label in zip(part._image_files, part._labels, strict=True)
         ]
-    return official_files("flowers102", labels, files, folder, seed=seed)
+    samples, skipped = read_pictures(files, labels, folder)
+    return official_dataset("flowers102", labels, samples, seed=seed, skipped=skipped)

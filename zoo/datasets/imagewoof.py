@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-from zoo.datasets.base import Dataset
+from zoo.datasets.base import Dataset, Sample
 from zoo.datasets.download import Remote, data_root, unpack
-from zoo.datasets.official import official_files, train_and_val
-from zoo.datasets.pictures import PictureFile
+from zoo.datasets.official import official_dataset, train_and_val
+from zoo.datasets.pictures import read_pictures
 
 __all__ = ["imagewoof", "imagewoof_clean"]
 
@@ -49,13 +48,13 @@ def imagewoof(seed: int = 0, *, edge: int = 320) -> Dataset:
     Raises:
         DataError: it cannot be downloaded, or the files are not as published.
     """
-    train, test = _files(edge)
-    seen = sum(not _is_clean(file) for file in test)
+    train, test, skipped = _read(edge)
+    seen = sum(not _is_clean(sample) for sample in test)
     held_out = (
         f"ImageWoof val (ImageNet-overlapping: {seen} of its {len(test)} images, {seen / len(test):.1%}, "
         "are named as ImageNet training images, which pretrained networks have seen)"
     )
-    return _dataset("imagewoof", "ImageNet-overlapping", edge, train, test, seed, held_out)
+    return _dataset("imagewoof", "ImageNet-overlapping", edge, train, test, seed, held_out, skipped)
 
 
 def imagewoof_clean(seed: int = 0, *, edge: int = 320) -> Dataset:
@@ -63,47 +62,39 @@ def imagewoof_clean(seed: int = 0, *, edge: int = 320) -> Dataset:
 
     What else the `val` folder has is left out. Arguments and errors of :func:`imagewoof`.
     """
-    train, val = _files(edge)
-    test = [file for file in [*val, *train] if _is_clean(file)]
-    rest = [file for file in train if not _is_clean(file)]
+    train, val, skipped = _read(edge)
+    test = [sample for sample in [*val, *train] if _is_clean(sample)]
+    rest = [sample for sample in train if not _is_clean(sample)]
     held_out = (
         f"the {len(test)} images named {_CLEAN}* ({len(train) - len(rest)} of them taken out of train); "
         f"the other {len(val) - sum(map(_is_clean, val))} images of val are left out"
     )
-    return _dataset("imagewoof_clean", "ILSVRC2012 val only", edge, rest, test, seed, held_out)
+    return _dataset("imagewoof_clean", "ILSVRC2012 val only", edge, rest, test, seed, held_out, skipped)
 
 
-def _is_clean(file: PictureFile) -> bool:
-    return file.path.name.startswith(_CLEAN)
+def _is_clean(sample: Sample) -> bool:
+    return sample.name.rpartition("/")[2].startswith(_CLEAN)
 
 
-def _files(edge: int) -> tuple[list[PictureFile], list[PictureFile]]:
-    """The pictures of `train` and of `val`."""
-    root = _root(edge)
-    unpack(Remote(url=f"{_ADDRESS}/{root.name}.tgz"), root.parent, [root.name])
-    files = train_and_val(root, tuple(_BREEDS))
-    return files["train"], files["test"]
-
-
-def _root(edge: int) -> Path:
-    return data_root() / f"imagewoof2-{edge}"
+def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
+    name = f"imagewoof2-{edge}"
+    unpack(Remote(url=f"{_ADDRESS}/{name}.tgz"), data_root(), [name])
+    root = data_root() / name
+    samples, skipped = read_pictures(train_and_val(root, tuple(_BREEDS)), tuple(_BREEDS), root)
+    return samples["train"], samples["test"], skipped
 
 
 def _dataset(
     name: str,
     caution: str,
     edge: int,
-    train: Sequence[PictureFile],
-    test: Sequence[PictureFile],
+    train: Sequence[Sample],
+    test: Sequence[Sample],
     seed: int,
     held_out: str,
+    skipped: tuple[str, ...],
 ) -> Dataset:
-    found = official_files(
-        name if edge == 320 else f"{name}_{edge}",
-        tuple(_BREEDS),
-        {"train": train, "test": test},
-        _root(edge),
-        seed=seed,
-        held_out=held_out,
-    )
-    return dataclasses.replace(found, name=f"{name} ({caution}, {edge} px)", labels=tuple(_BREEDS.values()))
+    location = name if edge == 320 else f"{name}_{edge}"
+    labels, samples = tuple(_BREEDS.values()), {"train": train, "test": test}
+    found = official_dataset(location, labels, samples, seed=seed, held_out=held_out, skipped=skipped)
+    return dataclasses.replace(found, name=f"{name} ({caution}, {edge} px)")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from zoo.datasets.base import Dataset
 from zoo.datasets.download import Remote, data_root, unpack
-from zoo.datasets.official import official_files, train_and_val
+from zoo.datasets.official import official_dataset, train_and_val
+from zoo.datasets.pictures import read_pictures
 
 __all__ = ["inaturalist10"]
 
@@ -32,5 +33,6 @@ def inaturalist10(seed: int = 0) -> Dataset:
     """
     unpack(Remote(url=_URL), data_root(), [_FOLDER])
     root = data_root() / _FOLDER
-    files = train_and_val(root, _CLASSES)
-    return official_files("inaturalist10", _CLASSES, files, root, seed=seed, held_out="the folder `val`")
+    samples, skipped = read_pictures(train_and_val(root, _CLASSES), _CLASSES, root)
+    held_out = "the folder `val`"
+    return official_dataset("inaturalist10", _CLASSES, samples, seed=seed, held_out=held_out, skipped=skipped)

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zoo.datasets.base import Dataset, Sample
-from zoo.datasets.pictures import PictureFile, files_of_classes, read_pictures
+from zoo.datasets.pictures import PictureFile, files_of_classes
 from zoo.datasets.splits import CARVED, stratified, without_leaks
 from zoo.errors import DataError
 
-__all__ = ["official", "official_files", "train_and_val"]
+__all__ = ["official_dataset", "train_and_val"]
 
 
-def official(
+def official_dataset(
     name: str,
     labels: Sequence[str],
     samples: Mapping[str, Sequence[Sample]],
@@ -24,17 +24,17 @@ def official(
     photographs: bool = True,
     skipped: tuple[str, ...] = (),
 ) -> Dataset:
-    """The data set `name` with the published test left exactly as it is; copies of its images are dropped elsewhere.
+    """A data set with its published test, exactly as it is; what else has an image of it is dropped.
 
     Args:
-        name: of the data set.
+        name: also the location.
         labels: the classes.
-        samples: `train` and `test`, and `validation` where one is published; otherwise it is CARVED of `train`.
+        samples: `train`, `test` and perhaps `validation`, which otherwise is CARVED of `train`.
         seed: of the carving.
         held_out: what `test` is, in words, for the rule.
         colour: RGB or L.
         photographs: see Dataset.
-        skipped: unreadable files.
+        skipped: unreadable files, each with the reason.
 
     Raises:
         DataError: a class has too few images to carve validation out of.
@@ -55,24 +55,6 @@ def official(
         location=name,
         skipped=skipped,
     )
-
-
-def official_files(
-    name: str,
-    labels: Sequence[str],
-    files: Mapping[str, Sequence[PictureFile]],
-    root: Path,
-    *,
-    seed: int,
-    held_out: str = "the official test split",
-) -> Dataset:
-    """The data set `name` of picture files below `root`, each decoded once; other arguments as for :func:`official`.
-
-    Raises:
-        DataError: see :func:`official` and zoo.datasets.pictures.read_pictures.
-    """
-    samples, skipped = read_pictures(files, labels, root)
-    return official(name, labels, samples, seed=seed, held_out=held_out, skipped=skipped)
 
 
 def train_and_val(root: Path, classes: Sequence[str]) -> dict[str, list[PictureFile]]:

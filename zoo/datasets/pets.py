@@ -10,8 +10,8 @@ import dataclasses
 
 from zoo.datasets.base import Dataset
 from zoo.datasets.download import Remote, data_root, unpack
-from zoo.datasets.official import official_files
-from zoo.datasets.pictures import PictureFile
+from zoo.datasets.official import official_dataset
+from zoo.datasets.pictures import PictureFile, read_pictures
 from zoo.errors import DataError
 
 __all__ = ["oxford_pet", "oxford_pet_species"]
@@ -59,7 +59,8 @@ def _open(name: str, seed: int) -> Dataset:
         ]
         for split, part in (("train", "trainval"), ("test", "test"))
     }
-    dataset = official_files(name, breeds, files, root / "oxford-iiit-pet", seed=seed)
+    samples, skipped = read_pictures(files, breeds, root / "oxford-iiit-pet")
+    dataset = official_dataset(name, breeds, samples, seed=seed, skipped=skipped)
     groups = {f"{kind}s": tuple(breed for breed in breeds if species[breed] == kind) for kind in _SPECIES}
     dataset = dataclasses.replace(dataset, groups=groups)
     return dataset if name == "oxford_pet" else _by_species(dataset, species)

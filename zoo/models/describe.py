@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from zoo.errors import UsageError, unknown_name
+from zoo.errors import unknown_name
 from zoo.freeze import stages
 from zoo.models.registry import build, classifier, classifier_names, count_macs, input_for, last_layers
 from zoo.models.sizes import check_size, smallest_input
 from zoo.models.truncate import layer_names
+from zoo.settings import parse_setting
 
 __all__ = ["as_argument", "describe", "lora_targets"]
 
@@ -77,13 +77,7 @@ def as_argument(text: str) -> tuple[str, Any]:
     """An argument of an architecture, "key=value" with the value as TOML (or a bare word), as its key and value.
 
     Raises:
-        UsageError: there is no "=".
+        UsageError: it is no setting.
     """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--set wants key=value, got {text!r}")
-    try:
-        found = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        found = value  # a word without quotation marks
-    return key.strip().removeprefix("arguments."), found
+    key, value = parse_setting(text)
+    return key.removeprefix("arguments."), value

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from zoo.datasets.base import Sample, check_disjoint
-from zoo.datasets.official import official
+from zoo.datasets.official import official_dataset
 
 
 def _samples(sizes: list[int]) -> list[Sample]:
@@ -22,7 +22,7 @@ def test_carving_survives_contradicting_labels_and_leaks():
     relabelled = [replace(sample, name=f"x{sample.name}", label=1 - sample.label) for sample in train]
     test = [replace(sample, name=f"test {sample.name}") for sample in train[:4]]
     samples = {"train": [*train, *relabelled], "test": test}
-    dataset = official("mine", ("a", "b"), samples, seed=0, held_out="the rest", colour="L", photographs=False)
+    dataset = official_dataset("mine", ("a", "b"), samples, seed=0, held_out="the rest", colour="L", photographs=False)
     check_disjoint(dataset.splits)
     assert dataset.splits["test"] == test
     assert dataset.rule.startswith("test is the rest; validation is 20% of train, stratified, seed 0; ")
@@ -34,7 +34,7 @@ def test_carving_survives_contradicting_labels_and_leaks():
 
 def test_a_published_validation_split_is_kept():
     a, b, c, d = _samples([4])
-    found = official("mine", ("a",), {"train": [a, b], "validation": [b, c], "test": [d]}, seed=3)
+    found = official_dataset("mine", ("a",), {"train": [a, b], "validation": [b, c], "test": [d]}, seed=3)
     assert found.splits == {"train": [a], "validation": [b, c], "test": [d]}
     assert found.rule == (
         "the official training, validation and test splits; "
