@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from zoo.errors import UsageError, unknown_name
+from zoo.errors import unknown_name
 
-__all__ = ["DecodeError", "assignment", "decode"]
+__all__ = ["DecodeError", "decode"]
 
 T = TypeVar("T")
 
@@ -35,21 +34,6 @@ def decode(kind: type[T], value: Any, where: str) -> T:
         DecodeError: an unknown key (with close matches), a missing key, or a value of another type.
     """
     return typing.cast(T, _decode(kind, value, where))
-
-
-def assignment(text: str, *, like: str) -> tuple[str, Any]:
-    """The key and the value of `KEY=VALUE`; the value is TOML, or else a string.
-
-    Raises:
-        UsageError: there is no "=", or the key is no name with dots; shows an example, `like`.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
-        raise UsageError(f"--set expects KEY=VALUE like {like}, got {text!r}")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:

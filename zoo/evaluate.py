@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import binomtest
 
 from zoo.card import Card, Input, Metrics, Reference
@@ -251,10 +252,8 @@ def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        scaled = logits.astype(np.float64) / np.exp(log_temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        likelihood = scaled[np.arange(len(labels)), labels] - np.log(np.exp(scaled).sum(axis=1))
-        return float(-likelihood.mean())
+        likelihood = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
+        return float(-likelihood[np.arange(len(labels)), labels].mean())
 
     best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(best.x))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import functools
 import hashlib
+import io
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import ArtefactError
 
@@ -27,6 +30,7 @@ __all__ = [
     "sha256_file",
     "write_atomically",
     "write_bytes",
+    "write_table",
 ]
 
 CHECKPOINT = "model.safetensors"
@@ -89,6 +93,15 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     write_atomically(path, lambda temporary: _write(temporary, content))
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows, at least one, as CSV to `path` atomically; the keys of the first one are the header."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, stream.getvalue().encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,12 +7,12 @@ of Chaudhry et al. 2018 (arXiv 1801.10112, section 4), for two tasks.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from zoo.checkpoint import load
 from zoo.datasets.base import Dataset
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluate import accuracy, check_labels, torch_logits
-from zoo.files import CHECKPOINT, code_commit, write_atomically, write_bytes
+from zoo.files import CHECKPOINT, code_commit, write_bytes, write_table
 from zoo.recipe import Run
 from zoo.train import source_of, train
 from zoo.transplant import classifier_tensors, transplant_head
@@ -140,7 +140,7 @@ def write_forgetting(result: Forgetting, folder: Path, name: str) -> tuple[Path,
     """
     document, table = folder / f"{name}.json", folder / f"{name}.csv"
     write_bytes(document, json.dumps(dataclasses.asdict(result), indent=2, sort_keys=True).encode())
-    write_atomically(table, lambda path: _write_table(result.rows, path))
+    write_table(table, [_columns(row) for row in result.rows])
     return document, table
 
 
@@ -212,24 +212,12 @@ def _trainable(card: Card) -> int | None:
     return trained[-1] if trained else None
 
 
-def _write_table(rows: Sequence[Row], path: Path) -> None:
-    lines = [
-        {
-            "run": row.run,
-            **{
-                f"{key}_{field}": getattr(metrics, field) if metrics else None
-                for key in ("old", "new", "old_test", "new_test")
-                for metrics in (getattr(row, key),)
-                for field in ("top1", "n")
-            },
-            "forgotten": row.forgotten,
-            "saved": row.saved,
-            "moved": row.moved,
-            "trainable": row.trainable,
-        }
-        for row in rows
-    ]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+def _columns(row: Row) -> dict[str, Any]:
+    metrics = {
+        f"{key}_{field}": getattr(found, field) if found else None
+        for key in ("old", "new", "old_test", "new_test")
+        for found in (getattr(row, key),)
+        for field in ("top1", "n")
+    }
+    rest = {key: getattr(row, key) for key in ("forgotten", "saved", "moved", "trainable")}
+    return {"run": row.run, **metrics, **rest}

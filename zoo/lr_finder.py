@@ -246,24 +246,21 @@ def untouched(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
     gradients = {name: _copy(parameter.grad) for name, parameter in model.named_parameters()}
     modes = {name: module.training for name, module in model.named_modules()}
     state = copy.deepcopy(optimizer.state_dict())
-    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, tensor in _tensors(model):
-                tensor.copy_(weights[name])
-        for name, parameter in model.named_parameters():
-            parameter.grad = gradients[name]
-        for name, module in model.named_modules():
-            module.training = modes[name]
-        optimizer.load_state_dict(state)
-        random.setstate(python)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in _tensors(model):
+                    tensor.copy_(weights[name])
+            for name, parameter in model.named_parameters():
+                parameter.grad = gradients[name]
+            for name, module in model.named_modules():
+                module.training = modes[name]
+            optimizer.load_state_dict(state)
+            random.setstate(python)
+            np.random.set_state(numpy_state)
 
 
 def _with_penalty(loss: Loss, model: nn.Module, fit: FitConfig) -> Loss:

@@ -11,11 +11,12 @@ from typing import Any
 
 from zoo.card import Head
 from zoo.datasets.splits import Thin
-from zoo.decode import DecodeError, assignment, decode
+from zoo.decode import DecodeError, decode
 from zoo.errors import UsageError, unknown_name
 from zoo.fit_config import FitConfig
 from zoo.masks import Mask
 from zoo.semi import Unlabelled
+from zoo.settings import merge, nested, parse_setting
 
 __all__ = [
     "LoraConfig",
@@ -297,35 +298,17 @@ def load_recipe(
         raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'run'])}")
     if not isinstance(defaults, dict) or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise UsageError(f"{path}: expected one table [defaults] and tables [[run]]")
-    override: dict[str, Any] = {}
-    for setting in settings:
-        override = _merge(override, _parse_setting(setting))
+    override = merge(*(nested(*parse_setting(setting)) for setting in settings))
     flags = {
         key: value for key, value in {"data": data, "model": model, "weights": weights}.items() if value is not None
     }
-    tables = [_merge(_merge(_merge(defaults, entry), override), flags) for entry in entries]
+    tables = [merge(defaults, entry, override, flags) for entry in entries]
     try:
         recipe = decode(Recipe, {"run": tables}, path.name)
     except DecodeError as error:
         raise UsageError(str(error)) from None
     _check(recipe, path)
     return recipe
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables united; `above` wins."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _parse_setting(text: str) -> dict[str, Any]:
-    key, parsed = assignment(text, like="train.lr=0.001")
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return dict(parsed)
 
 
 def _check(recipe: Recipe, path: Path) -> None:

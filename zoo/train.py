@@ -30,7 +30,7 @@ from zoo.recipe import Run
 from zoo.run_state import STATE
 from zoo.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
 
-__all__ = ["add_test", "measured", "merge", "source_of", "starting_point", "train"]
+__all__ = ["add_test", "measured", "merge", "parent_of", "source_of", "starting_point", "train"]
 
 
 def train(
@@ -75,10 +75,8 @@ def train(
     # A relative path means something else in another working directory.
     source = dataclasses.replace(source, name=dataset.location or run.data)
     notes = Notes(role=run.role, data=source, test=_test_source(run) if run.test_on else source)
-    parent = output / run.start / CHECKPOINT if run.start else None
-    digest = sha256_file(parent) if parent and parent.is_file() else None
-    if parent and digest is None:
-        raise ArtefactError(f"{run.artefact} starts from {run.start}, but there is no {parent}; train that first")
+    parent = parent_of(run, output)
+    digest = sha256_file(parent) if parent else None
     config = _lineage_config(run, dataset)
     target = folder / (UNMERGED if run.lora else CHECKPOINT)
 
@@ -95,6 +93,18 @@ def train(
             merge(target, folder / CHECKPOINT, dataset, force=force, test=test)
     barrier(world)
     return folder / CHECKPOINT
+
+
+def parent_of(run: Run, output: Path) -> Path | None:
+    """The checkpoint of `run.start` in the folder of artefacts; None for a run without.
+
+    Raises:
+        ArtefactError: it is not there.
+    """
+    path = output / run.start / CHECKPOINT
+    if run.start and not path.is_file():
+        raise ArtefactError(f"{run.artefact} starts from {run.start}, but there is no {path}; train that first")
+    return path if run.start else None
 
 
 def source_of(run: Run) -> DataSource:

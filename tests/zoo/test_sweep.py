@@ -14,25 +14,29 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
 
 from zoo.checkpoint import read_card
 from zoo.errors import ArtefactError, DataError, TrainingError, UsageError
 from zoo.fit import EpochResult, FitConfig
 from zoo.recipe import Run, load_recipe
-from zoo.sweep import Range, SweepConfig, best_recipe, read_search, sweep
+from zoo.sweep import SweepConfig, sweep
+from zoo.sweep_report import best_recipe
+from zoo.sweep_space import Distribution, read_search
 
 RUN = Run(
     name="lenet", model="lenet", data="digits", images_per_split=20, train=FitConfig(epochs=2, batch_size=10, lr=1e-3)
 )
 SPACE = {
-    "train.lr": Range(low=1e-4, high=1e-1, log=True),
-    "train.batch_size": Range(low=5, high=10, step=5, whole=True),
-    "train.optimizer": Range(choices=("sgd", "adamw")),
+    "train.lr": FloatDistribution(low=1e-4, high=1e-1, log=True),
+    "train.batch_size": IntDistribution(5, 10, step=5),
+    "train.optimizer": CategoricalDistribution(['"sgd"', '"adamw"']),
 }
 
 
-def run_sweep(folder: Path, trials: int, *, run: Run = RUN, space: dict[str, Range] = SPACE, **options):
+def run_sweep(folder: Path, trials: int, *, run: Run = RUN, space: dict[str, Distribution] = SPACE, **options):
     return sweep([run], run, space, folder, SweepConfig(trials=trials, **options), start=folder / "artefacts")
 
 
@@ -303,6 +307,45 @@ def test_a_training_that_diverges_counts_and_is_not_repeated(tmp_path, monkeypat
         run_sweep(tmp_path / "t", 2)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the documentation"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_a_trial_that_runs_out_of_memory_ends_and_is_not_repeated(tmp_path, monkeypatch, capsys, error):
+    tried: list[str] = []
+
+    def outcome(run):
+        tried.append(run.name)
+        if len(tried) == 1:
+            raise error
+        return [0.5]
+
+    trained(monkeypatch, outcome)
+    assert run_sweep(tmp_path / "s", 3).states == {"complete": 2, "fail": 1}
+    assert tried == ["trial-0", "trial-1", "trial-2"]
+    reason = str(error).partition("\n")[0] or "MemoryError"
+    assert f"trial 0: failed: too little memory for these settings ({reason})" in capsys.readouterr().err
+
+
+def test_what_torch_says_when_there_is_no_memory_is_understood(tmp_path, monkeypatch):
+    trained(monkeypatch, lambda run: [torch.empty(1 << 60).sum()])
+    with pytest.raises(TrainingError, match="the last one failed: too little memory for these settings"):
+        run_sweep(tmp_path / "s", 1)
+
+
+def test_a_mistake_of_the_program_is_not_taken_for_a_bad_trial(tmp_path, monkeypatch):
+    def outcome(run):
+        raise RuntimeError("shapes do not match")
+
+    trained(monkeypatch, outcome)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run_sweep(tmp_path / "s", 1)
+
+
 @pytest.mark.parametrize("kind", [UsageError, DataError])
 def test_settings_that_the_data_refuse_are_a_failed_trial(tmp_path, monkeypatch, kind):
     def outcome(run):
@@ -327,9 +370,9 @@ def test_settings_that_the_data_refuse_are_a_failed_trial(tmp_path, monkeypatch,
 def test_settings_that_do_not_go_together_are_a_failed_trial(tmp_path, monkeypatch):
     trained(monkeypatch, lambda run: [0.5])
     space = {
-        "train.freeze.stages": Range(choices=(1, 2)),
-        "train.freeze.norms_only": Range(choices=(True,)),
-        "train.freeze.norm_affine": Range(choices=(True, False)),
+        "train.freeze.stages": CategoricalDistribution(["1", "2"]),
+        "train.freeze.norms_only": CategoricalDistribution(["true"]),
+        "train.freeze.norm_affine": CategoricalDistribution(["true", "false"]),
     }
     found = run_sweep(tmp_path / "s", 6, space=space)
     assert set(found.states) == {"complete", "fail"} and sum(found.states.values()) == 6
@@ -370,13 +413,16 @@ def test_a_study_of_something_else_is_refused(tmp_path, monkeypatch, change, wha
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"train.lrr": Range(low=1.0, high=2.0)}, "unknown key 'lrr'; did you mean lr"),
-        ({"trian.lr": Range(low=1.0, high=2.0)}, "unknown key 'trian'; did you mean train"),
-        ({"train.lr.high": Range(low=1.0, high=2.0)}, "train.lr: expected float, got {'high': 1.0}"),
-        ({"train.batch_size.high": Range(low=1.0, high=2.0)}, "'batch_size' is no table"),
-        ({"train.lr": Range(low=-1.0, high=2.0)}, "lr must be a positive number, got -1"),
-        ({"train.epochs": Range(choices=(1, 2.5))}, "train.epochs: expected int, got 2.5"),
-        ({"data": Range(choices=("digits", "mnist5k"))}, "'data' cannot be searched"),
+        ({"train.lrr": FloatDistribution(low=1.0, high=2.0)}, "unknown key 'lrr'; did you mean lr"),
+        ({"trian.lr": FloatDistribution(low=1.0, high=2.0)}, "unknown key 'trian'; did you mean train"),
+        ({"train.lr.high": FloatDistribution(low=1.0, high=2.0)}, "train.lr: expected float, got {'high': 1.0}"),
+        (
+            {"train.batch_size.high": FloatDistribution(low=1.0, high=2.0)},
+            "train.batch_size: expected int, got {'high': 1.0}",
+        ),
+        ({"train.lr": FloatDistribution(low=-1.0, high=2.0)}, "lr must be a positive number, got -1"),
+        ({"train.epochs": CategoricalDistribution(["1", "2.5"])}, "train.epochs: expected int, got 2.5"),
+        ({"data": CategoricalDistribution(['"digits"', '"mnist5k"'])}, "'data' cannot be searched"),
     ],
 )
 def test_keys_and_values_are_checked_before_the_first_trial(tmp_path, monkeypatch, space, message):
@@ -399,16 +445,16 @@ def test_no_warning_and_no_log_of_optuna_reaches_the_user(tmp_path, monkeypatch,
 
 
 def test_search_files(tmp_path):
-    assert read_search("finetune")["train.lr"] == Range(low=1e-5, high=1e-2, log=True)
+    assert read_search("finetune")["train.lr"] == FloatDistribution(low=1e-5, high=1e-2, log=True)
     path = tmp_path / "own.toml"
     path.write_text(
         '[search]\n"train.epochs" = { low = 2, high = 6, step = 2 }\ntrain.lr = { low = 1e-3, high = 1 }\n'
         "train.augment.area = { choices = [[0.5, 1.0], [1.0, 1.0]] }\n"
     )
     assert read_search(str(path)) == {
-        "train.epochs": Range(low=2, high=6, step=2, whole=True),
-        "train.lr": Range(low=1e-3, high=1),
-        "train.augment.area": Range(choices=([0.5, 1.0], [1.0, 1.0])),
+        "train.epochs": IntDistribution(2, 6, step=2),
+        "train.lr": FloatDistribution(low=1e-3, high=1),
+        "train.augment.area": CategoricalDistribution(["[0.5, 1.0]", "[1.0, 1.0]"]),
     }
 
 
@@ -420,7 +466,11 @@ def test_search_files(tmp_path):
         ("[search]\n=", "not valid TOML"),
         ('[search]\n"train.lr" = { low = 1, hihg = 2 }', "train.lr: unknown key 'hihg'; did you mean high"),
         ('[search]\n"train.lr" = { low = 2, high = 1 }', "train.lr: expected `low` < `high`"),
-        ('[search]\n"train.lr" = { low = 0.0, high = 1, log = true }', "wants a positive `low`"),
+        ('[search]\n"train.lr" = { low = 0.0, high = 1, log = true }', "train.lr: `low > 0` must hold for `log=True`"),
+        ('[search]\n"train.lr" = { low = 1, high = 2, step = 0.5, log = true }', "`step` is not supported when `log`"),
+        ('[search]\n"train.lr" = { low = 1.0, high = 2.0, step = 0.0 }', "train.lr: `step > 0` must hold"),
+        ('[search]\n"train.lr" = { choices = [] }', "train.lr: give `choices` with at least one value"),
+        ('[search]\n"train.lr" = { choices = [1979-05-27] }', "train.lr: .*date is not JSON serializable"),
         ('[search]\n"train.lr" = { low = 1, choices = [1] }', "not both"),
         ('[search]\n"train.lr" = 3', "train.lr: expected a table of keys, got 3"),
         ('[search]\n"train.lr" = { low = 1, high = 2, whole = true }', "unknown key 'whole'"),

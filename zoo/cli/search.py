@@ -12,7 +12,7 @@ from rich.table import Table
 
 from zoo.cli.app import AsJson, Data, Model, Only, RecipeName, Settings, Weights, app, chosen_runs, console
 from zoo.errors import UsageError
-from zoo.files import CHECKPOINT, output_root, write_bytes
+from zoo.files import output_root, write_bytes
 
 __all__ = ["advise", "lr_find", "probe", "sweep"]
 
@@ -150,11 +150,12 @@ def lr_find(
 ) -> None:
     """Raise the learning rate step by step and suggest one: output/NAME/lr-find.png."""
     from zoo.lr_finder import RangeTest, draw, find_rate, suggest
-    from zoo.train import source_of
+    from zoo.train import parent_of, source_of
 
     run = _single_run(chosen_runs(recipe, data, model, weights, settings, only), recipe)
-    parent = _parent(run)
-    curve = find_rate(run, source_of(run).open(), parent, RangeTest(low=low, high=high, steps=steps))
+    curve = find_rate(
+        run, source_of(run).open(), parent_of(run, output_root()), RangeTest(low=low, high=high, steps=steps)
+    )
     found = suggest(curve)
     path = output_root() / run.artefact / "lr-find.png"
     draw(curve, found, path, title=f"{run.artefact}: learning-rate range test", current=run.train.lr)
@@ -188,8 +189,9 @@ def sweep(
 ) -> None:
     """Search settings of a recipe's run by validation accuracy; the same command continues, also in several shells."""
     from zoo.recipe import load_recipe
-    from zoo.sweep import SweepConfig, read_search
+    from zoo.sweep import SweepConfig
     from zoo.sweep import sweep as stage
+    from zoo.sweep_space import read_search
 
     run = _single_run(chosen_runs(recipe, data, model, weights, settings, only), recipe)
     everything = load_recipe(recipe, data=data, model=model, weights=weights, settings=settings or ()).run
@@ -227,15 +229,6 @@ def _single_run(runs: list[Any], recipe: str) -> Any:
         names = ", ".join(run.artefact for run in runs)
         raise UsageError(f"{recipe} has {len(runs)} runs; choose one with --only: {names}")
     return runs[0]
-
-
-def _parent(run: Any) -> Path | None:
-    from zoo.errors import ArtefactError
-
-    path = output_root() / run.start / CHECKPOINT
-    if run.start and not path.is_file():
-        raise ArtefactError(f"{run.artefact} starts from {run.start}, but there is no {path}; train that first")
-    return path if run.start else None
 
 
 def _named_run(data: str, model: str, weights: str, size: int | None, images_per_split: int | None) -> Any:

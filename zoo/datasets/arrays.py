@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zoo.datasets.base import Dataset, Sample, check_disjoint
+from zoo.datasets.base import Dataset, Sample
 from zoo.datasets.download import Remote, data_root, fetch
-from zoo.datasets.splits import carve
+from zoo.datasets.official import official_dataset
 from zoo.errors import DataError
 
 __all__ = ["cifar10", "fashion_mnist", "mnist"]
@@ -81,7 +81,7 @@ def cifar10(seed: int = 0) -> Dataset:
             samples[split] = _samples(split, pixels, kinds, len(labels))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not as published: {error!r}") from error
-    return _dataset("cifar10", labels, samples, seed, "RGB")
+    return official_dataset("cifar10", labels, samples, seed=seed, photographs=False)
 
 
 def _idx(name: str, class_name: str, labels: tuple[str, ...] | None, seed: int) -> Dataset:
@@ -95,7 +95,7 @@ def _idx(name: str, class_name: str, labels: tuple[str, ...] | None, seed: int) 
     samples = {}
     for split, (images, kinds) in {"train": paths[:2], "test": paths[2:]}.items():
         samples[split] = _samples(split, _read_idx(images, 3), _read_idx(kinds, 1).tolist(), len(labels))
-    return _dataset(name, labels, samples, seed, "L")
+    return official_dataset(name, labels, samples, seed=seed, colour="L", photographs=False)
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
@@ -123,12 +123,6 @@ def _samples(split: str, images: npt.NDArray[np.uint8], labels: Iterable[int], c
         digest = hashlib.sha256(pixels).hexdigest()
         found.append(Sample(name=f"{split}:{index}", label=int(label), digest=digest, source=header + pixels))
     return found
-
-
-def _dataset(name: str, labels: tuple[str, ...], samples: dict[str, list[Sample]], seed: int, colour: str) -> Dataset:
-    splits, rule = carve(samples["train"], samples["test"], seed=seed, held_out="the official test split")
-    check_disjoint(splits)
-    return Dataset(name=name, labels=labels, splits=splits, rule=rule, colour=colour, photographs=False, location=name)
 
 
 class _ArraysOnly(pickle.Unpickler):

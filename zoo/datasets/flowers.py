@@ -7,10 +7,10 @@ https://www.robots.ox.ac.uk/~vgg/data/flowers/102/
 
 from __future__ import annotations
 
-from zoo.datasets.base import Dataset, check_disjoint
+from zoo.datasets.base import Dataset
 from zoo.datasets.download import Remote, data_root, fetch, unpack
+from zoo.datasets.official import official_dataset
 from zoo.datasets.pictures import PictureFile, read_pictures
-from zoo.datasets.splits import without_leaks
 
 __all__ = ["flowers102"]
 
@@ -44,15 +44,4 @@ def flowers102(seed: int = 0) -> Dataset:
             for path, label in zip(part._image_files, part._labels, strict=True)
         ]
     samples, skipped = read_pictures(files, labels, folder)
-    splits, dropped = without_leaks(samples)
-    check_disjoint(splits)
-    return Dataset(
-        name="flowers102",
-        labels=labels,
-        splits=splits,
-        rule=f"the official training, validation and test splits{dropped}",
-        colour="RGB",
-        photographs=True,
-        location="flowers102",
-        skipped=skipped,
-    )
+    return official_dataset("flowers102", labels, samples, seed=seed, skipped=skipped)

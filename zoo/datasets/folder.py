@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.datasets.base import Dataset, Sample, check_disjoint
+from zoo.datasets.base import SPLITS, Dataset, Sample, check_disjoint
 from zoo.datasets.pictures import PictureFile, class_folders, files_of_classes, is_hidden, read_pictures
 from zoo.datasets.splits import CARVED, stratified
 from zoo.errors import DataError
@@ -92,20 +92,15 @@ def _labels(groups: dict[str, list[PictureFile]], folders: list[Path], root: Pat
 
 
 def _splits(samples: dict[str, list[Sample]], seed: int) -> tuple[dict[str, list[Sample]], str]:
-    if "all" in samples:
-        train, validation, test = stratified(samples["all"], (0.7, 0.15, 0.15), seed=seed)
-        return {"train": train, "validation": validation, "test": test}, f"stratified 70/15/15, seed {seed}"
+    if len(samples) == 1:
+        ((split, members),) = samples.items()
+        parts = stratified(members, (0.7, 0.15, 0.15), seed=seed)
+        folder = "" if split == "all" else "train folder, "
+        return dict(zip(SPLITS, parts, strict=True)), f"{folder}stratified 70/15/15, seed {seed}"
     if len(samples) == 3:
         return samples, "as the folders have them"
     # The one held-out folder is the final test: choices must not be made on it.
-    held_out = next(split for split in samples if split != "train") if len(samples) == 2 else None
-    if held_out is None:
-        train, validation, test = stratified(samples["train"], (0.7, 0.15, 0.15), seed=seed)
-        return {
-            "train": train,
-            "validation": validation,
-            "test": test,
-        }, f"train folder, stratified 70/15/15, seed {seed}"
+    held_out = next(split for split in samples if split != "train")
     train, validation = stratified(samples["train"], (1 - CARVED, CARVED), seed=seed)
     rule = f"test is the folder `{held_out}`; validation is {CARVED:.0%} of train, stratified, seed {seed}"
     return {"train": train, "validation": validation, "test": samples[held_out]}, rule

@@ -11,11 +11,13 @@ older upload), so the first download is trusted: see zoo.datasets.download.
 
 from __future__ import annotations
 
-from zoo.datasets.base import Dataset, Sample, check_disjoint
+import dataclasses
+from collections.abc import Sequence
+
+from zoo.datasets.base import Dataset, Sample
 from zoo.datasets.download import Remote, data_root, unpack
-from zoo.datasets.pictures import files_of_classes, read_pictures
-from zoo.datasets.splits import carve
-from zoo.errors import DataError
+from zoo.datasets.official import official_dataset, train_and_val
+from zoo.datasets.pictures import read_pictures
 
 __all__ = ["imagewoof", "imagewoof_clean"]
 
@@ -49,7 +51,7 @@ def imagewoof(seed: int = 0, *, edge: int = 320) -> Dataset:
     train, test, skipped = _read(edge)
     seen = sum(not _is_clean(sample) for sample in test)
     held_out = (
-        f"ImageWoof val (ImageNet-overlapping: {seen} of its {len(test)} images, {seen / max(1, len(test)):.1%}, "
+        f"ImageWoof val (ImageNet-overlapping: {seen} of its {len(test)} images, {seen / len(test):.1%}, "
         "are named as ImageNet training images, which pretrained networks have seen)"
     )
     return _dataset("imagewoof", "ImageNet-overlapping", edge, train, test, seed, held_out, skipped)
@@ -78,36 +80,21 @@ def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
     name = f"imagewoof2-{edge}"
     unpack(Remote(url=f"{_ADDRESS}/{name}.tgz"), data_root(), [name])
     root = data_root() / name
-    groups = {}
-    for split in ("train", "val"):
-        groups[split] = files_of_classes(root / split, root) if (root / split).is_dir() else []
-        if (found := {file.label for file in groups[split]}) != set(_BREEDS):
-            raise DataError(
-                f"{root / split}: expected pictures in the folders {sorted(_BREEDS)}, found {sorted(found)}"
-            )
-    samples, skipped = read_pictures(groups, tuple(_BREEDS), root)
-    return samples["train"], samples["val"], skipped
+    samples, skipped = read_pictures(train_and_val(root, tuple(_BREEDS)), tuple(_BREEDS), root)
+    return samples["train"], samples["test"], skipped
 
 
 def _dataset(
     name: str,
     caution: str,
     edge: int,
-    train: list[Sample],
-    test: list[Sample],
+    train: Sequence[Sample],
+    test: Sequence[Sample],
     seed: int,
     held_out: str,
     skipped: tuple[str, ...],
 ) -> Dataset:
-    splits, rule = carve(train, test, seed=seed, held_out=held_out)
-    check_disjoint(splits)
-    return Dataset(
-        name=f"{name} ({caution}, {edge} px)",
-        labels=tuple(_BREEDS.values()),
-        splits=splits,
-        rule=rule,
-        colour="RGB",
-        photographs=True,
-        location=name if edge == 320 else f"{name}_{edge}",
-        skipped=skipped,
-    )
+    location = name if edge == 320 else f"{name}_{edge}"
+    labels, samples = tuple(_BREEDS.values()), {"train": train, "test": test}
+    found = official_dataset(location, labels, samples, seed=seed, held_out=held_out, skipped=skipped)
+    return dataclasses.replace(found, name=f"{name} ({caution}, {edge} px)")

@@ -7,17 +7,19 @@ zoo.datasets.download.
 
 from __future__ import annotations
 
-from zoo.datasets.base import Dataset, check_disjoint
+from zoo.datasets.base import Dataset
 from zoo.datasets.download import Remote, data_root, unpack
-from zoo.datasets.pictures import files_of_classes, read_pictures
-from zoo.datasets.splits import carve
-from zoo.errors import DataError
+from zoo.datasets.official import official_dataset, train_and_val
+from zoo.datasets.pictures import read_pictures
 
 __all__ = ["inaturalist10"]
 
 _URL = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 _FOLDER = "inaturalist_12K"
-_CLASSES = 10
+_CLASSES = (
+    *("Amphibia", "Animalia", "Arachnida", "Aves", "Fungi"),
+    *("Insecta", "Mammalia", "Mollusca", "Plantae", "Reptilia"),
+)
 
 
 def inaturalist10(seed: int = 0) -> Dataset:
@@ -31,24 +33,6 @@ def inaturalist10(seed: int = 0) -> Dataset:
     """
     unpack(Remote(url=_URL), data_root(), [_FOLDER])
     root = data_root() / _FOLDER
-    groups = {
-        split: files_of_classes(root / split, root) if (root / split).is_dir() else [] for split in ("train", "val")
-    }
-    labels = tuple(sorted({file.label for file in groups["train"]}))
-    if len(labels) != _CLASSES or {file.label for file in groups["val"]} != set(labels):
-        raise DataError(
-            f"{root}: expected the same {_CLASSES} class folders in train and val, found {list(labels)} in train"
-        )
-    samples, skipped = read_pictures(groups, labels, root)
-    splits, rule = carve(samples["train"], samples["val"], seed=seed, held_out="the folder `val`")
-    check_disjoint(splits)
-    return Dataset(
-        name="inaturalist10",
-        labels=labels,
-        splits=splits,
-        rule=rule,
-        colour="RGB",
-        photographs=True,
-        location="inaturalist10",
-        skipped=skipped,
-    )
+    samples, skipped = read_pictures(train_and_val(root, _CLASSES), _CLASSES, root)
+    held_out = "the folder `val`"
+    return official_dataset("inaturalist10", _CLASSES, samples, seed=seed, held_out=held_out, skipped=skipped)

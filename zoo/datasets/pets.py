@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from zoo.datasets.base import Dataset, check_disjoint
+from zoo.datasets.base import Dataset
 from zoo.datasets.download import Remote, data_root, unpack
+from zoo.datasets.official import official_dataset
 from zoo.datasets.pictures import PictureFile, read_pictures
-from zoo.datasets.splits import carve
 from zoo.errors import DataError
 
 __all__ = ["oxford_pet", "oxford_pet_species"]
@@ -54,25 +54,15 @@ def _open(name: str, seed: int) -> Dataset:
     }
     files = {
         split: [
-            PictureFile(path, path.name, breeds[label]) for path, label in zip(part._images, part._labels, strict=True)
+            PictureFile(path, path.name, breeds[label])
+            for path, label in zip(official[part]._images, official[part]._labels, strict=True)
         ]
-        for split, part in official.items()
+        for split, part in (("train", "trainval"), ("test", "test"))
     }
     samples, skipped = read_pictures(files, breeds, root / "oxford-iiit-pet")
-    splits, rule = carve(samples["trainval"], samples["test"], seed=seed, held_out="the official test split")
-    check_disjoint(splits)
+    dataset = official_dataset(name, breeds, samples, seed=seed, skipped=skipped)
     groups = {f"{kind}s": tuple(breed for breed in breeds if species[breed] == kind) for kind in _SPECIES}
-    dataset = Dataset(
-        name=name,
-        labels=breeds,
-        splits=splits,
-        rule=rule,
-        colour="RGB",
-        photographs=True,
-        location=name,
-        skipped=skipped,
-        groups=groups,
-    )
+    dataset = dataclasses.replace(dataset, groups=groups)
     return dataset if name == "oxford_pet" else _by_species(dataset, species)
 
 

@@ -37,7 +37,7 @@ class PictureFile:
 
     path: Path
     name: str
-    """Relative to the data set."""
+    """Relative to the data set, with `/` between folders on every system."""
     label: str
 
 
@@ -49,7 +49,7 @@ def class_folders(root: Path) -> list[Path]:
 def files_of_classes(folder: Path, root: Path) -> list[PictureFile]:
     """Every picture (by suffix) of `folder/CLASS/`, however deep, named relative to `root`."""
     return [
-        PictureFile(path, str(path.relative_to(root)), group.name)
+        PictureFile(path, path.relative_to(root).as_posix(), group.name)
         for group in class_folders(folder)
         for path in sorted(group.rglob("*"))
         if path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(group)) and path.is_file()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from zoo.datasets.base import SPLITS, Dataset, Sample
 from zoo.errors import DataError, UsageError, unknown_name
 
-__all__ = ["CARVED", "Thin", "carve", "few_labels", "stratified", "thin", "without_leaks"]
+__all__ = ["CARVED", "Thin", "few_labels", "stratified", "thin", "without_leaks"]
 
 CARVED = 0.2
 """The share of `train` that becomes validation where a data set has no split of that purpose."""
@@ -59,28 +59,6 @@ def stratified(samples: Sequence[Sample], fractions: Sequence[float], *, seed: i
         for part, chunk in zip(parts, _cut(_shuffled(copies, f"{seed}:{label}"), fractions), strict=True):
             part.extend(sample for digest in chunk for sample in copies[digest])
     return [sorted(part, key=lambda sample: (sample.label, sample.name)) for part in parts]
-
-
-def carve(
-    train: Sequence[Sample], test: Sequence[Sample], *, seed: int, held_out: str
-) -> tuple[dict[str, list[Sample]], str]:
-    """The splits of a data set with an official train and test part: validation is CARVED of train, leaks are dropped.
-
-    Args:
-        train: labelled images to train on; split here.
-        test: left exactly as it is.
-        seed: of the carving.
-        held_out: what `test` is, in words, for the rule.
-
-    Returns:
-        The three splits and the rule that made them.
-
-    Raises:
-        DataError: see :func:`stratified`.
-    """
-    rest, validation = stratified(train, (1 - CARVED, CARVED), seed=seed)
-    splits, dropped = without_leaks({"train": rest, "validation": validation, "test": list(test)})
-    return splits, f"test is {held_out}; validation is {CARVED:.0%} of train, stratified, seed {seed}{dropped}"
 
 
 def without_leaks(splits: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, list[Sample]], str]:

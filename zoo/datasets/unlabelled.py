@@ -35,7 +35,7 @@ def open_images(folder: Path) -> list[Sample]:
         raise DataError(f"{folder}: expected a folder of pictures, found {found} there; name the folder they are in")
     inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     files = [
-        PictureFile(folder / path, str(path), "")
+        PictureFile(folder / path, path.as_posix(), "")
         for path in inside
         if not is_hidden(path) and (folder / path).is_file()
     ]

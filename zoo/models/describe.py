@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from zoo.decode import assignment
 from zoo.errors import unknown_name
 from zoo.freeze import stages
 from zoo.models.registry import build, classifier, classifier_names, count_macs, input_for, last_layers
 from zoo.models.sizes import check_size, smallest_input
 from zoo.models.truncate import layer_names
+from zoo.settings import parse_setting
 
 __all__ = ["as_argument", "describe", "lora_targets"]
 
@@ -77,7 +77,7 @@ def as_argument(text: str) -> tuple[str, Any]:
     """An argument of an architecture, "key=value" with the value as TOML (or a bare word), as its key and value.
 
     Raises:
-        UsageError: it is not written like that.
+        UsageError: it is no setting.
     """
-    key, value = assignment(text, like="img_size=64")
+    key, value = parse_setting(text)
     return key.removeprefix("arguments."), value

@@ -39,7 +39,7 @@ def test_targets_leave_out_the_classifier():
     ("name", "settings", "size", "message"),
     [
         ("cnn6", [], None, "unknown model 'cnn6'; did you mean .*cnn5"),
-        ("cnn5", ["filters"], None, "--set expects KEY=VALUE like img_size=64, got 'filters'"),
+        ("cnn5", ["filters"], None, "--set expects KEY=VALUE like train.lr=0.001, got 'filters'"),
         ("cnn5", ["colour=red"], None, "unknown argument of cnn5 'colour'"),
         ("alexnet", ["dense=4"], 50, "needs at least 63 pixels"),
     ],
