@@ -6,21 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
 
 from tests.zoo.factories import write_artefact
-
-settings.register_profile(
-    "zoo", deadline=None, max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("zoo")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Networks this small are faster without threads that wait for each other on shared cores."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

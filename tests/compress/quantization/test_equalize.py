@@ -34,7 +34,7 @@ def same(one: ModelProto, other: ModelProto, images: Floats) -> bool:
     return bool(np.abs(run(other, images) - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max()))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-3, 3), min_size=16, max_size=16))
 def test_the_function_stays_whatever_the_scales(powers: list[float]) -> None:
     parent = unbalanced(blocks(), np.float32(10) ** np.array(powers, np.float32))
