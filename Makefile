@@ -74,15 +74,19 @@ pictures: setup
 serve: setup
 	$(RUN)bentoml serve
 
-test: setup
-	$(RUN)python -m pytest
+# A process per core; a test that takes two minutes hangs.
+TESTS := $(RUN)python -m pytest -n logical --maxprocesses 8 --dist worksteal --timeout 120
 
+test: setup
+	$(TESTS)
+
+# What CI runs; the floor of coverage stands in pyproject.toml.
 check: setup
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)lint-imports
-	$(MAKE) test
+	$(TESTS) --cov --cov-report term:skip-covered
 
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
 # killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment.

@@ -42,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Leave out conftest.py, which imports what only tests need: benchmarks run without the development tools."""
+    if early_config.known_args_namespace.benchmark:
+        early_config.known_args_namespace.noconftest = True
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Run the benchmarks alone, and save what they measure, unless the command line says where or under which name.
 

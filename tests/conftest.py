@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 from zoo.cli.main import app
+from zoo.datasets.registry import DATASETS
 
-settings.register_profile(
-    "zoo", deadline=None, max_examples=50, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("zoo")
+# Read by torch when it is imported, here and in the processes that tests start: networks this small are faster without
+# threads that wait for each other on shared cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_SAME_EVERYWHERE = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
+settings.register_profile("tests", max_examples=50, **_SAME_EVERYWHERE)
+settings.register_profile("soak", max_examples=2000, **_SAME_EVERYWHERE | {"derandomize": False})
+settings.load_profile("tests")
 
 
 def run_cli(*arguments: str | Path) -> Result:
@@ -30,10 +45,46 @@ def _twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
     return [Speed(speedup=2.0, parent_ms=2.0, ms=1.0) for _ in children]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def embedded_once() -> Iterator[None]:
+    """Encoding thousands of digits anew for each test would take longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("digits", "mnist5k"):
+            entry = DATASETS[name]
+            patch.setitem(DATASETS, name, dataclasses.replace(entry, open=functools.cache(entry.open)))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def translations_once() -> Iterator[None]:
+    """torch.onnx collects the same table of operators anew for each export, which takes longer than a small network."""
+    if "torch" not in sys.modules:  # no test module that was chosen exports
+        yield
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of artefacts that the whole chain makes of the recipe `tiny`; made once, not to be changed."""
-    folder = tmp_path_factory.mktemp("chain")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of artefacts that the whole chain makes of the recipe `tiny`; made once, not to be changed.
+
+    All workers of pytest-xdist share it: the first that needs it makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / "chain", shared / "chain.done"
+    with FileLock(shared / "chain.lock"):
+        if not done.exists():
+            _make_chain(folder)
+            done.touch()
+    return folder
+
+
+def _make_chain(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_OUTPUT", str(folder))
         patch.setattr("compress.quantization.study.measure_speed", _twice_as_fast)
@@ -45,7 +96,6 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("bench", "latency", "--rounds", "1", "--seconds", "0.05"),
         ):
             assert run_cli(*arguments).exit_code == 0
-        yield folder
 
 
 @pytest.fixture

@@ -17,10 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command where the development tools are not installed."""
+    (output / "hypothesis.py").write_text("raise ImportError('a development tool')")
+    path = os.pathsep.join([str(output), os.environ.get("PYTHONPATH", "")])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "--benchmark", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
-        env=os.environ | {"POCKETZOO_OUTPUT": str(output)},
+        env=kept | {"POCKETZOO_OUTPUT": str(output), "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

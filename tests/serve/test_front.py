@@ -411,7 +411,7 @@ def test_bentoml_s_api_for_python_answers_like_the_route(output, draw, tmp_path)
     assert answer["digest"] == expected["digest"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_get_an_answer_or_a_sentence(client, draw, data):
     whole = data.draw(st.sampled_from([b"", draw(0), _jpeg(), _jpeg(progressive=True)]))

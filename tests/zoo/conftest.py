@@ -6,15 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.zoo.factories import write_artefact
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Networks this small are faster without threads that wait for each other on shared cores."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from tests.conftest import run_cli
 from tests.zoo.factories import TINY_VIT
 from zoo.batches import Images
 from zoo.checkpoint import load, read_card, save
-from zoo.datasets.base import Dataset, limit
-from zoo.datasets.embedded import digits, mnist5k
 from zoo.errors import ArtefactError, UsageError
 from zoo.evaluate import torch_logits
 from zoo.fit import FitConfig
@@ -38,21 +36,6 @@ HEAD = dataclasses.replace(
     name="head",
     train=FitConfig(epochs=1, batch_size=10, lr=0.5, freeze=dataclasses.replace(FULL.train.freeze, stages=1)),
 )
-
-
-@pytest.fixture(scope="module")
-def embedded() -> dict[str, Dataset]:
-    return {"digits": digits(), "mnist5k": mnist5k()}
-
-
-@pytest.fixture(autouse=True)
-def opened_once(embedded: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoding 5,000 pictures anew for each test would take longer than all else."""
-
-    def open_dataset(name: str, *, per_split: int | None = None, **_: object) -> Dataset:
-        return limit(embedded[name], per_split) if per_split else embedded[name]
-
-    monkeypatch.setattr("zoo.workspace.open_dataset", open_dataset)
 
 
 def test_every_network_is_measured_on_both_tasks(output):

@@ -56,7 +56,7 @@ def test_rollout_is_the_papers_product(fusion: str, reduce: np.ufunc) -> None:
         np.testing.assert_allclose(found[image], product, rtol=0, atol=1e-14)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shape=SHAPES, fusion=st.sampled_from(["mean", "max", "min"]))
 def test_rows_of_rollout_sum_to_one(shape: tuple[int, int, int, int, int], fusion: str) -> None:
     found = rollout(_maps(*shape), fusion=fusion)
@@ -64,7 +64,7 @@ def test_rows_of_rollout_sum_to_one(shape: tuple[int, int, int, int, int], fusio
     np.testing.assert_allclose(found.sum(dim=-1).numpy(), 1.0, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(shape=SHAPES, seed=st.integers(0, 2**31))
 def test_the_order_of_heads_does_not_matter(shape: tuple[int, int, int, int, int], seed: int) -> None:
     maps = _maps(*shape)

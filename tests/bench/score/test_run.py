@@ -42,6 +42,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(place: Path) -> pa.Table:
+    """The rows of `many.parquet` at batches of 8."""
+    path = place / "model.onnx"
+    job = Job(
+        path=str(path),
+        digest=sha256_file(path),
+        threads=1,
+        batch=8,
+        top=5,
+        max_pixels=10**6,
+        max_image_bytes=10**6,
+        formats=("PNG",),
+    )
+    scorer = Scorer(job)
+    return pa.Table.from_batches([scorer(chunk) for chunk in open_source(str(place / "many.parquet"), batch=8).read(0)])
+
+
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, *, fail_after: int | None = None) -> list[int]:
     """Score without processes, for tests of what is around them; returns the numbers of the chunks it scored."""
     from contextlib import contextmanager
@@ -90,7 +108,7 @@ def test_no_torch_where_pictures_are_scored():
 
 
 @pytest.mark.parametrize("way", ["kill", "worker", "interrupt"])
-def test_a_run_that_was_stopped_continues(place, tmp_path, monkeypatch, way):
+def test_a_run_that_was_stopped_continues(place, whole, tmp_path, monkeypatch, way):
     out = tmp_path / "r.parquet"
     arguments = ["score", place / "model.onnx", place / "many.parquet", "--out", out, "--workers", "2", "--batch", "8"]
     process = subprocess.Popen(
@@ -121,25 +139,7 @@ def test_a_run_that_was_stopped_continues(place, tmp_path, monkeypatch, way):
     config = {"source": str(place / "many.parquet"), "batch": 8, "top": 5}
     report = score(_config(place, out, **config))
     assert seen[0] > 0 and seen == list(range(seen[0], 10)) and report.scored < 1200
-    assert pq.read_table(out).equals(_whole(place, 8))
-
-
-def _whole(place: Path, batch: int) -> pa.Table:
-    path = place / "model.onnx"
-    job = Job(
-        path=str(path),
-        digest=sha256_file(path),
-        threads=1,
-        batch=batch,
-        top=5,
-        max_pixels=10**6,
-        max_image_bytes=10**6,
-        formats=("PNG",),
-    )
-    scorer = Scorer(job)
-    return pa.Table.from_batches(
-        [scorer(chunk) for chunk in open_source(str(place / "many.parquet"), batch=batch).read(0)]
-    )
+    assert pq.read_table(out).equals(whole)
 
 
 def test_what_was_scored_before_a_failure_is_kept(place, tmp_path, monkeypatch):

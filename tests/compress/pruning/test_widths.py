@@ -138,7 +138,7 @@ def test_goals_below_the_narrowest_are_refused_with_what_is_left() -> None:
     assert caught.value.share == 4 / 16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(2, 40), min_size=1, max_size=5),
     share=st.floats(0.05, 0.99),

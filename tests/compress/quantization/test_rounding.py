@@ -8,7 +8,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.quantization.rounding import PAIR_LIMIT, _inverse_factor, compensate, nearest, widest_scales
@@ -42,7 +42,6 @@ def loss(weight: Floats, codes: Floats, scale: Floats, moment: Floats) -> float:
     return float(((difference @ moment) * difference).sum())
 
 
-@settings(max_examples=50, deadline=None)
 @given(WEIGHTS)
 def test_no_pair_saturates_whatever_the_inputs(weight: Floats) -> None:
     scale = widest_scales(weight, pairs=True)
@@ -68,7 +67,6 @@ def test_eight_unbounded_bits_do_saturate() -> None:
     assert (codes * inputs).sum() == 61455
 
 
-@settings(max_examples=50, deadline=None)
 @given(WEIGHTS)
 def test_never_coarser_than_seven_bits(weight: Floats) -> None:
     scale = widest_scales(weight, pairs=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.search.budget import Budget, epochs_for, next_task
@@ -26,7 +26,6 @@ def test_the_artefact_itself_is_measured_whatever_the_time() -> None:
     assert next_task([], PLAN, within(0.001)) == PARENT
 
 
-@settings(deadline=None)
 @given(st.floats(30.0, 2000.0), st.floats(0.05, 0.9), st.sampled_from([0, 2, 8]))
 def test_no_search_takes_longer_than_it_may(seconds: float, edge: float, epochs: int) -> None:
     plan = dataclasses.replace(PLAN, epochs=epochs, most_epochs=2 * epochs)

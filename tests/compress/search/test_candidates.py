@@ -54,7 +54,7 @@ def test_half_a_line_at_the_end_is_dropped_and_overwritten(tmp_path: Path) -> No
     assert Journal(path, "a").facts == {"x": 1}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_a_file_cut_anywhere_can_be_read(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("journal") / "c.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.search.candidates import FLOAT, INT8, PARENT, Record, Task, candidates, parent_of
@@ -50,7 +50,6 @@ def measured(records: list[Record]) -> list[Task]:
     return [record.task for record in records if record.task.kind == "measure"]
 
 
-@settings(deadline=None)
 @given(worlds, plans, st.sampled_from([1e9, 400.0, 60.0]))
 def test_every_search_ends_and_does_nothing_twice(world: World, plan: Plan, seconds: float) -> None:
     records = search(world, plan, seconds=seconds)
@@ -59,7 +58,6 @@ def test_every_search_ends_and_does_nothing_twice(world: World, plan: Plan, seco
     assert len(records) < 120
 
 
-@settings(deadline=None)
 @given(worlds, plans, st.integers(0, 40))
 def test_a_search_cut_anywhere_goes_on_as_if_it_had_not_been(world: World, plan: Plan, cut: int) -> None:
     whole = search(world, plan)
@@ -184,7 +182,6 @@ def test_longer_recovery_reopens_a_ratio_that_failed() -> None:
     assert more.ratio in {task.ratio for task in failed}
 
 
-@settings(deadline=None)
 @given(worlds, plans)
 def test_what_is_chosen_keeps_the_goal(world: World, plan: Plan) -> None:
     found = candidates(search(world, plan))

@@ -41,7 +41,7 @@ def _built(arguments: Cnn5Arguments, classes: int = 3, channels: int = 1) -> nn.
     return build("cnn5", classes=classes, channels=channels, arguments=given_)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_arguments(), st.integers(2, 5), st.sampled_from([1, 3]))
 def test_formulas_count_what_is_built(arguments, classes, channels):
     model = _built(arguments, classes, channels)
@@ -51,7 +51,7 @@ def test_formulas_count_what_is_built(arguments, classes, channels):
     assert model.eval()(torch.zeros(2, *spec.shape)).shape == (2, classes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(_arguments())
 def test_one_pixel_less_than_the_smallest_is_refused(arguments):
     smallest = smallest_of(arguments)
