@@ -56,7 +56,7 @@ OF_DIGIT := $(PICTURES)/digit.png --out $(PICTURES)
 EXPLAIN := $(RUN)pocketzoo explain
 pictures: setup
 	@mkdir -p $(PICTURES)
-	$(RUN)python -c "from zoo.datasets.registry import open_dataset as o; import sys; \
+	$(RUN)python -c "from zoo.data.catalogue import open_dataset as o; import sys; \
 	  sys.stdout.buffer.write(o('mnist5k').splits['validation'][3].read())" > $(PICTURES)/digit.png
 	$(EXPLAIN) predictions output/vit-lora --out $(PICTURES)/predictions.png
 	$(EXPLAIN) confusion output/vit-lora --out $(PICTURES)/confusion.png
@@ -91,7 +91,7 @@ check: setup
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
 # killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment.
 soak: setup
-	$(RUN)python -m bench.soak.run
+	$(RUN)python -m tests.soak.run
 	POCKETZOO_FUZZ_EXAMPLES=2000 $(RUN)python -m pytest tests/serve/test_fuzz.py
 	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/test_shipping.py tests/serve/test_shipping_manifests.py
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.identity import identity
-from bench.pictures import truth
 from bench.rows import stamp
-from zoo.datasets.base import SPLITS, Dataset
-from zoo.errors import unknown_name
-from zoo.evaluate import accuracy, logits_of
-from zoo.predictor import Predictor
+from zoo.artefact.predictor import Predictor
+from zoo.base.errors import unknown_name
+from zoo.data.dataset import SPLITS, Dataset
+from zoo.data.inputs import truth
+from zoo.training.evaluate import accuracy, logits_of
 
 __all__ = ["measure_accuracy"]
 
@@ -22,7 +22,7 @@ def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test") -> di
     Raises:
         UsageError: unknown split.
         DataError: the data set has labels that the artefact does not know.
-        ArtefactError, CardError, CheckError: see zoo.predictor.Predictor.
+        ArtefactError, CardError, CheckError: see zoo.artefact.predictor.Predictor.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.card import Card
-from zoo.files import sha256_file
-from zoo.graph import read_card
-from zoo.workspace import card_if_readable, read_notes
+from zoo.artefact.card import Card
+from zoo.artefact.onnx_file import read_card
+from zoo.base.files import sha256_file
+from zoo.training.workspace import card_if_readable, read_notes
 
 __all__ = ["identity", "trained_on"]
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.environment import load_average
 from bench.identity import identity
 from bench.rows import stamp
-from zoo.clock import summarise
-from zoo.latency import LatencyConfig, latencies
-from zoo.machine import cores
+from zoo.artefact.environment import load_average
+from zoo.artefact.latency import LatencyConfig, latencies
+from zoo.base.clock import summarise
+from zoo.base.machine import cores
 
 __all__ = ["measure_latency"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.table import Line
-from zoo.plots import save_figure
+from zoo.base.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.pareto import draw_pareto
-from bench.peers.text import summary_table
 from bench.rows import ACCURACY, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
+from bench.runtimes.text import summary_table
 from bench.table import Line, collect, lines_of
 from bench.table import render as table_of
-from zoo.errors import ArtefactError, unknown_name
-from zoo.files import write_bytes
-from zoo.tables import plain
+from zoo.base.errors import ArtefactError, unknown_name
+from zoo.base.files import write_bytes
+from zoo.base.tables import plain
 
 __all__ = ["PARETO", "digest_of", "filled", "groups", "publish", "render"]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.environment import environment
-from zoo.errors import ArtefactError
-from zoo.files import write_bytes
+from zoo.artefact.environment import environment
+from zoo.base.errors import ArtefactError
+from zoo.base.files import write_bytes
 
 __all__ = [
     "ACCURACY",
@@ -72,7 +72,7 @@ def stamp(*packages: str) -> dict[str, Any]:
     """What the rows of one run have in common: its identifier, the environment and the time.
 
     Args:
-        packages: see bench.environment.environment.
+        packages: see zoo.artefact.environment.environment.
     """
     return {"run": uuid.uuid4().hex, "environment": environment(*packages), "time": now()}
 

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from bench.identity import identity
 from bench.rows import ACCURACY, LATENCY, read
-from zoo.files import GRAPH, INT8_GRAPH
-from zoo.intervals import ratio
-from zoo.machine import cores
-from zoo.tables import rich_table
+from zoo.base.files import GRAPH, INT8_GRAPH
+from zoo.base.machine import cores
+from zoo.base.statistics.intervals import ratio
+from zoo.base.tables import rich_table
 
 __all__ = ["Line", "collect", "graphs", "lines_of", "render", "unmeasured"]
 

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from compress.export import export
-from compress.prune import prune
-from compress.quantization.verdict import images_digest, is_up_to_date, read_report
-from compress.quantize import quantize
+from compress.prune.stage import prune
+from compress.quantize.stage import quantize
+from compress.quantize.verdict import images_digest, is_up_to_date, read_report
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
-from zoo import graph
-from zoo.card import allow
-from zoo.checkpoint import load, read_card
-from zoo.datasets.unlabelled import open_images
-from zoo.errors import ArtefactError, DataError
-from zoo.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
-from zoo.progress import note
-from zoo.recipe import QuantizeConfig, Run
-from zoo.train import add_test
-from zoo.workspace import (
+from zoo.artefact import onnx_file as graph
+from zoo.artefact.card import allow
+from zoo.base.errors import ArtefactError, DataError
+from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
+from zoo.base.progress import note
+from zoo.data.unlabelled import open_images
+from zoo.networks.checkpoint import load, read_card
+from zoo.training.recipe import QuantizeConfig, Run
+from zoo.training.stage import add_test
+from zoo.training.workspace import (
     DataSource,
     card_if_readable,
     is_current,
@@ -94,7 +94,7 @@ def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bo
 
     Args:
         artefact: the folder or the file.
-        data: what to measure it on, where that is not what its run.json names; see zoo.workspace.notes_for.
+        data: what to measure it on, where that is not what its run.json names; see zoo.training.workspace.notes_for.
         force: do it even if the result is up to date.
     """
     source = checkpoint_path(artefact)
@@ -130,7 +130,7 @@ def quantize_artefact(
         analyse: measure what each node costs even if the budget holds.
 
     Returns:
-        The file, which is not there if it was not worth it, and the report; see compress.quantization.verdict.
+        The file, which is not there if it was not worth it, and the report; see compress.quantize.verdict.
     """
     if not artefact.is_dir() and artefact.suffix not in ("", ".onnx", ".safetensors"):
         raise ArtefactError(

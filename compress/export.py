@@ -13,14 +13,14 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from compress.publish import publish
-from zoo.card import Card, Input, Stage, advance, allow
-from zoo.checkpoint import load
-from zoo.datasets.base import Dataset
-from zoo.errors import ArtefactError, CheckError
-from zoo.files import code_commit, sha256_file
-from zoo.image import golden_image, preprocess
-from zoo.predictor import Predictor
+from compress.write_graph import publish
+from zoo.artefact.card import Card, Input, Stage, advance, allow
+from zoo.artefact.predictor import Predictor
+from zoo.artefact.preprocess import golden_image, preprocess
+from zoo.base.errors import ArtefactError, CheckError
+from zoo.base.files import code_commit, sha256_file
+from zoo.data.dataset import Dataset
+from zoo.networks.checkpoint import load
 
 __all__ = ["PARITY_BATCHES", "PARITY_TOLERANCE", "export", "to_onnx"]
 

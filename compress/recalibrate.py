@@ -1,7 +1,7 @@
 """BatchNorm recalibration: pruning changes what flows through a network, so its running statistics are measured anew.
 
 Only BatchNorm layers are in training mode, every image counts the same, the variance is the population's, and the data
-are training images without augmentation; see zoo.norms.
+are training images without augmentation; see zoo.training.loop.norms.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from torch import nn
 
-from zoo.batches import Images
-from zoo.card import Input, Stage, advance, allow
-from zoo.checkpoint import load, save
-from zoo.datasets.base import Dataset
-from zoo.distributed import pick_device
-from zoo.errors import ArtefactError, UsageError
-from zoo.files import code_commit, sha256_file
-from zoo.freeze import is_batch_norm
-from zoo.norms import reestimate
-from zoo.recipe import RecalibrateConfig
-from zoo.train import measured
+from zoo.artefact.card import Input, Stage, advance, allow
+from zoo.base.errors import ArtefactError, UsageError
+from zoo.base.files import code_commit, sha256_file
+from zoo.data.dataset import Dataset
+from zoo.data.decoded import Images
+from zoo.networks.checkpoint import load, save
+from zoo.networks.stages import is_batch_norm
+from zoo.training.loop.distributed import pick_device
+from zoo.training.loop.norms import reestimate
+from zoo.training.recipe import RecalibrateConfig
+from zoo.training.stage import measured
 
 __all__ = ["Recalibration", "batch_norms", "recalibrate", "recalibrate_model"]
 
@@ -100,7 +100,7 @@ def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, datase
 
 
 def _top1(model: nn.Module, spec: Input, dataset: Dataset) -> float:
-    from zoo.evaluate import torch_logits
+    from zoo.training.evaluate import torch_logits
 
     images = Images(dataset.splits["validation"], spec)
     logits = torch_logits(model, images)

@@ -14,19 +14,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zoo.batches import Images, canvas
-from zoo.card import Stage, advance, allow
-from zoo.checkpoint import load, save
-from zoo.datasets.base import Dataset
-from zoo.distributed import pick_device
-from zoo.errors import UsageError
-from zoo.evaluate import check_labels
-from zoo.files import code_commit, sha256_file
-from zoo.fit import FitReport, fit
-from zoo.losses import Loss
-from zoo.recipe import RecoverConfig
-from zoo.run_state import STATE
-from zoo.train import measured
+from zoo.artefact.card import Stage, advance, allow
+from zoo.base.errors import UsageError
+from zoo.base.files import code_commit, sha256_file
+from zoo.data.dataset import Dataset
+from zoo.data.decoded import Images, canvas
+from zoo.networks.checkpoint import load, save
+from zoo.training.evaluate import check_labels
+from zoo.training.loop.distributed import pick_device
+from zoo.training.loop.fit import FitReport, fit
+from zoo.training.loop.losses import Loss
+from zoo.training.loop.state import STATE
+from zoo.training.recipe import RecoverConfig
+from zoo.training.stage import measured
 
 __all__ = ["distillation", "recover"]
 

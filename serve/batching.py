@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.settings import Settings
-from zoo.machine import cores
+from zoo.base.machine import cores
 
 __all__ = ["Batcher", "pays"]
 

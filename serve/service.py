@@ -17,15 +17,15 @@ from pydantic import Field
 from starlette.types import ASGIApp, Message
 
 from serve.access.keys import Keys
-from serve.exchange import Call
-from serve.front import Front
+from serve.connections import limit_headers
 from serve.models.repository import Repository
 from serve.observe.trace import request_id
-from serve.protocol import limit_headers
-from serve.runtime import Runtime
-from serve.schema import PredictResponse
+from serve.protocols.http import Call
+from serve.protocols.schema import PredictResponse
+from serve.routes import Front
 from serve.settings import Settings, read_settings
-from zoo.errors import PocketzooError, UsageError
+from serve.worker import Runtime
+from zoo.base.errors import PocketzooError, UsageError
 
 __all__ = ["Classifier"]
 
@@ -44,7 +44,7 @@ def _settings_or_defaults() -> Settings:
 
 
 class _Service(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML has no types
-    """A BentoML service whose HTTP requests pass :class:`serve.front.Front` first."""
+    """A BentoML service whose HTTP requests pass :class:`serve.routes.Front` first."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that BentoML's worker gives to uvicorn."""
@@ -98,7 +98,7 @@ class Classifier:
     ) -> PredictResponse:
         """Classify one or several images.
 
-        Over HTTP, POST /predict is answered by `serve.front`, in the same words; BentoML's
+        Over HTTP, POST /predict is answered by `serve.routes`, in the same words; BentoML's
         clients read this signature, and tests call it.
         """
         call = Call(receive=_no_body, method="POST", path="/predict", headers={}, request_id=request_id({}))

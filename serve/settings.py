@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.errors import UsageError, unknown_name
-from zoo.files import output_root
-from zoo.image import FORMATS
-from zoo.machine import cores
+from zoo.artefact.preprocess import FORMATS
+from zoo.base.errors import UsageError, unknown_name
+from zoo.base.files import output_root
+from zoo.base.machine import cores
 
 __all__ = ["PREFIX", "Settings", "read_settings"]
 

@@ -15,8 +15,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
-from zoo.cli.main import app
-from zoo.datasets.registry import DATASETS
+from zoo.data.catalogue import DATASETS
+from zoo.main import app
 
 # Read by torch when it is imported, here and in the processes that tests start: networks this small are faster without
 # threads that wait for each other on shared cores.
@@ -40,7 +40,7 @@ def run_cli(*arguments: str | Path) -> Result:
 
 def _twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
     """Stands for the timing of quantized files, which takes a dozen processes and decides nothing in tests."""
-    from compress.quantization.study import Speed
+    from compress.quantize.study import Speed
 
     return [Speed(speedup=2.0, parent_ms=2.0, ms=1.0) for _ in children]
 
@@ -87,7 +87,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _make_chain(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_OUTPUT", str(folder))
-        patch.setattr("compress.quantization.study.measure_speed", _twice_as_fast)
+        patch.setattr("compress.quantize.study.measure_speed", _twice_as_fast)
         for arguments in (
             ("train", "--recipe", "tiny"),
             ("compress", "--recipe", "tiny"),
@@ -102,5 +102,5 @@ def _make_chain(folder: Path) -> None:
 def made(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The chain's folder, as the folder of artefacts of this test."""
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(chain))
-    monkeypatch.setattr("compress.quantization.study.measure_speed", _twice_as_fast)
+    monkeypatch.setattr("compress.quantize.study.measure_speed", _twice_as_fast)
     return chain

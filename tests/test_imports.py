@@ -32,12 +32,12 @@ def test_packages_import_nothing_by_themselves(package: str) -> None:
     "module",
     [
         "zoo.card",
-        "zoo.image",
-        "zoo.graph",
-        "zoo.predictor",
-        "zoo.clock",
-        "zoo.cli.main",
-        "zoo.latency_worker",
+        "zoo.artefact.preprocess",
+        "zoo.artefact.onnx_file",
+        "zoo.artefact.predictor",
+        "zoo.base.clock",
+        "zoo.main",
+        "zoo.artefact.latency_worker",
         "bench.table",
     ],
 )

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import run_cli
-from zoo.datasets.registry import open_dataset
+from zoo.data.catalogue import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

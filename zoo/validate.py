@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from zoo.card import Card
-from zoo.checkpoint import load, read_card
-from zoo.errors import ArtefactError
-from zoo.files import CHECKPOINT, output_root, write_bytes
-from zoo.workspace import card_if_readable
+from zoo.artefact.card import Card
+from zoo.base.errors import ArtefactError
+from zoo.base.files import CHECKPOINT, output_root, write_bytes
+from zoo.networks.checkpoint import load, read_card
+from zoo.training.workspace import card_if_readable
 
 __all__ = ["STATE_DICTS", "best_fine_tuned", "load_my_models", "write_state_dicts"]
 

@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.errors import ArtefactError
-from zoo.progress import note
+from zoo.base.errors import ArtefactError
+from zoo.base.progress import note
 
 __all__ = ["default_image", "images_of"]
 
@@ -40,7 +40,7 @@ def images_of(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
     if not paths:
         path = default_image()
         return [(path.name, path.read_bytes())]
-    from bench.pictures import named
+    from zoo.data.inputs import named
 
     samples = named(paths).samples
     if (many := len(samples)) > _MOST:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.load.histogram import Latencies
-from zoo.plots import save_figure
+from zoo.base.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

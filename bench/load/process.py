@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.load.job import Job
-from bench.server import ROOT
-from zoo.errors import ArtefactError
+from bench.serving.server import ROOT
+from zoo.base.errors import ArtefactError
 
 __all__ = ["Client", "generate"]
 

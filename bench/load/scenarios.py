@@ -23,8 +23,8 @@ from bench.load.process import generate
 from bench.load.search import Search, Step, search
 from bench.load.target import Answer, Target, ask, requests_of
 from bench.rows import now, stamp
-from zoo.errors import ArtefactError, UsageError, unknown_name
-from zoo.progress import note
+from zoo.base.errors import ArtefactError, UsageError, unknown_name
+from zoo.base.progress import note
 
 __all__ = ["SCENARIOS", "LoadConfig", "Run", "measure"]
 

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 from PIL import Image
 
 from bench.load.job import prepare
-from zoo.errors import ArtefactError, UsageError
+from zoo.base.errors import ArtefactError, UsageError
 
 __all__ = ["Answer", "Target", "ask", "parse_url", "requests_of"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from zoo.tables import rich_table
+from zoo.base.tables import rich_table
 
 __all__ = ["facts", "render"]
 

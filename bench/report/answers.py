@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.explain.confusion import Counts, confusion_counts
-from bench.explain.losses import top_losses
-from zoo.card import Use
-from zoo.datasets.base import Sample
-from zoo.evaluate import CALIBRATION_BINS, Averages, ClassMetrics, averages, calibration_error, per_class
-from zoo.image import encode_png, pixels
-from zoo.paired import Labels, Logits
-from zoo.predictor import softmax
+from zoo.artefact.card import Use
+from zoo.artefact.predictor import softmax
+from zoo.artefact.preprocess import encode_png, pixels
+from zoo.base.statistics.paired import Labels, Logits
+from zoo.data.dataset import Sample
+from zoo.explain.predictions.confusion import Counts, confusion_counts
+from zoo.explain.predictions.losses import top_losses
+from zoo.training.evaluate import CALIBRATION_BINS, Averages, ClassMetrics, averages, calibration_error, per_class
 
 __all__ = ["Answers", "Bin", "Calibration", "WorstError", "judge", "reliability", "worst_errors"]
 
@@ -115,7 +115,7 @@ def reliability(
     Args:
         probabilities: [N, K].
         labels: [N], the true labels.
-        bins: of equal width over 0 to 1, each with its upper end, as zoo.evaluate.calibration_error has them.
+        bins: of equal width over 0 to 1, each with its upper end, as zoo.training.evaluate.calibration_error has them.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.explain.confusion import Counts, draw_confusion, figure_size
-from bench.explain.drawing import NEUTRAL, RIGHT, WRONG
 from bench.report.answers import Calibration
 from bench.report.history import Curve
-from zoo.plots import figure_png
+from zoo.base.figures import figure_png
+from zoo.explain.drawing import NEUTRAL, RIGHT, WRONG
+from zoo.explain.predictions.confusion import Counts, draw_confusion, figure_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.rows import COMPARE, read
-from zoo import checkpoint
-from zoo.card import Card, Stage
-from zoo.errors import ArtefactError
-from zoo.files import CHECKPOINT, output_root
-from zoo.workspace import card_if_readable
+from zoo.artefact.card import Card, Stage
+from zoo.base.errors import ArtefactError
+from zoo.base.files import CHECKPOINT, output_root
+from zoo.networks import checkpoint
+from zoo.training.workspace import card_if_readable
 
 __all__ = ["LOG", "Curve", "PeerRows", "read_curves", "read_peers"]
 

@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.ancestry import find_parent
-from bench.environment import load_average
-from bench.pictures import Pictures
 from bench.report.answers import Answers, judge
 from bench.report.history import Curve, PeerRows, read_curves, read_peers
 from bench.rows import stamp
-from compress.quantization.verdict import read_report, sentence
-from zoo.card import Card, Metrics
-from zoo.clock import Timing, summarise
-from zoo.errors import ArtefactError, DataError
-from zoo.evaluate import accuracy, calibration_error, file_logits
-from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, output_root, sha256_file
-from zoo.graph import read_card
-from zoo.intervals import Ratio, ratio
-from zoo.latency import LatencyConfig, latencies
-from zoo.machine import cores
-from zoo.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
-from zoo.predictor import softmax
-from zoo.progress import note
+from compress.quantize.verdict import read_report, sentence
+from zoo.artefact.card import Card, Metrics
+from zoo.artefact.environment import load_average
+from zoo.artefact.latency import LatencyConfig, latencies
+from zoo.artefact.onnx_file import read_card
+from zoo.artefact.predictor import softmax
+from zoo.base.clock import Timing, summarise
+from zoo.base.errors import ArtefactError, DataError
+from zoo.base.files import GRAPH, HALF_GRAPH, INT8_GRAPH, output_root, sha256_file
+from zoo.base.machine import cores
+from zoo.base.progress import note
+from zoo.base.statistics.intervals import Ratio, ratio
+from zoo.base.statistics.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
+from zoo.data.inputs import Pictures
+from zoo.training.ancestry import find_parent
+from zoo.training.evaluate import accuracy, calibration_error, file_logits
 
 __all__ = ["Comparison", "Line", "Report", "artefact_files", "measure_report", "name_of"]
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 
 from bench.report.blocks import Section
-from zoo.tables import escape_markdown, markdown_table
+from zoo.base.tables import escape_markdown, markdown_table
 
 __all__ = ["html", "markdown"]
 

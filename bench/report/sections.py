@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.environment import environment_text
-from bench.explain.confusion import most_confused
-from bench.peers.text import details
 from bench.report.answers import Answers
 from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section, Shown, Table, Text
 from bench.report.figures import draw_curve, draw_reliability, draw_report_confusion
@@ -15,7 +12,10 @@ from bench.report.lineage import card_blocks, lineage_blocks
 from bench.report.measure import Report, name_of
 from bench.report.text import METHOD, busy_note, compression_tables
 from bench.report.values import document
-from compress.quantization.verdict import read_report, sentence
+from bench.runtimes.text import details
+from compress.quantize.verdict import read_report, sentence
+from zoo.artefact.environment import environment_text
+from zoo.explain.predictions.confusion import most_confused
 
 __all__ = ["headline", "pictures", "sections"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from bench.report.measure import Comparison, Line, Report, name_of
-from zoo.evaluate import CALIBRATION_BINS
-from zoo.tables import rich_table
+from zoo.base.tables import rich_table
+from zoo.training.evaluate import CALIBRATION_BINS
 
 __all__ = ["METHOD", "busy_note", "compression_tables", "tables"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bench.load.job import prepare
-from serve.oip.tensors import images_name
-from zoo.card import Card
-from zoo.image import preprocess
+from serve.protocols.oip.tensors import images_name
+from zoo.artefact.card import Card
+from zoo.artefact.preprocess import preprocess
 
 __all__ = ["ENDPOINTS", "Endpoint"]
 

@@ -16,18 +16,18 @@ from bench.load.images import default_image
 from bench.load.job import Job, summary
 from bench.load.process import generate
 from bench.rows import stamp
-from bench.server import Server, serving, watching
 from bench.serving.endpoints import ENDPOINTS
 from bench.serving.reference import Turn
+from bench.serving.server import Server, serving, watching
 from bench.serving.workers import REFERENCES, References, references
 from serve.models.folder import SUFFIXES
-from zoo.card import Card
-from zoo.errors import ArtefactError, UsageError
-from zoo.files import sha256_file
-from zoo.graph import read_card
-from zoo.image import preprocess
-from zoo.intervals import ratio
-from zoo.progress import note, track
+from zoo.artefact.card import Card
+from zoo.artefact.onnx_file import read_card
+from zoo.artefact.preprocess import preprocess
+from zoo.base.errors import ArtefactError, UsageError
+from zoo.base.files import sha256_file
+from zoo.base.progress import note, track
+from zoo.base.statistics.intervals import ratio
 
 __all__ = ["Load", "ServingConfig", "measure"]
 

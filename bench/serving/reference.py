@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.image import preprocess
-from zoo.predictor import Predictor
+from zoo.artefact.predictor import Predictor
+from zoo.artefact.preprocess import preprocess
 
 __all__ = ["Turn", "measure"]
 

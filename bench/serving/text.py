@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from zoo.tables import markdown_table, rich_table
+from zoo.base.tables import markdown_table, rich_table
 
 __all__ = ["facts", "markdown", "render"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bench.server import ROOT
 from bench.serving.reference import Turn
-from zoo.errors import ArtefactError
-from zoo.machine import cores
+from bench.serving.server import ROOT
+from zoo.base.errors import ArtefactError
+from zoo.base.machine import cores
 
 __all__ = ["REFERENCES", "References", "references"]
 

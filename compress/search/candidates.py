@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.decode import DecodeError, decode
-from zoo.errors import ArtefactError
-from zoo.files import write_bytes
+from zoo.base.documents import DecodeError, decode
+from zoo.base.errors import ArtefactError
+from zoo.base.files import write_bytes
 
 __all__ = ["PARENT", "Candidate", "File", "Journal", "Record", "Task", "candidates", "parent_of", "record_of"]
 

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.publish import CPU
-from compress.quantization.verdict import REPORT
+from compress.quantize.verdict import REPORT
 from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, Journal, candidates, parent_of
 from compress.search.pareto import Goal, choose
 from compress.search.workbench import GRAPHS, Workbench, carry_out
-from zoo.card import Metrics
-from zoo.datasets.base import Dataset, Sample
-from zoo.decode import decode
-from zoo.errors import ArtefactError
-from zoo.evaluate import accuracy, logits_of
-from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
-from zoo.paired import paired_difference
-from zoo.predictor import Predictor
-from zoo.progress import note
-from zoo.run_state import LOG
+from compress.write_graph import CPU
+from zoo.artefact.card import Metrics
+from zoo.artefact.predictor import Predictor
+from zoo.base.documents import decode
+from zoo.base.errors import ArtefactError
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.base.progress import note
+from zoo.base.statistics.paired import paired_difference
+from zoo.data.dataset import Dataset, Sample
+from zoo.training.evaluate import accuracy, logits_of
+from zoo.training.loop.state import LOG
 
 __all__ = ["FinalTest", "bring", "compare", "is_parent"]
 

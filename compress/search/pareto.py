@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, parent_of
-from zoo.errors import UsageError
-from zoo.plots import axes
+from zoo.base.errors import UsageError
+from zoo.base.figures import axes
 
 __all__ = ["Goal", "choose", "contenders", "draw", "drop", "eligible", "front", "label", "nearest", "remedy"]
 

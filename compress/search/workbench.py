@@ -14,25 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.export import export
-from compress.prune import prune
-from compress.quantize import quantize
+from compress.prune.stage import prune
+from compress.quantize.stage import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
 from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, File, Journal, Record, Task, candidates
 from compress.search.pareto import front
-from zoo import graph
-from zoo.batches import Images
-from zoo.checkpoint import load, read_card, save
-from zoo.datasets.base import Dataset
-from zoo.errors import ArtefactError, CheckError, TrainingError, UsageError
-from zoo.evaluate import torch_logits
-from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
-from zoo.fit_config import FitConfig
-from zoo.latency import LatencyConfig, latencies
-from zoo.models.shrink import attentions
-from zoo.progress import note
-from zoo.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig
-from zoo.workspace import card_if_readable, is_current
+from zoo.artefact import onnx_file as graph
+from zoo.artefact.latency import LatencyConfig, latencies
+from zoo.base.errors import ArtefactError, CheckError, TrainingError, UsageError
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.base.progress import note
+from zoo.data.dataset import Dataset
+from zoo.data.decoded import Images
+from zoo.networks.checkpoint import load, read_card, save
+from zoo.networks.shrink import attentions
+from zoo.training.evaluate import torch_logits
+from zoo.training.loop.config import FitConfig
+from zoo.training.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig
+from zoo.training.workspace import card_if_readable, is_current
 
 __all__ = ["GRAPHS", "Settings", "Workbench", "carry_out"]
 

@@ -25,8 +25,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.decode import DecodeError, decode
-from zoo.errors import UsageError, unknown_name
+from zoo.base.documents import DecodeError, decode
+from zoo.base.errors import UsageError, unknown_name
 
 __all__ = ["ROLES", "KeyEntry", "add_key", "digest_of", "parse_keys", "read_keys", "remove_key"]
 
@@ -187,7 +187,7 @@ def _toml(entry: KeyEntry) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    # Not zoo.files.write_atomically: that gives a file the mode of any other file of the user.
+    # Not zoo.base.files.write_atomically: that gives a file the mode of any other file of the user.
     target = path.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.access.key_file import KeyEntry, digest_of, read_keys
-from serve.exchange import Refused
+from serve.protocols.http import Refused
 from serve.settings import Settings
-from zoo.errors import UsageError
+from zoo.base.errors import UsageError
 
 __all__ = ["Keys"]
 

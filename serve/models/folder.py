@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve.models.model import Stamp, stamp
-from zoo.card import Card
-from zoo.errors import ArtefactError, PocketzooError
-from zoo.files import GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
-from zoo.graph import read_card
+from zoo.artefact.card import Card
+from zoo.artefact.onnx_file import read_card
+from zoo.base.errors import ArtefactError, PocketzooError
+from zoo.base.files import GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
 
 __all__ = ["SUFFIXES", "Artefact", "Found", "look_through", "no_artefact", "scan"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.card import Card
-from zoo.errors import ArtefactError, PocketzooError
-from zoo.files import sha256_file
-from zoo.machine import cores
-from zoo.predictor import Predictor, default_providers
+from zoo.artefact.card import Card
+from zoo.artefact.predictor import Predictor, default_providers
+from zoo.base.errors import ArtefactError, PocketzooError
+from zoo.base.files import sha256_file
+from zoo.base.machine import cores
 
 __all__ = ["VERSION_DIGITS", "Model", "Stamp", "give_back_memory", "load_model", "stamp"]
 

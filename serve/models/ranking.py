@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from serve.models.snapshot import View
 from serve.models.versions import VersionStore
-from serve.models.view import View
-from zoo.card import Card
-from zoo.errors import PocketzooError
-from zoo.graph import read_card
+from zoo.artefact.card import Card
+from zoo.artefact.onnx_file import read_card
+from zoo.base.errors import PocketzooError
 
 __all__ = ["best_first"]
 

@@ -14,15 +14,15 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from serve.exchange import Refused
 from serve.models.folder import no_artefact
-from serve.models.inventory import describe
-from serve.models.live import Live, OnEvent, Report
+from serve.models.listing import describe
+from serve.models.loader import Live, OnEvent, Report
 from serve.models.model import Model
+from serve.models.snapshot import without
 from serve.models.state import Split, Target
-from serve.models.view import without
+from serve.protocols.http import Refused
 from serve.settings import Settings
-from zoo.errors import ArtefactError, unknown_name
+from zoo.base.errors import ArtefactError, unknown_name
 
 __all__ = ["OnEvent", "Report", "Repository"]
 
@@ -61,7 +61,7 @@ class Repository:
         return len(self._live.view.versions)
 
     def describe(self, *, operator: bool = False) -> dict[str, Any]:
-        """Every model, as :class:`serve.schema.ModelsResponse` says it; reads files.
+        """Every model, as :class:`serve.protocols.schema.ModelsResponse` says it; reads files.
 
         Args:
             operator: add what only operators decide: pin, split and shadow.

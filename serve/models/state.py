@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from serve.models.model import Stamp, stamp
-from zoo.decode import DecodeError, decode
-from zoo.errors import ArtefactError, PocketzooError, UsageError
-from zoo.files import write_bytes
+from zoo.base.documents import DecodeError, decode
+from zoo.base.errors import ArtefactError, PocketzooError, UsageError
+from zoo.base.files import write_bytes
 
 try:
     import fcntl

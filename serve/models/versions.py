@@ -18,8 +18,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from serve.models.model import VERSION_DIGITS, Model, load_model
-from zoo.errors import ArtefactError
-from zoo.files import sha256_file, write_atomically
+from zoo.base.errors import ArtefactError
+from zoo.base.files import sha256_file, write_atomically
 
 __all__ = ["VersionStore"]
 

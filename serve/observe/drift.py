@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zoo.card import Card
+from zoo.artefact.card import Card
 
 __all__ = ["ENOUGH", "WINDOW", "Drift", "Follower", "class_distance"]
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from serve.exchange import Call
+from serve.protocols.http import Call
 from serve.settings import Settings
 
 __all__ = ["MAX_LINE", "Log"]

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 
-from serve.exchange import Call
 from serve.observe.drift import Follower
 from serve.observe.exposition import forget_dead_workers, render, reserve_files
 from serve.observe.tally import CounterTally, HistogramTally
+from serve.protocols.http import Call
 from serve.settings import Settings
-from zoo.card import Card
+from zoo.artefact.card import Card
 
 __all__ = ["CONTENT_TYPE", "Answering", "Metrics"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.models.folder import SUFFIXES, scan
-from zoo.errors import ArtefactError, PocketzooError, UsageError
-from zoo.files import graph_paths
-from zoo.predictor import Predictor
+from zoo.artefact.predictor import Predictor
+from zoo.base.errors import ArtefactError, PocketzooError, UsageError
+from zoo.base.files import graph_paths
 
 __all__ = ["Choice", "ShippedModel", "choose_models"]
 

@@ -15,8 +15,8 @@ from serve.shipping.models import ShippedModel, choose_models
 from serve.shipping.requirements import pinned_requirements
 from serve.shipping.sources import server_sources
 from serve.shipping.texts import compose
-from zoo.errors import ArtefactError, UsageError
-from zoo.files import code_commit, sha256_file
+from zoo.base.errors import ArtefactError, UsageError
+from zoo.base.files import code_commit, sha256_file
 
 __all__ = ["MANIFEST", "Shipment", "plan_shipment", "write_shipment"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from zoo.errors import ArtefactError
+from zoo.base.errors import ArtefactError
 
 __all__ = ["IMAGE", "PYTHON", "pinned_requirements"]
 

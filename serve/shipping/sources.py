@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.errors import ArtefactError
+from zoo.base.errors import ArtefactError
 
 __all__ = ["PROJECT", "server_sources"]
 
@@ -52,7 +52,7 @@ def _imported(path: Path, project: Path) -> Iterator[Path]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from zoo import files` names a module, `from zoo.files import GRAPH` does not: the path tells.
+            # `from zoo import files` names a module, `from zoo.base.files import GRAPH` does not: the path tells.
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue

@@ -11,11 +11,12 @@ import onnx
 import torch
 
 from tests.zoo.factories import make_card, make_graph, make_input
-from zoo import checkpoint, graph
-from zoo.card import Card, Stage
-from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
-from zoo.models.registry import build
-from zoo.predictor import Predictor, draw_golden
+from zoo.artefact import onnx_file as graph
+from zoo.artefact.card import Card, Stage
+from zoo.artefact.predictor import Predictor, draw_golden
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.networks import checkpoint
+from zoo.networks.registry import build
 
 TRAIN = Stage(stage="train", config={}, parent=None, summary={"seconds": 12.5})
 
@@ -69,7 +70,7 @@ def family(root: Path) -> dict[str, Path]:
 
 
 def rewrite(path: Path) -> None:
-    """Write a checkpoint again with another digest and the same lineage, as zoo.train.add_test does."""
+    """Write a checkpoint again with another digest and the same lineage, as zoo.training.stage.add_test does."""
     model, card = checkpoint.load(path)
     before = sha256_file(path)
     checkpoint.save(model, dataclasses.replace(card, use=replace(card.use, temperature=2.0)), path)

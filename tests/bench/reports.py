@@ -12,8 +12,8 @@ from bench.report import measure as report
 from bench.report.measure import Pictures, Report, measure_report
 from tests.bench.artefacts import family
 from tests.zoo.factories import make_dataset
-from zoo.datasets.base import Dataset
-from zoo.latency import LatencyConfig
+from zoo.artefact.latency import LatencyConfig
+from zoo.data.dataset import Dataset
 
 HOSTILE = "<script>alert(1)</script>|`b`"
 

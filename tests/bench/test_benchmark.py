@@ -1,4 +1,4 @@
-"""Latency and accuracy of every artefact; collected by `pytest --benchmark` only (see bench.plugin)."""
+"""Latency and accuracy of every artefact; collected by `pytest --benchmark` only (see bench.pytest_plugin)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from bench.accuracy import measure_accuracy
-from bench.peers.families import families
-from bench.plugin import accuracy_row, timing_row
-from zoo.clock import sample_ms
-from zoo.errors import ArtefactError
-from zoo.graph import read_card
-from zoo.predictor import Predictor
-from zoo.workspace import notes_for
+from bench.pytest_plugin import accuracy_row, timing_row
+from bench.runtimes.families import families
+from zoo.artefact.onnx_file import read_card
+from zoo.artefact.predictor import Predictor
+from zoo.base.clock import sample_ms
+from zoo.base.errors import ArtefactError
+from zoo.training.workspace import notes_for
 
 WARMUP, LEAST, MOST, SECONDS = 5, 20, 200, 1.5
 

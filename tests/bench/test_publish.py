@@ -16,9 +16,9 @@ from bench.publish import PARETO, digest_of, filled, groups, publish, render
 from bench.table import collect
 from bench.table import render as table_of
 from tests.conftest import run_cli
-from zoo.errors import UsageError
-from zoo.files import PROJECT
-from zoo.tables import plain
+from zoo.base.errors import UsageError
+from zoo.base.files import PROJECT
+from zoo.base.tables import plain
 
 RESULTS = PROJECT / "bench" / "results"
 DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\nafter\n"

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from bench import table
 from bench.accuracy import measure_accuracy
-from bench.environment import environment
-from bench.pictures import truth
 from bench.rows import ACCURACY, LATENCY, REQUIRED, append, read
-from zoo.datasets.registry import open_dataset
-from zoo.errors import ArtefactError, DataError
-from zoo.files import GRAPH, INT8_GRAPH, sha256_file
-from zoo.predictor import Predictor
+from zoo.artefact.environment import environment
+from zoo.artefact.predictor import Predictor
+from zoo.base.errors import ArtefactError, DataError
+from zoo.base.files import GRAPH, INT8_GRAPH, sha256_file
+from zoo.data.catalogue import open_dataset
+from zoo.data.inputs import truth
 
 
 def test_rows_are_complete(chain: Path) -> None:

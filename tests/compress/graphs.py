@@ -13,8 +13,8 @@ import torch
 
 from compress.export import export
 from tests.zoo.factories import TINY_VIT, make_card, make_input
-from zoo import checkpoint
-from zoo.models.registry import build, classifier
+from zoo.networks import checkpoint
+from zoo.networks.registry import build, classifier
 
 __all__ = ["exported"]
 

@@ -13,8 +13,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from compress.quantization.int8 import _quiet
-from compress.quantization.observe import session
+from compress.quantize.int8 import _quiet
+from compress.quantize.observe import session
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,18 +12,19 @@ import pytest
 
 from compress import chain as chain_module
 from compress.chain import compress_run, export_artefact, quantize_artefact
-from compress.quantization.study import Speed
-from compress.quantization.verdict import REPORT, write_report
-from compress.quantize import Quantized
+from compress.quantize.stage import Quantized
+from compress.quantize.study import Speed
+from compress.quantize.verdict import REPORT, write_report
 from tests.conftest import run_cli
 from tests.zoo.factories import make_samples
-from zoo import checkpoint, graph
-from zoo.errors import ArtefactError
-from zoo.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
-from zoo.fit_config import FitConfig
-from zoo.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig, Run
-from zoo.train import train
-from zoo.workspace import DataSource, read_notes
+from zoo.artefact import onnx_file as graph
+from zoo.base.errors import ArtefactError
+from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
+from zoo.networks import checkpoint
+from zoo.training.loop.config import FitConfig
+from zoo.training.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig, Run
+from zoo.training.stage import train
+from zoo.training.workspace import DataSource, read_notes
 
 MODELS = ("tiny-resnet", "tiny-vit-full", "tiny-vit-lora")
 
@@ -193,7 +194,7 @@ def exported(made: Path, tmp_path: Path) -> Path:
 
 def test_what_is_not_better_is_not_tried_again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "compress.quantization.study.measure_speed",
+        "compress.quantize.study.measure_speed",
         lambda _, files: [Speed(speedup=0.9, parent_ms=1, ms=2)] * len(files),
     )
     config = QuantizeConfig(images=8, max_drop=100.0, method="static")

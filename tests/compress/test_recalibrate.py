@@ -10,13 +10,13 @@ from torch import nn
 
 from compress.recalibrate import batch_norms, recalibrate, recalibrate_model
 from tests.zoo.factories import make_card, make_dataset, make_input, make_samples
-from zoo import checkpoint
-from zoo.batches import Images, Normalise
-from zoo.errors import ArtefactError, UsageError
-from zoo.evaluate import torch_logits
-from zoo.models.registry import build
-from zoo.norms import even_chunks
-from zoo.recipe import RecalibrateConfig
+from zoo.base.errors import ArtefactError, UsageError
+from zoo.data.decoded import Images, Normalise
+from zoo.networks import checkpoint
+from zoo.networks.registry import build
+from zoo.training.evaluate import torch_logits
+from zoo.training.loop.norms import even_chunks
+from zoo.training.recipe import RecalibrateConfig
 
 
 class Net(nn.Module):

@@ -14,15 +14,15 @@ from torch.nn import functional
 from compress import recover as module
 from compress.recover import distillation, recover
 from tests.zoo.factories import make_card, make_dataset, make_input
-from zoo import checkpoint
-from zoo.card import Metrics
-from zoo.checkpoint import read_card, save
-from zoo.errors import UsageError
-from zoo.fit import EpochResult, fit
-from zoo.fit_config import FitConfig
-from zoo.models.registry import build
-from zoo.recipe import RecoverConfig
-from zoo.run_state import STATE
+from zoo.artefact.card import Metrics
+from zoo.base.errors import UsageError
+from zoo.networks import checkpoint
+from zoo.networks.checkpoint import read_card, save
+from zoo.networks.registry import build
+from zoo.training.loop.config import FitConfig
+from zoo.training.loop.fit import EpochResult, fit
+from zoo.training.loop.state import STATE
+from zoo.training.recipe import RecoverConfig
 
 
 def example() -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,13 +13,14 @@ from torch import nn
 
 from compress.export import export
 from tests.zoo.factories import TINY_VIT, make_card, make_input
-from zoo import checkpoint, graph
-from zoo.errors import ArtefactError
-from zoo.files import sha256_file
-from zoo.models.heads import reset_head
-from zoo.models.registry import build, classifier_names, classifier_width, count_macs
-from zoo.models.sizes import check_size
-from zoo.models.weights import load_weights
+from zoo.artefact import onnx_file as graph
+from zoo.base.errors import ArtefactError
+from zoo.base.files import sha256_file
+from zoo.networks import checkpoint
+from zoo.networks.heads import reset_head
+from zoo.networks.registry import build, classifier_names, classifier_width, count_macs
+from zoo.networks.sizes import check_size
+from zoo.networks.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)

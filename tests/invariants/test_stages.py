@@ -13,22 +13,23 @@ import pytest
 import torch
 
 from compress.export import PARITY_BATCHES, export
-from compress.prune import prune
-from compress.quantization.calibrate import Batches
-from compress.quantize import quantize
+from compress.prune.stage import prune
+from compress.quantize.calibrate import Batches
+from compress.quantize.stage import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input
-from zoo import checkpoint, graph
-from zoo.batches import Images, Normalise
-from zoo.card import Card
-from zoo.datasets.base import Dataset
-from zoo.errors import ArtefactError
-from zoo.evaluate import logits_of
-from zoo.files import sha256_file
-from zoo.image import preprocess
-from zoo.models.registry import build, classifier, count_macs
-from zoo.predictor import Predictor
-from zoo.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig
+from zoo.artefact import onnx_file as graph
+from zoo.artefact.card import Card
+from zoo.artefact.predictor import Predictor
+from zoo.artefact.preprocess import preprocess
+from zoo.base.errors import ArtefactError
+from zoo.base.files import sha256_file
+from zoo.data.dataset import Dataset
+from zoo.data.decoded import Images, Normalise
+from zoo.networks import checkpoint
+from zoo.networks.registry import build, classifier, count_macs
+from zoo.training.evaluate import logits_of
+from zoo.training.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig
 
 _FOUR_STAGES = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]}
 _ONE_BLOCK = TINY_VIT | {"depth": 1}

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from zoo.card import Build, Card, Inform, Input, Metrics, Resize, Stage, Use
-from zoo.graph import write
-from zoo.image import encode_png
-from zoo.predictor import Predictor, draw_golden
+from zoo.artefact.card import Build, Card, Inform, Input, Metrics, Resize, Stage, Use
+from zoo.artefact.onnx_file import write
+from zoo.artefact.predictor import Predictor, draw_golden
+from zoo.artefact.preprocess import encode_png
 
 # What BentoML 1.4.39 warns of when it is imported and called, and what it (temporary folders of its clients) and
 # Starlette 1.10 (the file of a form that ends in the middle) leave to the garbage collector.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from serve.page import files
+from serve.page.route import files
 
 __all__ = ["Received", "run_server", "stand_in"]
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.serve.conftest import BENTOML_WARNINGS
-from zoo.predictor import Predictor
+from zoo.artefact.predictor import Predictor
 
 pytestmark = BENTOML_WARNINGS
 

@@ -26,7 +26,7 @@ from schemathesis import GenerationMode
 from starlette.testclient import TestClient
 
 from serve.access.key_file import add_key
-from serve.openapi.document import document
+from serve.protocols.openapi.document import document
 from tests.serve.conftest import BENTOML_WARNINGS, write_artefact
 from tests.serve.mutations import FORMATS, bombs, good, mutate
 

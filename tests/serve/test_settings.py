@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from serve.settings import Settings, read_settings
-from zoo.errors import UsageError
+from zoo.base.errors import UsageError
 
 SETTABLE = {
     "batch": "off",

@@ -24,9 +24,9 @@ from serve.shipping.requirements import pinned_requirements
 from serve.shipping.sources import server_sources
 from tests.serve.conftest import BENTOML_WARNINGS, write_artefact
 from tests.serve.container_steps import Container
-from zoo.errors import ArtefactError, PocketzooError, UsageError
-from zoo.files import sha256_file
-from zoo.predictor import Predictor
+from zoo.artefact.predictor import Predictor
+from zoo.base.errors import ArtefactError, PocketzooError, UsageError
+from zoo.base.files import sha256_file
 
 pytestmark = BENTOML_WARNINGS
 
@@ -63,7 +63,7 @@ def test_the_folder_holds_what_can_be_served_and_says_so(shipment, folder, outpu
 
 def test_the_sources_are_enough_and_no_more(folder):
     found = _files(folder)
-    assert {"serve/service.py", "serve/page/index.html", "zoo/__init__.py", "zoo/predictor.py"} <= found
+    assert {"serve/service.py", "serve/page/index.html", "zoo/__init__.py", "zoo/artefact/predictor.py"} <= found
     assert not [path for path in found if path.startswith(("serve/shipping", "zoo/cli", "zoo/models", "compress"))]
     distributions = importlib.metadata.packages_distributions()
     pinned = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()}
@@ -234,7 +234,7 @@ def test_a_value_that_does_not_fit_is_refused(output, option, value):
 
 
 def test_the_command_writes_the_folder(output, tmp_path, monkeypatch, capsys):
-    from zoo.cli.ship import ship
+    from serve.commands.ship import ship
 
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(output))
     ship(tmp_path / "out", [output / "good"], name="zoo", as_json=True)

@@ -13,7 +13,7 @@ from tests.zoo.factories import write_artefact
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of artefacts that the code takes for `output/`; the memory of opened data sets is forgotten."""
-    from zoo.datasets.registry import open_dataset
+    from zoo.data.catalogue import open_dataset
 
     folder = tmp_path / "output"
     folder.mkdir()

@@ -15,9 +15,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from zoo.card import Build, Card, Draft, Inform, Input, Output, Resize, Stage, Use
-from zoo.datasets.base import Dataset, Sample
-from zoo.image import encode_png
+from zoo.artefact.card import Build, Card, Draft, Inform, Input, Output, Resize, Stage, Use
+from zoo.artefact.preprocess import encode_png
+from zoo.data.dataset import Dataset, Sample
 
 LABELS = ("cat", "dog", "hen")
 TINY_VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48}
@@ -107,10 +107,10 @@ def make_graph(labels: int = 3, *, size: int = 32, seed: int = 0, scale: float =
 
 def write_artefact(path: Path, card: Card | None = None, **graph: Any) -> Card:
     """An ONNX artefact with its golden answer, written as the exporter does."""
-    import zoo.graph
-    from zoo.predictor import Predictor, draw_golden
+    import zoo.artefact.onnx_file
+    from zoo.artefact.predictor import Predictor, draw_golden
 
     model = make_graph(**graph)
-    written = zoo.graph.write(model, card or make_card(stages=("train", "export")), path)
+    written = zoo.artefact.onnx_file.write(model, card or make_card(stages=("train", "export")), path)
     golden = draw_golden(Predictor(path, check=False, threads=1))
-    return zoo.graph.write(model, replace(written, use=replace(written.use, golden=golden)), path)
+    return zoo.artefact.onnx_file.write(model, replace(written, use=replace(written.use, golden=golden)), path)

@@ -14,14 +14,14 @@ import torch
 
 from tests.conftest import run_cli
 from tests.zoo.factories import TINY_VIT, make_card, make_input
-from zoo.card import Metrics
-from zoo.checkpoint import load, save
-from zoo.errors import ArtefactError
-from zoo.files import CHECKPOINT
-from zoo.fit_config import FitConfig
-from zoo.freeze import Freezing
-from zoo.masks import Mask
-from zoo.models.registry import build
+from zoo.artefact.card import Metrics
+from zoo.base.errors import ArtefactError
+from zoo.base.files import CHECKPOINT
+from zoo.networks.checkpoint import load, save
+from zoo.networks.registry import build
+from zoo.networks.stages import Freezing
+from zoo.training.loop.config import FitConfig
+from zoo.training.loop.masks import Mask
 from zoo.validate import best_fine_tuned, load_my_models, write_state_dicts
 
 

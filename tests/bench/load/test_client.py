@@ -18,8 +18,8 @@ from bench.load.client import _Run, run
 from bench.load.job import Job, prepare, summary
 from bench.load.process import generate
 from bench.load.recovery import recovery
-from bench.server import ROOT
-from zoo.errors import ArtefactError
+from bench.serving.server import ROOT
+from zoo.base.errors import ArtefactError
 
 
 class Scripted:

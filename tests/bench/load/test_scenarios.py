@@ -14,12 +14,12 @@ from bench.load.scenarios import SCENARIOS, LoadConfig, measure
 from bench.load.target import parse_url, requests_of
 from bench.load.text import facts, render
 from bench.rows import LOAD, append, read
-from bench.server import serving
-from bench.soak.artefacts import write_tiny
+from bench.serving.server import serving
 from tests.bench.scripted import ANSWER, Script, scripted
 from tests.conftest import run_cli
-from zoo.cli.app import console
-from zoo.errors import ArtefactError, UsageError
+from tests.soak.artefacts import write_tiny
+from zoo.base.commandline import console
+from zoo.base.errors import ArtefactError, UsageError
 
 IMAGES = [("china.jpg", default_image().read_bytes())]
 

@@ -7,7 +7,7 @@ import pytest
 from bench.load.images import default_image, images_of
 from bench.load.target import ask, parse_url, requests_of
 from tests.bench.scripted import ANSWER, Script, scripted
-from zoo.errors import ArtefactError, DataError, UsageError
+from zoo.base.errors import ArtefactError, DataError, UsageError
 
 PHOTOGRAPH = default_image().read_bytes()
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench.report.answers import judge, reliability, worst_errors
 from tests.zoo.factories import make_card, make_dataset
-from zoo.evaluate import calibration_error
+from zoo.training.evaluate import calibration_error
 
 DATASET = make_dataset(40)
 SAMPLES = DATASET.splits["validation"][:4]

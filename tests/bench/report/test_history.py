@@ -10,7 +10,7 @@ import pytest
 from bench.report.history import LOG, read_curves, read_peers
 from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_card
-from zoo.card import Card, Stage
+from zoo.artefact.card import Card, Stage
 
 _HEAD = "epoch,lr,loss,validation_loss,validation_top1,seconds\n"
 _ROWS = "1,0.001,2.0,1.5,0.4,3.0\n2,0.002,nan,1.0,0.6,3.0\n"

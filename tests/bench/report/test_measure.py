@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.pictures import Pictures, labelled, truth
 from bench.report import measure as report
 from bench.report.measure import Report, artefact_files, measure_report
 from bench.report.page import markdown
 from bench.report.sections import sections
 from bench.report.text import busy_note, tables
 from bench.report.values import document
-from compress.quantization.verdict import write_report
+from compress.quantize.verdict import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
 from tests.conftest import run_cli
 from tests.zoo.factories import encode, make_card, make_dataset, picture, write_artefact
-from zoo.datasets.unlabelled import open_images
-from zoo.errors import ArtefactError, DataError, UsageError
-from zoo.evaluate import calibration_error, logits_of
-from zoo.files import sha256_file
-from zoo.intervals import Ratio
-from zoo.latency import LatencyConfig
-from zoo.paired import compare_answers, worst_losses
-from zoo.predictor import Predictor, softmax
-from zoo.workspace import DataSource, Notes, write_notes
+from zoo.artefact.latency import LatencyConfig
+from zoo.artefact.predictor import Predictor, softmax
+from zoo.base.errors import ArtefactError, DataError, UsageError
+from zoo.base.files import sha256_file
+from zoo.base.statistics.intervals import Ratio
+from zoo.base.statistics.paired import compare_answers, worst_losses
+from zoo.data.inputs import Pictures, labelled, truth
+from zoo.data.unlabelled import open_images
+from zoo.training.evaluate import calibration_error, logits_of
+from zoo.training.workspace import DataSource, Notes, write_notes
 
 PACE = {
     "cat/model.onnx": 8.0,

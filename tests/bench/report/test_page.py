@@ -15,10 +15,10 @@ from bench.report.page import html, markdown
 from bench.report.sections import headline, pictures, sections
 from bench.report.values import document
 from bench.rows import COMPARE, append
-from tests.bench.peers.test_text import family
 from tests.bench.reports import HOSTILE, measured
-from zoo.files import output_root
-from zoo.tables import escape_markdown
+from tests.bench.runtimes.test_text import family
+from zoo.base.files import output_root
+from zoo.base.tables import escape_markdown
 
 _VOID = {"meta", "img", "br", "link", "wbr"}
 

@@ -12,11 +12,11 @@ from bench.serving.reference import Turn
 from bench.serving.reference import measure as measure_reference
 from bench.serving.text import facts, markdown, render
 from bench.serving.workers import REFERENCES
-from bench.soak.artefacts import write_tiny
 from tests.conftest import run_cli
-from zoo.cli.app import console
-from zoo.errors import ImageError, UsageError
-from zoo.predictor import Predictor
+from tests.soak.artefacts import write_tiny
+from zoo.artefact.predictor import Predictor
+from zoo.base.commandline import console
+from zoo.base.errors import ImageError, UsageError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compress.search.candidates import FLOAT, INT8, PARENT, Journal, Record, Task, candidates, parent_of, record_of
 from tests.compress.simulated import World
-from zoo.errors import ArtefactError
+from zoo.base.errors import ArtefactError
 
 TASKS = (
     PARENT,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, Task
 from compress.search.pareto import Goal, choose, contenders, draw, drop, eligible, front, label, nearest, remedy
-from zoo.errors import UsageError
+from zoo.base.errors import UsageError
 
 PRUNED = Task(kind="measure", ratio=0.5, importance="l2", epochs=3)
 

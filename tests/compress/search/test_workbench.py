@@ -12,14 +12,15 @@ from compress.search import workbench as module
 from compress.search.candidates import FLOAT, INT8, PARENT, Journal, Record, Task
 from compress.search.workbench import Settings, Workbench, carry_out
 from tests.zoo.factories import make_card, make_dataset, make_input, write_artefact
-from zoo import checkpoint, graph
-from zoo.card import Metrics
-from zoo.datasets.base import Dataset
-from zoo.errors import ArtefactError, CheckError, UsageError
-from zoo.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
-from zoo.fit_config import FitConfig
-from zoo.latency import LatencyConfig
-from zoo.models.registry import build, count_macs
+from zoo.artefact import onnx_file as graph
+from zoo.artefact.card import Metrics
+from zoo.artefact.latency import LatencyConfig
+from zoo.base.errors import ArtefactError, CheckError, UsageError
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.data.dataset import Dataset
+from zoo.networks import checkpoint
+from zoo.networks.registry import build, count_macs
+from zoo.training.loop.config import FitConfig
 
 SMALL = {"filters": 16, "growth": "equal", "dense": 16, "img_size": 32}
 QUICK = LatencyConfig(rounds=2, seconds=0.01, warmup=1, threads=1)

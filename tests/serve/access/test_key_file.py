@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.access.key_file import ROLES, KeyEntry, add_key, digest_of, parse_keys, read_keys, remove_key
-from zoo.errors import UsageError
+from zoo.base.errors import UsageError
 
 DIGEST = "0" * 63 + "a"
 

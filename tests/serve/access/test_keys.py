@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from serve.access.key_file import add_key, remove_key
 from serve.access.keys import Keys
-from serve.exchange import Refused, reply_of_error
+from serve.protocols.http import Refused, reply_of_error
 from serve.settings import Settings
-from zoo.errors import UsageError
+from zoo.base.errors import UsageError
 
 
 class _Clock:

@@ -4,8 +4,8 @@ import pytest
 
 from serve.models.folder import look_through, scan
 from tests.serve.conftest import write_artefact
-from zoo.errors import ArtefactError
-from zoo.files import sha256_file
+from zoo.base.errors import ArtefactError
+from zoo.base.files import sha256_file
 
 
 def test_models_are_named_by_their_folder(output):

@@ -6,9 +6,9 @@ import pytest
 import serve.models.model
 from serve.models.model import load_model, stamp
 from tests.serve.conftest import write_artefact
-from zoo.errors import ArtefactError, CheckError
-from zoo.files import sha256_file
-from zoo.predictor import Predictor
+from zoo.artefact.predictor import Predictor
+from zoo.base.errors import ArtefactError, CheckError
+from zoo.base.files import sha256_file
 
 
 def test_a_model_says_what_is_loaded(output):

@@ -3,9 +3,9 @@ from dataclasses import replace
 from serve.models.folder import scan
 from serve.models.model import load_model
 from serve.models.ranking import best_first
+from serve.models.snapshot import View
 from serve.models.state import State
 from serve.models.versions import VersionStore
-from serve.models.view import View
 from tests.serve.conftest import write_artefact
 
 

@@ -7,14 +7,14 @@ import weakref
 import numpy as np
 import pytest
 
-import serve.models.live
-from serve.exchange import Refused
+import serve.models.loader
 from serve.models.model import load_model
 from serve.models.repository import Repository
+from serve.protocols.http import Refused
 from serve.settings import Settings
 from tests.serve.conftest import write_artefact
 from tests.serve.models.repositories import eventually, serving
-from zoo.errors import ArtefactError, UsageError
+from zoo.base.errors import ArtefactError, UsageError
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_threads_that_ask_at_once_load_a_model_once(models, monkeypatch):
         loads.append(name)
         return load_model(name, path, **options)
 
-    monkeypatch.setattr(serve.models.live, "load_model", load)
+    monkeypatch.setattr(serve.models.loader, "load_model", load)
     with serving(models) as (repository, _):
         found = []
         threads = [threading.Thread(target=lambda: found.append(repository.load("b"))) for _ in range(8)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.models.state import SCHEMA, Split, State, StateFile, Target, from_json, to_json
-from zoo.errors import ArtefactError, UsageError
+from zoo.base.errors import ArtefactError, UsageError
 
 _names = st.text(min_size=1, max_size=12)
 _versions = st.none() | st.text("0123456789abcdef", min_size=12, max_size=12)

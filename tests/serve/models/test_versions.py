@@ -6,7 +6,7 @@ import serve.models.versions
 from serve.models.model import load_model
 from serve.models.versions import VersionStore
 from tests.serve.conftest import write_artefact
-from zoo.errors import ArtefactError
+from zoo.base.errors import ArtefactError
 
 
 @pytest.fixture

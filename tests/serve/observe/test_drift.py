@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.observe.drift import ENOUGH, WINDOW, Follower, class_distance
-from zoo.card import Build, Card, Inform, Input, Reference, Resize, Stage, Use
+from zoo.artefact.card import Build, Card, Inform, Input, Reference, Resize, Stage, Use
 
 LABELS = ("cat", "dog", "fox")
 

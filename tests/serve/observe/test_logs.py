@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.exchange import Call
 from serve.observe.logs import MAX_LINE, Log
 from serve.observe.trace import Trace
+from serve.protocols.http import Call
 from serve.settings import Settings
 
 TIME = re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d\.\d{3}Z")

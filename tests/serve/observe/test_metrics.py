@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.exchange import Call
 from serve.observe.metrics import CONTENT_TYPE, Metrics
+from serve.protocols.http import Call
 from serve.settings import Settings
-from zoo.card import Reference
+from zoo.artefact.card import Reference
 
 REFERENCE = Reference(mean_confidence=0.9, histogram={"cat": 50, "dog": 50})
 

@@ -1,0 +1,141 @@
+"""Commands that measure and look: accuracy, latency, answers, cards, the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.base.commandline import Artefact, Artefacts, AsJson, app, bench, console
+from zoo.base.errors import ArtefactError, ImageError
+from zoo.base.files import CHECKPOINT, graph_paths, output_root
+from zoo.base.progress import note
+
+
+@app.command()
+def predict(
+    artefact: Artefact,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Classify image files; a folder's INT8 file answers where there is one."""
+    from zoo.artefact.predictor import Predictor
+
+    predictor = Predictor(graph_paths(artefact)[-1])
+    for image in images:
+        try:
+            data = image.read_bytes()
+        except OSError as error:
+            raise ArtefactError(f"{image}: cannot be read: {error}") from error
+        try:
+            (answer,) = predictor.predict([data], top=top)
+        except ImageError as error:
+            raise ImageError(f"{image}: {error}") from error
+        pairs = list(zip(answer.labels, answer.probabilities, strict=True))
+        if as_json:
+            print(
+                json.dumps({"image": str(image), "labels": [{"label": label, "probability": p} for label, p in pairs]})
+            )
+        else:
+            print(f"{image}: " + ", ".join(f"{label} {p:.1%}" for label, p in pairs))
+
+
+@app.command()
+def show(artefact: Artefact) -> None:
+    """Print the card of an artefact (a checkpoint or an ONNX file) as JSON."""
+    path = artefact / CHECKPOINT if artefact.is_dir() and (artefact / CHECKPOINT).is_file() else artefact
+    if path.suffix == ".safetensors":
+        from zoo.networks.checkpoint import read_card
+    else:
+        from zoo.artefact.onnx_file import read_card
+
+        path = graph_paths(path)[0]
+    print(json.dumps(dataclasses.asdict(read_card(path)), indent=2, sort_keys=True))
+
+
+@app.command(name="list")
+def list_artefacts(as_json: AsJson = False) -> None:
+    """Print the table of all exported artefacts with what was measured."""
+    from bench.table import collect, render
+
+    lines = collect(output_root())
+    if not lines:
+        raise ArtefactError(f"no exported artefacts under {output_root()}; run `make train compress export`")
+    if as_json:
+        for line in lines:
+            print(
+                json.dumps(
+                    {"artefact": line.name, "role": line.role, "accuracy": line.accuracy, "latency": line.latency}
+                )
+            )
+        return
+    console().print(render(lines))
+
+
+@bench.command()
+def latency(
+    artefacts: Artefacts = None,
+    batch: Annotated[int, typer.Option(help="Images per inference.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads per inference; 0: all cores.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Processes per artefact; they take turns.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Measured time per process.")] = 0.3,
+    missing: Annotated[bool, typer.Option("--missing", help="Only if an artefact was not measured yet.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency: alternating processes, one session alive at a time. Default: all artefacts."""
+    from bench.latency import measure_latency
+    from bench.rows import LATENCY, append
+    from bench.table import graphs, unmeasured
+    from zoo.artefact.latency import LatencyConfig
+
+    paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
+    paths = unmeasured(output_root())[1] if missing else paths
+    rows = (
+        measure_latency(paths, LatencyConfig(batch=batch, threads=threads, rounds=rounds, seconds=seconds))
+        if paths
+        else []
+    )
+    append(output_root() / "bench" / LATENCY, rows)
+    for row in rows:
+        times = ", ".join(f"{key[:3]} {row[key]:.3f} ms" for key in ("p50_ms", "p95_ms", "p99_ms"))
+        text = f"{row['artefact']}/{row['file']}: {times}, n = {row['n']}"
+        print(json.dumps(row) if as_json else text)
+
+
+@bench.command(name="accuracy")
+def bench_accuracy(
+    artefacts: Artefacts = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only artefacts that were not measured yet.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure accuracy on each artefact's test data. Default: all artefacts."""
+    from bench.accuracy import measure_accuracy
+    from bench.rows import ACCURACY, append
+    from bench.table import graphs, unmeasured
+    from zoo.artefact.onnx_file import read_card
+    from zoo.training.workspace import read_notes, without_data
+
+    paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
+    for path in unmeasured(output_root())[0] if missing else paths:
+        card = read_card(path)
+        if without_data(path.parent, card):
+            reason = (
+                f"{path}: imported, no data set belongs to it; `pocketzoo evaluate {path} --data FOLDER` measures it"
+            )
+            if artefacts:
+                raise ArtefactError(reason)
+            note(reason)
+            continue
+        row = measure_accuracy(path, read_notes(path.parent).test.open_for(card))
+        append(output_root() / "bench" / ACCURACY, [row])
+        text = _accuracy_text(row)
+        print(json.dumps(row) if as_json else text)
+
+
+def _accuracy_text(row: dict[str, Any]) -> str:
+    interval = f"{row['low']:.2%} to {row['high']:.2%}"
+    return f"{row['artefact']}/{row['file']}: {row['split']} top-1 {row['top1']:.2%} ({interval}), n = {row['n']}"

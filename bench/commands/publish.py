@@ -1,0 +1,29 @@
+"""The command that keeps measured rows with the code and makes the documents' tables from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.base.commandline import bench, short
+from zoo.base.files import PROJECT, output_root
+
+__all__ = ["publish"]
+
+
+@bench.command()
+def publish(
+    results: Annotated[Path, typer.Option(help="Folder of the kept rows.", show_default="bench/results")] = PROJECT
+    / "bench"
+    / "results",
+    document: Annotated[
+        list[Path] | None, typer.Option(help="Markdown file with tables. Repeatable. Default: README.md.")
+    ] = None,
+) -> None:
+    """Keep the latest rows of output/bench, and make the README's tables and the picture of the front from them."""
+    from bench.publish import publish as keep
+
+    for path in keep(output_root(), results, document or [PROJECT / "README.md"]):
+        print(short(path))

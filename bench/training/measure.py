@@ -1,0 +1,207 @@
+"""Speed of training: pocketzoo against a plain loop of timm's parts, and head training against one evaluation.
+
+All variants take turns, one process at a time, and read the same files. Imports and building the network are not
+counted; reading the folder is, and so is validation after each epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.rows import stamp
+from zoo.base.clock import alternate
+from zoo.base.errors import UsageError, unknown_name
+from zoo.base.machine import cores
+from zoo.base.progress import track
+from zoo.base.statistics.intervals import ratio
+from zoo.base.tables import rich_table
+from zoo.data.dataset import Dataset, Sample
+
+__all__ = ["PARTS", "TrainingConfig", "measure_training", "render"]
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "full": ("timm", "timm-channels-last", "timm-bf16", "pocketzoo", "pocketzoo-bf16"),
+    "head": ("evaluation", "head"),
+}
+"""What is compared: every layer trained, or the classifier alone; the first variant is what ratios are relative to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to measure."""
+
+    part: str = "full"
+    models: tuple[str, ...] = ("resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
+    variants: tuple[str, ...] = ()
+    """Default: all of the part."""
+    size: int = 224
+    """Edge of the input in pixels."""
+    images: int = 0
+    """Training images, and a quarter of that for validation; 0: all there are."""
+    batch: int = 32
+    epochs: int = 0
+    """0: 2 for every layer, 50 for the classifier alone."""
+    threads: int = 0
+    """Of torch, and loader processes of timm; 0: all cores that this process may use."""
+    rounds: int = 3
+    """Processes per variant and network; they take turns."""
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise unknown_name("part", self.part, PARTS)
+        for name in self.variants:
+            if name not in PARTS[self.part]:
+                raise unknown_name(f"variant of the part {self.part!r}", name, PARTS[self.part])
+        for key, low in (("size", 1), ("images", 0), ("batch", 2), ("epochs", 0), ("threads", 0), ("rounds", 1)):
+            if getattr(self, key) < low:
+                raise UsageError(f"--{key} must be at least {low}, got {getattr(self, key)}")
+        if not self.models:
+            raise UsageError("--model names no network")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The variants to run: those asked for, after the one that ratios are relative to."""
+        known = PARTS[self.part]
+        return tuple(name for name in known if not self.variants or name in self.variants or name == known[0])
+
+
+def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str, Any]]:
+    """One complete row per network and variant; times are medians over the rounds.
+
+    Args:
+        dataset: its training and validation splits are used.
+        config: what and how.
+
+    Raises:
+        UsageError: more images than there are.
+        PocketzooError: a measuring process failed.
+    """
+    chosen = {split: _chosen(dataset, split, config.images) for split in ("train", "validation")}
+    threads = config.threads or cores()
+    epochs = config.epochs or {"full": 2, "head": 50}[config.part]
+    answers: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (model, variant): [] for model in config.models for variant in config.measured
+    }
+    with _folder(dataset.labels, chosen) as folder:
+        commands = {}
+        for model, variant in answers:
+            job = {
+                "variant": variant,
+                "model": model,
+                "folder": str(folder),
+                "size": config.size,
+                "batch": config.batch,
+                "epochs": epochs,
+                "threads": threads,
+            }
+            commands[f"{model} {variant}"] = ["-m", "bench.training.worker", json.dumps(job)]
+        turns = alternate(commands, config.rounds)
+        for name, _, answer in track(turns, total=len(commands) * config.rounds, description="Measuring training"):
+            model, variant = name.split(" ")
+            answers[model, variant].append(answer)
+    common = {
+        "part": config.part,
+        "image_size": config.size,
+        "data": dataset.name,
+        "n": len(chosen["train"]),
+        "validation_n": len(chosen["validation"]),
+        "batch": config.batch,
+        "epochs": epochs,
+        "threads": threads,
+        "rounds": config.rounds,
+    } | stamp("timm", "torch")
+    return [
+        common | {"model": model, "variant": variant} | _summary(found, answers[model, config.measured[0]], config.part)
+        for (model, variant), found in answers.items()
+    ]
+
+
+def render(rows: Sequence[dict[str, Any]]) -> Table:
+    """A table for people."""
+    return rich_table(
+        ["<network", "<variant", "read s", "train s", "ms/image", "images/s", "ratio"],
+        [
+            [
+                row["model"],
+                row["variant"],
+                f"{row['setup_seconds']:.2f}",
+                f"{row['seconds']:.2f}",
+                f"{1000 / row['images_per_s']:.2f}",
+                f"{row['images_per_s']:.1f}",
+                f"{row['ratio']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _summary(found: list[dict[str, Any]], reference: list[dict[str, Any]], part: str) -> dict[str, Any]:
+    return {
+        "setup_seconds": round(statistics.median(answer["setup_seconds"] for answer in found), 4),
+        "seconds": round(statistics.median(answer["seconds"] for answer in found), 4),
+        "round_seconds": [round(answer["seconds"], 4) for answer in found],
+        "images": found[0]["images"],
+        "images_per_s": round(1 / statistics.median(_per_image(answer, part) for answer in found), 3),
+        "ratio": round(ratio(_costs(found, part), _costs(reference, part)).value, 4),
+    }
+
+
+def _per_image(answer: dict[str, Any], part: str) -> float:
+    """Seconds per image and epoch; of full training, with the time that reading the folder takes."""
+    return float((answer["seconds"] + (answer["setup_seconds"] if part == "full" else 0)) / answer["images"])
+
+
+def _costs(answers: list[dict[str, Any]], part: str) -> list[float]:
+    """What ratios compare: seconds per image, or, of the classifier alone, seconds: both parts read the same images."""
+    return [float(answer["seconds"]) if part == "head" else _per_image(answer, part) for answer in answers]
+
+
+def _chosen(dataset: Dataset, split: str, images: int) -> list[Sample]:
+    """The first images of a split, the classes in turn."""
+    turns = [
+        (place, label, sample)
+        for label in range(len(dataset.labels))
+        for place, sample in enumerate(_readable(dataset.splits[split], label))
+    ]
+    found = [sample for _, _, sample in sorted(turns, key=lambda turn: turn[:2])]
+    wanted = (images if split == "train" else max(1, images // 4)) if images else len(found)
+    if len(found) < wanted:
+        raise UsageError(f"--images {images}: expected {wanted} images for {split}, {dataset.name} has {len(found)}")
+    return found[:wanted]
+
+
+def _readable(samples: Sequence[Sample], label: int) -> list[Sample]:
+    """Those of one label that timm's reader of folders takes, by their names."""
+    return [
+        sample
+        for sample in samples
+        if sample.label == label
+        and (isinstance(sample.source, bytes) or sample.source.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    ]
+
+
+@contextmanager
+def _folder(labels: Sequence[str], chosen: dict[str, list[Sample]]) -> Iterator[Path]:
+    """The images as SPLIT/CLASS/* in a temporary folder, for programs that read folders."""
+    with tempfile.TemporaryDirectory(prefix="pocketzoo-training-") as name:
+        root = Path(name)
+        for split, samples in chosen.items():
+            for number in range(len(labels)):
+                (root / split / f"{number:05d}").mkdir(parents=True)
+            for index, sample in enumerate(samples):
+                target = root / split / f"{sample.label:05d}"
+                if isinstance(sample.source, bytes):
+                    (target / f"{index:07d}.png").write_bytes(sample.source)
+                else:
+                    link = target / f"{index:07d}{sample.source.suffix.lower()}"
+                    link.symlink_to(sample.source.resolve())
+        yield root

@@ -1,0 +1,41 @@
+"""Commands that make artefacts smaller and faster, and export them."""
+
+from __future__ import annotations
+
+from zoo.base.commandline import (
+    AsJson,
+    Data,
+    Force,
+    Model,
+    Only,
+    RecipeName,
+    Resume,
+    Settings,
+    app,
+    chosen_runs,
+    report,
+)
+from zoo.base.errors import UsageError
+from zoo.base.files import output_root
+
+
+@app.command()
+def compress(
+    recipe: RecipeName = "quickstart",
+    data: Data = None,
+    model: Model = None,
+    settings: Settings = None,
+    only: Only = None,
+    resume: Resume = True,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune, recalibrate and recover what a recipe trained: output/NAME-pruned/model.safetensors."""
+    from compress.chain import compress_run
+    from zoo.networks.checkpoint import read_card
+
+    chosen = [run for run in chosen_runs(recipe, data, model, None, settings, only) if run.role == "model"]
+    if not chosen:
+        raise UsageError("nothing to compress: the chosen runs are controls, which stay as they are")
+    paths = [compress_run(run, output_root(), resume=resume, force=force) for run in chosen]
+    report([read_card(path) for path in paths], paths, as_json)

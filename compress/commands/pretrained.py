@@ -1,0 +1,73 @@
+"""The command that makes an artefact of a pretrained network as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.base.commandline import AsJson, app
+
+__all__ = ["import_artefact"]
+
+
+@app.command(name="import")
+def import_artefact(
+    name: Annotated[str, typer.Argument(help="Architecture, with timm's tag of its weights if you want certain ones.")],
+    weights: Annotated[
+        str, typer.Option("--weights", help="pretrained, or a state-dict file: .safetensors, .pt, .pth.")
+    ] = "pretrained",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="Text file with one label per line; default: ImageNet's, by the number of outputs."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the new artefact; default: output/NAME-LABELS.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Argument of the architecture: img_size=384. Repeatable.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Edge of the input in pixels; default: what it was pretrained with.")
+    ] = None,
+    export: Annotated[
+        bool, typer.Option("--export/--no-export", help="Export model.onnx, too, so that it can be served.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make an artefact of a pretrained network, to be compressed and served without training."""
+    from compress.chain import export_artefact
+    from zoo.base.errors import ArtefactError, CheckError
+    from zoo.base.files import CHECKPOINT
+    from zoo.networks.describe import as_argument
+    from zoo.training.pretrained import import_network, plan_import
+
+    arguments = dict(as_argument(text) for text in settings or ())
+    folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=size).folder
+    path = folder / CHECKPOINT
+    card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=size)
+    try:
+        exported = export_artefact(folder) if export else None
+    except (ArtefactError, CheckError) as error:
+        raise type(error)(
+            f"{error}; {path} is there and can be pruned or trained, but neither quantized nor served"
+        ) from error
+    if as_json:
+        print(
+            json.dumps(
+                {"path": str(path), "onnx": str(exported) if exported else None, "card": dataclasses.asdict(card)}
+            )
+        )
+        return
+    height, width = card.use.input.size
+    print(
+        f"{path}: {card.build.architecture} of {card.inform.source}, {len(card.use.labels):,} labels, "
+        f"{height} x {width} pixels, {card.inform.macs / 1e6:.1f} MMACs, {path.stat().st_size / 1e6:.2f} MB"
+    )
+    if exported:
+        print(f"{exported}: {exported.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,87 @@
+"""Everything needed to quantize one graph several times: calibrated once, its weights refined once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+
+import numpy as np
+from onnx import ModelProto
+from onnxruntime.quantization.calibrate import TensorsData
+
+from compress.quantize import int8
+from compress.quantize.bias import correct
+from compress.quantize.calibrate import ranges
+from compress.quantize.observe import Feeds
+from compress.quantize.qdq import Graph, layers
+from compress.quantize.targets import Target
+from compress.quantize.weights import refine
+from zoo.training.recipe import QuantizeConfig
+
+__all__ = ["Maker"]
+
+
+class Maker:
+    """Makes INT8 graphs of one float graph, with different nodes left in float."""
+
+    def __init__(self, model: ModelProto, feeds: Feeds, target: Target, config: QuantizeConfig) -> None:
+        """Prepare the graph; calibration waits until it is needed.
+
+        Args:
+            model: exported float graph; not changed.
+            feeds: calibration images.
+            target: settings of the processor.
+            config: calibration and bias correction are read.
+        """
+        self._feeds, self._target, self._config = feeds, target, config
+        self.prepared = int8.prepare(model)
+
+    @functools.cached_property
+    def _ranges(self) -> TensorsData:
+        return ranges(
+            self.prepared,
+            self._feeds,
+            tensors=int8.to_calibrate(self.prepared, self._target),
+            clip=self._config.calibration == "mse",
+            symmetric=self._target.symmetric_activations,
+        )
+
+    @functools.cached_property
+    def _refined(self) -> ModelProto:
+        name = next(iter(self._feeds[0]))
+        inputs = {name: np.concatenate([feed[name] for feed in self._feeds])}
+        plain = int8.static(self.prepared, self._ranges, self._target)
+        return refine(
+            plain,
+            self.prepared,
+            saturates=self._target.reduce_range,
+            inputs=inputs,
+            shift_biases=self._config.bias_correction,
+        )
+
+    def static(self, floats: Collection[str] = (), *, finish: bool = True) -> ModelProto:
+        """Weights and activations with fixed ranges.
+
+        Args:
+            floats: names of nodes of `prepared` that stay in float.
+            finish: correct the biases with those of earlier layers corrected, if the configuration says so; not needed
+                to compare candidates.
+        """
+        model = int8.static(self.prepared, self._ranges, self._target, floats=floats)
+        self._borrow(model, floats)
+        if finish and self._config.bias_correction:
+            return correct(model, self.prepared, self._feeds)
+        return model
+
+    def dynamic(self) -> ModelProto:
+        """Weights of matrix products with fixed ranges, activations as they come."""
+        return int8.dynamic(self.prepared, self._target)
+
+    def _borrow(self, model: ModelProto, floats: Collection[str]) -> None:
+        """Take over the refined weights: a layer's do not depend on which other layers are quantized."""
+        refined, graph = Graph(self._refined), Graph(model)
+        for layer in layers(refined, Graph(self.prepared)):
+            if layer.node.name not in floats:
+                for name in (layer.codes, layer.scale, layer.bias, layer.bias_scale):
+                    if name is not None and name in graph.tensors:
+                        graph.store(name, refined.array(name))

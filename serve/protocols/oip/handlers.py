@@ -1,0 +1,245 @@
+"""The Open Inference Protocol v2 over HTTP, below /v2: what clients of KServe and Triton speak.
+
+Sources: the protocol's REST specification (github.com/kserve/open-inference-protocol) and three of Triton's extensions
+(github.com/triton-inference-server/server, docs/protocol): binary tensor data, classification, and of the model
+repository the index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.protocols.http import Call, Refused, Reply, json_reply
+from serve.protocols.oip.request import InferRequest, Wanted, inflate, read_request
+from serve.protocols.oip.tensors import Output, images_name, write_answer
+from zoo.artefact.card import Card
+from zoo.artefact.predictor import softmax
+from zoo.base.errors import PocketzooError, unknown_name
+
+if TYPE_CHECKING:
+    from serve.models.model import Model
+    from serve.worker import Runtime
+
+__all__ = ["handle", "template"]
+
+Array = npt.NDArray[np.float32]
+
+_PROBABILITIES, _LOGITS, _LABEL = "probabilities", "logits", "label"
+_OUTPUTS = (_PROBABILITIES, _LOGITS, _LABEL)
+_DEFAULT = (_PROBABILITIES, _LABEL)
+
+_MEDIA_TYPES = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded")
+"""What clients send: a body that goes on with tensors is no JSON, and curl calls everything a form."""
+
+_INLINE_BYTES = 1 << 20
+"""Larger bodies are read in a thread of their own, one at a time: decompressed and parsed they take memory."""
+_READER = ThreadPoolExecutor(1, thread_name_prefix="oip")
+
+_ACTIONS = ("ready", "infer")
+
+
+async def handle(runtime: Runtime, call: Call, tail: str) -> Reply:
+    """Answer one request; `tail` is what follows /v2 in its path.
+
+    Raises:
+        PocketzooError: it cannot be answered; see serve.protocols.http.refusal for the status.
+    """
+    route, name, version = _route(tail)
+    if (found := _ROUTES.get(route)) is None:
+        raise Refused(404, f"no such route: {'/v2' + tail!r:.100}; GET /docs lists them")
+    method, handler = found
+    if call.method != method and not (method == "GET" and call.method == "HEAD"):
+        allow = ("GET", "HEAD") if method == "GET" else (method,)
+        raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=allow)
+    return await handler(runtime, call, name, version)
+
+
+def template(path: str) -> str:
+    """The route of a path, with its parts' names in place of their values: for the log and the metrics."""
+    route, _, _ = _route(path.removeprefix("/v2"))
+    return route if route in _ROUTES else ""
+
+
+def _route(tail: str) -> tuple[str, str, str | None]:
+    """The route's template, the name of the model (which may have slashes) and its version."""
+    tail = tail.strip("/")
+    if not tail.startswith("models/"):
+        return f"/v2/{tail}".rstrip("/"), "", None
+    parts = tail.split("/")[1:]
+    action = f"/{parts.pop()}" if len(parts) > 1 and parts[-1] in _ACTIONS else ""
+    version, place = None, ""
+    if len(parts) > 2 and parts[-2] == "versions" and parts[-1]:
+        version, place = parts[-1], "/versions/{version}"
+        del parts[-2:]
+    name = "/".join(parts)
+    return (f"/v2/models/{{model}}{place}{action}" if name else ""), name, version
+
+
+async def _server(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    try:
+        release = importlib.metadata.version("pocketzoo")
+    except importlib.metadata.PackageNotFoundError:  # its files were copied, not installed
+        release = "unknown"
+    extensions = ["binary_tensor_data", "classification"]
+    return json_reply({"name": "pocketzoo", "version": release, "extensions": extensions})
+
+
+async def _live(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    return json_reply({"live": True})
+
+
+async def _ready(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    try:
+        ready = runtime.repository.get(None) is not None
+    except PocketzooError:
+        ready = False
+    return json_reply({"ready": ready}, status=200 if ready else 503)
+
+
+async def _model_ready(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    # It is ready once it has been loaded and checked, which asking for it does; there is no other way to know.
+    model = await runtime.model(call, name, version)
+    return json_reply({"name": model.name, "ready": True})
+
+
+async def _metadata(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    model = await runtime.model(call, name, version)
+    versions = [model.version]
+    for entry in (await _models(runtime))["models"]:
+        if entry["name"] == model.name:
+            versions += [entry["version"], *entry["versions"]]
+    known = list(dict.fromkeys(filter(None, versions)))
+    return json_reply({"name": model.name, "versions": known, "platform": "onnxruntime_onnx", **_tensors(model.card)})
+
+
+def _tensors(card: Card) -> dict[str, Any]:
+    spec, classes = card.use.input, len(card.use.labels)
+    images = {"optional": True, "content": "encoded image files; in JSON as base64 text"}
+    pixels = {"optional": True, "content": f"{spec.colour} pixels, resized, cropped and normalised as the card says"}
+    return {
+        "inputs": [
+            {"name": spec.name, "datatype": "FP32", "shape": [-1, *spec.shape], "parameters": pixels},
+            {"name": images_name(spec), "datatype": "BYTES", "shape": [-1], "parameters": images},
+        ],
+        "outputs": [
+            {"name": _PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": _LOGITS, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": _LABEL, "datatype": "BYTES", "shape": [-1]},
+        ],
+    }
+
+
+async def _index(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    body = await runtime.read(call, 4096)
+    try:
+        wanted = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"expected a JSON object with `ready`, or no body: {str(error)!r:.120}") from error
+    only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
+    if not isinstance(only_ready, bool):
+        raise Refused(400, "expected a JSON object with `ready` true or false, or no body")
+    entries = [entry for model in (await _models(runtime))["models"] for entry in _index_entries(model)]
+    return json_reply([entry for entry in entries if entry["state"] == "READY" or not only_ready])
+
+
+def _index_entries(model: dict[str, Any]) -> list[dict[str, str]]:
+    """One entry per version; what is not in memory is ready too, because a request that names it loads it."""
+    state = "UNAVAILABLE" if model["error"] and not model["loaded"] else "READY"
+    newest = {"name": model["name"], "version": model["version"] or "", "state": state, "reason": model["error"] or ""}
+    older = [version for version in model["versions"] if version != model["version"]]
+    return [newest, *({"name": model["name"], "version": one, "state": "READY", "reason": ""} for one in older)]
+
+
+async def _models(runtime: Runtime) -> dict[str, Any]:
+    return await asyncio.to_thread(runtime.repository.describe)
+
+
+async def _infer(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+    if call.media_type not in _MEDIA_TYPES:
+        raise Refused(415, f"expected application/json or application/octet-stream, got {call.media_type!r:.80}")
+    model = await runtime.model(call, name, version)
+    body = await runtime.read(call, runtime.settings.max_request_bytes)
+    request = await _request(runtime, call, model, body)
+    wanted = request.outputs or tuple(Wanted(name=output, binary=request.binary) for output in _DEFAULT)
+    for output in wanted:
+        _check_output(output)
+    if isinstance(request.tensor, tuple):
+        logits = await runtime.logits_of_images(call, model, request.tensor)
+    else:
+        logits = await runtime.logits(call, model, request.tensor)
+    return _answer(call, model, request.id, wanted, logits)
+
+
+async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> InferRequest:
+    length = call.headers.get(b"inference-header-content-length")
+    settings, spec = runtime.settings, model.card.use.input
+    loop = asyncio.get_running_loop()
+    encoding = call.headers.get(b"content-encoding", b"").strip().lower()
+    if encoding not in (b"", b"identity"):
+        body = await loop.run_in_executor(_READER, inflate, body, encoding, settings.max_request_bytes)
+        runtime.hold(call, len(body))
+    if len(body) <= _INLINE_BYTES:
+        return read_request(body, length, spec, settings)
+    return await loop.run_in_executor(_READER, read_request, body, length, spec, settings)
+
+
+def _check_output(wanted: Wanted) -> None:
+    if wanted.name not in _OUTPUTS:
+        raise unknown_name("output", wanted.name[:80], _OUTPUTS)
+    if wanted.classes and wanted.name == _LABEL:
+        raise Refused(400, f"`classification`: for {_PROBABILITIES!r} and {_LOGITS!r}; {_LABEL!r} is a class already")
+
+
+def _answer(call: Call, model: Model, request_id: str | None, wanted: tuple[Wanted, ...], logits: Array) -> Reply:
+    start = time.perf_counter()
+    if not np.isfinite(logits).all():
+        raise Refused(422, "the model's answer is not finite; is the input normalised as the card says?")
+    outputs = [_output(one, model.card, logits) for one in wanted]
+    body, length = write_answer(name=model.name, version=model.version, request_id=request_id, outputs=outputs)
+    call.stages["encode"] = (time.perf_counter() - start) * 1e3
+    if length is None:
+        return Reply(body=body)
+    headers = ((b"inference-header-content-length", str(length).encode()),)
+    return Reply(body=body, media_type=b"application/octet-stream", headers=headers)
+
+
+def _output(wanted: Wanted, card: Card, logits: Array) -> Output:
+    labels = card.use.labels
+    if wanted.name == _LABEL:
+        best = [labels[column] for column in logits.argmax(axis=1)]
+        return Output(name=_LABEL, shape=(len(best),), values=best, binary=wanted.binary)
+    scores = logits if wanted.name == _LOGITS else softmax(logits, card.use.temperature)
+    if not wanted.classes:
+        return Output(name=wanted.name, shape=scores.shape, values=scores, binary=wanted.binary)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : wanted.classes]
+    texts = [
+        f"{row[column]:.6f}:{column}:{labels[column]}"
+        for row, columns in zip(scores, order, strict=True)
+        for column in columns
+    ]
+    return Output(name=wanted.name, shape=order.shape, values=texts, binary=wanted.binary)
+
+
+_Handler = Callable[["Runtime", Call, str, "str | None"], Awaitable[Reply]]
+
+_ROUTES: dict[str, tuple[str, _Handler]] = {
+    "/v2": ("GET", _server),
+    "/v2/health/live": ("GET", _live),
+    "/v2/health/ready": ("GET", _ready),
+    "/v2/repository/index": ("POST", _index),
+    "/v2/models/{model}": ("GET", _metadata),
+    "/v2/models/{model}/ready": ("GET", _model_ready),
+    "/v2/models/{model}/infer": ("POST", _infer),
+    "/v2/models/{model}/versions/{version}": ("GET", _metadata),
+    "/v2/models/{model}/versions/{version}/ready": ("GET", _model_ready),
+    "/v2/models/{model}/versions/{version}/infer": ("POST", _infer),
+}

@@ -1,0 +1,241 @@
+"""Who computes when: the slots of a worker, the queue in front of them, and what is refused because it is full.
+
+A request is admitted if nothing is inside; else if its time would not be up before it began, and if at most `queue`
+images wait, or if those that wait will be done within `queue_seconds`. So a burst on a slow model is not shed, and a
+fast model's queue drains as quickly as a slow one's. How long an image takes is one moving average over all models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from serve.protocols.http import Call, Refused
+from serve.settings import Settings
+
+__all__ = ["Engine", "Work"]
+
+T = TypeVar("T")
+
+_SMOOTHING = 0.1
+"""Weight of the newest duration in the moving average."""
+
+_HEAVY_SECONDS = 0.1
+"""What takes longer has probably taken much memory, too."""
+
+_FIRST_GUESS = 0.02
+"""Seconds per image before anything was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[T]):
+    """Something to compute in a thread."""
+
+    run: Callable[[bool], T]
+    """It is told whether it has the machine for itself."""
+    images: int = 1
+    """How many images' worth of time it takes."""
+
+
+@dataclass(slots=True)
+class _Spent:
+    """How long a piece of work has waited and taken, in seconds."""
+
+    queued: float = 0.0
+    seconds: float = 0.0
+
+
+class _Flag:
+    """A lock-free threading.Event that nobody waits for."""
+
+    __slots__ = ("up",)
+
+    def __init__(self) -> None:
+        self.up = False
+
+
+class Engine:
+    """The threads of one worker. Its methods are called from the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        observe: Callable[[int], None] | None = None,
+        tidy: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            settings: `slots`, `queue`, `queue_seconds` and `timeout_seconds`.
+            observe: gets the number of images that wait, whenever it may have changed.
+            tidy: called in a thread when nothing is computed any more after something that took long.
+        """
+        self._settings = settings
+        self._tidy = tidy
+        self._observe = observe
+        self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="slot")
+        self._inside = 0
+        self._seconds = _FIRST_GUESS
+        self._batch_seconds = 0.0
+        self._untidy = False
+
+    @property
+    def inside(self) -> int:
+        """Images that wait or are being computed."""
+        return self._inside
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a slot, or are in a batch or wait for one."""
+        return max(0, self._inside - self._settings.slots)
+
+    def wait_seconds(self, images: int = 1) -> float:
+        """How long the last of `images` that come now would wait for a slot."""
+        ahead = self._inside + images - self._settings.slots
+        return max(0.0, ahead * max(self._seconds / self._settings.slots, self._batch_seconds))
+
+    @contextlib.contextmanager
+    def inside_a_batch(self, images: int) -> Iterator[None]:
+        """Count images that wait for, or are in, a batch among those inside."""
+        self._enter(images)
+        try:
+            yield
+        finally:
+            self._enter(-images)
+
+    def batch_took(self, images: int, seconds: float) -> None:
+        """Learn how long a batch of `images` took, for the estimate of the wait."""
+        self._batch_seconds += _SMOOTHING * (seconds / images - self._batch_seconds)
+
+    def admit(self, images: int = 1) -> None:
+        """Refuse what could not be served in time.
+
+        Raises:
+            Refused: 503, with the seconds after which it may be worth trying again.
+        """
+        if not self._inside:
+            return
+        wait = self.wait_seconds(images)
+        many = self._inside + images - self._settings.slots > max(self._settings.queue, images)
+        if wait > self._settings.timeout_seconds or (many and wait > self._settings.queue_seconds):
+            raise Refused(
+                503,
+                f"the server is busy: {self.waiting} images wait, which takes about {wait:.1f} s; try again later",
+                retry_after=wait,
+            )
+
+    async def map(self, call: Call, works: Sequence[Work[T]]) -> list[T]:
+        """Run each of `works` in a thread when there is a slot for it; their results in order.
+
+        Raises:
+            Refused: 503 if the queue is full, 504 if the time is up before one has begun.
+            Exception: what the first of `works` that failed has raised; the others are not begun any more.
+        """
+        images = sum(work.images for work in works)
+        self.admit(images)
+        self._enter(images)
+        submitted, given_up = time.perf_counter(), _Flag()
+
+        def job(work: Work[T], spent: _Spent) -> T:
+            began = time.perf_counter()
+            self._check(call, began, given_up)
+            spent.queued = began - submitted
+            try:
+                return work.run(self._inside == images == work.images)
+            except BaseException:
+                given_up.up = True
+                raise
+            finally:
+                spent.seconds = time.perf_counter() - began
+
+        spent = [_Spent() for _ in works]
+        if len(works) == 1:
+            found = [await self._one(job, works[0], spent[0])]
+        else:
+            tasks = [asyncio.ensure_future(self._one(job, *each)) for each in zip(works, spent, strict=True)]
+            try:
+                found = await asyncio.gather(*tasks)
+            except BaseException:
+                given_up.up = True
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
+            finally:
+                del tasks  # see _one
+        call.stages["queue"] = max(each.queued for each in spent) * 1e3
+        return found
+
+    async def _one(self, job: Callable[[Work[T], _Spent], T], work: Work[T], spent: _Spent) -> T:
+        future = self._threads.submit(job, work, spent)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                self._leave_when_done(future, work.images)
+                work = Work(work.run, images=0)
+            raise
+        finally:
+            # What failed took its time, too.
+            if spent.seconds:
+                self._seconds += _SMOOTHING * (spent.seconds / max(1, work.images) - self._seconds)
+                self._untidy |= spent.seconds > _HEAVY_SECONDS
+            self._enter(-work.images)
+            # An error's traceback has this frame, and the future has the error: the request's body would stay in memory
+            # until the garbage collector runs.
+            del future
+
+    def _leave_when_done(self, future: Future[Any], images: int) -> None:
+        """Count images as inside for as long as the thread that nobody waits for any more computes them."""
+        loop = asyncio.get_running_loop()
+
+        def leave(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody counts any more
+                loop.call_soon_threadsafe(self._enter, -images)
+
+        future.add_done_callback(leave)
+
+    def _enter(self, images: int) -> None:
+        self._inside += images
+        if self._untidy:
+            self._tidy_if_idle()
+        if self._observe is not None:
+            self._observe(self.waiting)
+
+    def took_memory(self) -> None:
+        """Something else has taken, and freed, much memory: give it back as soon as nothing is computed."""
+        self._untidy = True
+        self._tidy_if_idle()
+
+    def _tidy_if_idle(self) -> None:
+        if not self._inside:
+            self._untidy = False
+            self._threads.submit(self._tidy)
+
+    def _check(self, call: Call, now: float, given_up: _Flag) -> None:
+        if given_up.up or call.gone():
+            raise Refused(499, "the client has closed the connection, or another image of its request was refused")
+        if now - call.started > self._settings.timeout_seconds:
+            raise Refused(
+                504,
+                f"not begun within {self._settings.timeout_seconds:g} s (POCKETZOO_TIMEOUT_SECONDS)",
+                retry_after=self.wait_seconds(),
+            )
+
+    async def spare(self, work: Callable[[bool], T]) -> T | None:
+        """Run `work` if a slot is free at once; None if not. For what nobody waits for."""
+        if self._inside >= self._settings.slots:
+            return None
+        self._enter(1)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, False)
+        finally:
+            self._enter(-1)
+
+    def close(self) -> None:
+        """Wait for what runs; drop what waits."""
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,359 @@
+"""One worker's server without its transport: models, queue, keys and metrics, and what handlers ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from starlette.types import Message
+
+from serve.access.keys import Keys
+from serve.batching import Batcher, pays
+from serve.models.model import Model, give_back_memory
+from serve.models.repository import Repository
+from serve.observe.logs import Log
+from serve.observe.metrics import Metrics
+from serve.prediction import Row, infer, prediction_document, prepare, total_stages
+from serve.protocols.form import Picture
+from serve.protocols.http import Call, Refused
+from serve.queue import Engine, Work
+from serve.settings import Settings
+from zoo.artefact.predictor import softmax
+from zoo.base.errors import ArtefactError, UsageError
+
+__all__ = ["Runtime"]
+
+Array = npt.NDArray[np.float32]
+
+SPLIT_HEADER = b"x-pocketzoo-split"
+
+_KEYS_EVERY_SECONDS = 1.0
+"""How often the file of the keys is looked at, at most."""
+
+_LARGE_BYTES = 4 << 20
+"""A larger body is worth giving its memory back to the system."""
+
+_TENSOR_CHUNK = 8
+"""Examples of one inference; more would not be faster on a CPU, but take memory, which ONNX Runtime keeps."""
+
+
+class Runtime:
+    """What the handlers share. Made before the worker takes traffic, closed after its last request."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load and check the default model.
+
+        Raises:
+            PocketzooError: there is no model that can be served, or the keys cannot be read.
+        """
+        self.settings = settings
+        self.log = Log(settings)
+        self.metrics = Metrics(settings)
+        self.keys = Keys(settings)
+        self.engine = Engine(settings, observe=self.metrics.queued, tidy=give_back_memory)
+        self.repository = Repository(settings, on_event=self._event)
+        # One at a time anyway; requests that wait for a model must not occupy the threads that others need.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._batchers: weakref.WeakKeyDictionary[Model, asyncio.Future[Batcher | None]] = weakref.WeakKeyDictionary()
+        self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._buffered = 0
+        self._loading = 0
+        self._keys_seen = time.perf_counter()
+        self._shadows: set[asyncio.Task[None]] = set()
+        self.repository.start()
+
+    def close(self) -> None:
+        """Finish what runs and free what is held."""
+        self.metrics.flush()
+        self.repository.stop()
+        self._loader.shutdown(cancel_futures=True)
+        self._batch_thread.shutdown()
+        self.engine.close()
+
+    def _event(self, kind: str, model: str, detail: str) -> None:
+        self.metrics.event(kind, model, detail)
+        self.metrics.loaded(self.repository.loaded)
+        self.log.event(kind, model, detail)
+
+    def authorize(self, call: Call, *, admin: bool) -> None:
+        """Find out whose request it is, and count it against his rate.
+
+        Raises:
+            Refused: 401, 403, 404 or 429; see :class:`serve.access.keys.Keys`.
+        """
+        if call.started >= self._keys_seen + _KEYS_EVERY_SECONDS:
+            self._keys_seen = call.started
+            self.keys.reload()
+        call.key = self.keys.authorize(call.headers, admin=admin)
+        self.keys.take(call.key)
+
+    async def model(self, call: Call, name: str | None, version: str | None = None) -> Model:
+        """The model that shall answer, after the traffic split; loaded if it is not in memory.
+
+        Raises:
+            Refused: 404 if there is none of that name or version, 503 if it cannot be served.
+        """
+        force = call.headers.get(SPLIT_HEADER, b"").decode("latin-1") or None
+        unit = random.random()
+        model = self.repository.route(name, version, unit=unit, force=force)
+        if model is None:
+            model = await self._load(
+                call, functools.partial(self.repository.load, name, version, unit=unit, force=force)
+            )
+        call.model, call.version = model.name, model.version
+        return model
+
+    async def _load(self, call: Call, load: Callable[[], Model]) -> Model:
+        if self._loading >= max(1, self.settings.queue):
+            raise Refused(503, f"{self._loading} requests wait for models to be loaded", retry_after=1.0)
+        self._loading += 1
+        started = time.perf_counter()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._loader, load)
+        finally:
+            self._loading -= 1
+            call.stages["load"] = (time.perf_counter() - started) * 1e3
+
+    async def read(self, call: Call, limit: int, *, admit: bool = True) -> bytes:
+        """The request's body.
+
+        Args:
+            call: whose.
+            limit: bytes that it may have.
+            admit: whether to refuse it, before it is read, where it could not be computed in time.
+
+        Raises:
+            Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory or too much waits,
+                499 if the client went away.
+        """
+        started = time.perf_counter()
+        call.reading = True
+        announced = call.content_length
+        if announced is not None and announced > limit:
+            raise _too_large(announced, limit)
+        if admit:
+            self.engine.admit()
+        message = await call.receive()
+        body = _body(message)
+        self._account(call, len(body), limit)
+        if message.get("more_body"):
+            body = await self._read_rest(call, body, limit)
+        call.reading = False
+        call.stages["read"] = (time.perf_counter() - started) * 1e3
+        return body
+
+    async def _read_rest(self, call: Call, first: bytes, limit: int) -> bytes:
+        chunks, total, more = [first], len(first), True
+        while more:
+            message = await call.receive()
+            chunk = _body(message)
+            more = message.get("more_body", False)
+            total += len(chunk)
+            self._account(call, total, limit)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _account(self, call: Call, total: int, limit: int) -> None:
+        if total > limit:
+            raise _too_large(total, limit)
+        if total > call.buffered:
+            self.hold(call, total - call.buffered)
+
+    def hold(self, call: Call, count: int) -> None:
+        """Count `count` more bytes that are in memory for the request, until it is done.
+
+        Raises:
+            Refused: 503 if the requests in memory would have too many.
+        """
+        if self._buffered + count > self.settings.max_buffered_bytes:
+            raise Refused(
+                503,
+                f"the requests in memory have {self._buffered} bytes, with this one more than "
+                f"{self.settings.max_buffered_bytes} (POCKETZOO_MAX_BUFFERED_BYTES); try again later",
+                retry_after=self.engine.wait_seconds(),
+            )
+        self._buffered += count
+        call.buffered += count
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of bodies in memory."""
+        return self._buffered
+
+    def release(self, call: Call) -> None:
+        """Forget the request's body."""
+        self._buffered -= call.buffered
+        if call.buffered > _LARGE_BYTES:
+            self.engine.took_memory()
+        call.buffered = 0
+
+    async def answer(
+        self, call: Call, name: str | None, version: str | None, pictures: Sequence[Picture]
+    ) -> dict[str, Any]:
+        """The whole answer to a request, as `serve.protocols.schema.PredictResponse` describes it.
+
+        Raises:
+            Refused: see :meth:`model` and :meth:`classify`.
+            ImageError: see :meth:`classify`.
+        """
+        if not pictures:
+            raise UsageError("no image: expected at least one")
+        model = await self.model(call, name, version)
+        predictions = await self.classify(call, model, pictures, self.settings.top)
+        stages = {name: round(value, 3) for name, value in call.stages.items()}
+        return {
+            "model": model.name,
+            "version": model.version,
+            "digest": model.digest,
+            "request_id": call.request_id,
+            "predictions": predictions,
+            "milliseconds": {"read": 0.0, **stages, "total": round(call.elapsed(), 3)},
+        }
+
+    async def classify(self, call: Call, model: Model, pictures: Sequence[Picture], top: int) -> list[dict[str, Any]]:
+        """The answer to each picture, as `serve.protocols.schema.ImagePrediction` describes it.
+
+        Raises:
+            Refused: 503 if the server is busy, 504 if the time is up.
+            ImageError: a picture cannot be decoded or is too large.
+        """
+        rows = await self._run(call, model, pictures)
+        probabilities = softmax(np.stack([row.values for row in rows]), model.card.use.temperature)
+        if not np.isfinite(probabilities).all():
+            raise ArtefactError(f"the model {model.name!r} answers with numbers that are not finite; export it again")
+        self._watch(model, pictures, probabilities)
+        predictor = model.predictor(alone=True)
+        return [
+            prediction_document(prediction, abstain=self.settings.abstain)
+            for prediction in predictor.answers(probabilities, top=top)
+        ]
+
+    async def logits_of_images(self, call: Call, model: Model, images: Sequence[bytes]) -> Array:
+        """Logits float32 [B, K] of image files."""
+        rows = await self._run(call, model, [("", image) for image in images])
+        logits = np.stack([row.values for row in rows])
+        if np.isfinite(logits).all():
+            self._watch(model, [("", image) for image in images], softmax(logits, model.card.use.temperature))
+        return logits
+
+    async def logits(self, call: Call, model: Model, inputs: Array) -> Array:
+        """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]; no shadow sees them."""
+        call.images = len(inputs)
+        start = time.perf_counter()
+        if (batcher := await self._batcher(model)) is not None:
+            self.engine.admit(len(inputs))
+            with self.engine.inside_a_batch(len(inputs)):
+                found = np.stack(await asyncio.gather(*(batcher.logits(row) for row in inputs)))
+        else:
+            chunks = [inputs[at : at + _TENSOR_CHUNK] for at in range(0, len(inputs), _TENSOR_CHUNK)]
+            found = np.concatenate(await self.engine.map(call, [_tensor_work(model, chunk) for chunk in chunks]))
+        call.stages["infer"] = (time.perf_counter() - start) * 1e3 - call.stages.get("queue", 0.0)
+        if np.isfinite(found).all():  # otherwise the tensor was at fault, and the handler says so
+            self._follow(model, softmax(found, model.card.use.temperature))
+        return found
+
+    async def _run(self, call: Call, model: Model, pictures: Sequence[Picture]) -> list[Row]:
+        call.images = len(pictures)
+        spec = model.card.use.input
+        batcher = await self._batcher(model)
+
+        def work(place: str, picture: Picture) -> Callable[[bool], Row]:
+            def run(alone: bool) -> Row:
+                row = prepare(picture, place, spec, self.settings)
+                return row if batcher is not None else infer(row, model.predictor(alone=alone).logits)
+
+            return run
+
+        works = [
+            Work(work(_place(picture, at, len(pictures)), picture)) for at, picture in enumerate(pictures, start=1)
+        ]
+        rows = await self.engine.map(call, works)
+        if batcher is not None:
+            with self.engine.inside_a_batch(len(rows)):
+                rows = await asyncio.gather(*(_batched(batcher, row) for row in rows))
+        call.stages.update(total_stages(rows))
+        return rows
+
+    async def _batcher(self, model: Model) -> Batcher | None:
+        decided = self._batchers.get(model)
+        if decided is None:
+            # May measure for a while, which must not stop the event loop; once per model, however many ask.
+            loop = asyncio.get_running_loop()
+            decided = self._batchers[model] = loop.run_in_executor(self._loader, self._new_batcher, model)
+        return await asyncio.shield(decided) if not decided.done() else decided.result()
+
+    def _new_batcher(self, model: Model) -> Batcher | None:
+        alone, parallel = model.predictor(alone=True), model.predictor(alone=False)
+        shape = model.card.use.input.shape
+        if not pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu):
+            return None
+        return Batcher(alone.logits, self.settings, thread=self._batch_thread, observe=self._batch_done)
+
+    def _batch_done(self, images: int, seconds: float) -> None:
+        self.engine.batch_took(images, seconds)
+        self.metrics.batch(images)
+
+    def _watch(self, model: Model, pictures: Sequence[Picture], probabilities: Array) -> None:
+        classes = self._follow(model, probabilities)
+        if (shadow := self.repository.shadow(model)) is not None:
+            for picture, column in zip(pictures, classes, strict=True):
+                task = asyncio.ensure_future(self._shadow(model, shadow, picture, int(column)))
+                self._shadows.add(task)
+                task.add_done_callback(self._shadows.discard)
+
+    def _follow(self, model: Model, probabilities: Array) -> npt.NDArray[np.intp]:
+        """Tell the drift gauges; the predicted classes [B]."""
+        classes = np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
+        self.metrics.answered(model, probabilities.max(axis=1), classes)
+        return classes
+
+    async def _shadow(self, model: Model, shadow: Model, picture: Picture, column: int) -> None:
+        def work(alone: bool) -> bool:
+            row = prepare(picture, "", shadow.card.use.input, self.settings)
+            return int(infer(row, shadow.predictor(alone=False).logits).values.argmax()) == column
+
+        try:
+            agrees = await self.engine.spare(work)
+        except Exception as error:  # whatever it is, only the shadow's
+            self.log.event("shadow_failed", shadow.name, repr(error))
+            return
+        if agrees is not None:
+            self.metrics.shadow(model.name, shadow.name, agrees)
+
+
+def _place(picture: Picture, at: int, total: int) -> str:
+    """Where an image is in its request, for errors; "" for the only one, without a name."""
+    name, _ = picture
+    number = f"image {at} of {total}" if total > 1 else "image" if name else ""
+    return f"{number}, {name!r:.80}" if name and total > 1 else f"{number} {name!r:.80}" if name else number
+
+
+async def _batched(batcher: Batcher, row: Row) -> Row:
+    start = time.perf_counter()
+    values = await batcher.logits(row.values)
+    return Row(values=values, decode=row.decode, preprocess=row.preprocess, infer=time.perf_counter() - start)
+
+
+def _tensor_work(model: Model, chunk: Array) -> Work[Array]:
+    return Work(lambda alone: model.predictor(alone=alone).logits(chunk), images=len(chunk))
+
+
+def _body(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise Refused(499, "the client closed the connection before its request was complete")
+    body: bytes = message.get("body", b"")
+    return body
+
+
+def _too_large(got: int, limit: int) -> Refused:
+    return Refused(
+        413, f"the body has {got} bytes or more, at most {limit} are accepted; send a smaller image, or fewer"
+    )

@@ -1,0 +1,131 @@
+"""Every variant trains; rows are complete, and ratios are of the medians."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.rows import REQUIRED, TRAINING, read
+from bench.training import measure as training
+from bench.training.measure import PARTS, TrainingConfig, measure_training, render
+from bench.training.worker import VARIANTS, Job, Measured, measure
+from tests.conftest import run_cli
+from tests.zoo.factories import encode, make_dataset, picture
+from zoo.base.errors import UsageError
+
+COUNTS = {"train": 9, "validation": 4}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What a measuring process sets for itself."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine training images: two batches of four, and one left over."""
+    for split, count in COUNTS.items():
+        for index in range(count):
+            path = tmp_path / split / f"class{index % 2}" / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(picture(index, 40, 48), kind="JPEG"))
+    return tmp_path
+
+
+def fake(seconds: Mapping[str, Sequence[float]]) -> Any:
+    """Instead of processes: the given seconds for each variant, one per round."""
+
+    def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        for number in range(rounds):
+            for name, (flag, module, job) in commands.items():
+                assert (flag, module) == ("-m", "bench.training.worker")
+                took = seconds[Job(**json.loads(job)).variant][number]
+                yield name, number, dataclasses.asdict(Measured(setup_seconds=1.0, seconds=took, images=10))
+
+    return alternate
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_trains_every_image_in_every_epoch(folder: Path, variant: str) -> None:
+    job = Job(variant=variant, model="resnet10t", folder=str(folder), size=32, batch=4, epochs=2, threads=1)
+    found = measure(job)
+    # All leave out a last batch that is too small for BatchNorm; an evaluation reads both splits once.
+    assert found.images == (sum(COUNTS.values()) if variant == "evaluation" else 2 * 8)
+    assert found.seconds > 0
+    assert found.setup_seconds > 0
+
+
+def test_the_variants_are_those_that_are_compared() -> None:
+    assert set(VARIANTS) == {name for names in PARTS.values() for name in names}
+
+
+def test_rows_are_medians_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"timm": (9.0, 19.0, 99.0), "pocketzoo": (1.0, 9.0, 4.0), "evaluation": (2.0,) * 3, "head": (3.0,) * 3}
+    monkeypatch.setattr(training, "alternate", fake(seconds))
+    config = TrainingConfig(models=("a", "b"), variants=("pocketzoo",), threads=1)
+    rows = measure_training(make_dataset(), config)
+    assert [(row["model"], row["variant"]) for row in rows] == [
+        (model, variant) for model in ("a", "b") for variant in ("timm", "pocketzoo")
+    ]
+    assert [row["ratio"] for row in rows] == [1, 0.2] * 2  # of 2 / 10, 10 / 20 and 5 / 100 s the median
+    assert [row["seconds"] for row in rows] == [19, 4] * 2
+    assert rows[0]["images_per_s"] == 0.5
+    assert rows[0]["round_seconds"] == [9.0, 19.0, 99.0]
+    assert (rows[0]["n"], rows[0]["validation_n"], rows[0]["epochs"]) == (12, 12, 2)
+    assert len({row["run"] for row in rows}) == 1
+    assert rows[0]["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert all(set(row) == REQUIRED[TRAINING] for row in rows)
+    assert render(rows).row_count == 4
+
+    head = measure_training(make_dataset(), TrainingConfig(part="head", models=("a",)))
+    assert [(row["variant"], row["ratio"], row["epochs"]) for row in head] == [("evaluation", 1, 50), ("head", 1.5, 50)]
+
+
+def test_all_variants_read_the_same_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        for name, arguments in commands.items():
+            root = Path(json.loads(arguments[-1])["folder"])
+            seen.append(sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in root.rglob("*.png")))
+            yield name, 0, dataclasses.asdict(Measured(setup_seconds=0.0, seconds=1.0, images=1))
+
+    monkeypatch.setattr(training, "alternate", alternate)
+    rows = measure_training(make_dataset(), TrainingConfig(models=("a",), images=8, rounds=1))
+    assert len(rows) == len(seen) == 5
+    expected = (
+        ["train/00000"] * 3 + ["train/00001"] * 3 + ["train/00002"] * 2 + ["validation/00000", "validation/00001"]
+    )
+    assert all(names == expected for names in seen)
+
+
+def test_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="unknown part 'heads'; did you mean head"):
+        TrainingConfig(part="heads")
+    with pytest.raises(UsageError, match="unknown variant of the part 'full' 'tim'; did you mean timm"):
+        TrainingConfig(variants=("tim",))
+    with pytest.raises(UsageError, match="--batch must be at least 2, got 1"):
+        TrainingConfig(batch=1)
+    with pytest.raises(UsageError, match="--images 13: expected 13 images for train, tiny has 12"):
+        measure_training(make_dataset(), TrainingConfig(images=13))
+
+
+def test_the_command_prints_a_table_and_keeps_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setattr(training, "alternate", fake({"timm": (2.0,), "pocketzoo": (1.0,)}))
+    options = ("--data", "digits", "--model", "resnet10t", "--variant", "pocketzoo", "--images", "20", "--rounds", "1")
+    text = run_cli("bench", "training", *options).output
+    assert "resnet10t" in text
+    assert "0.667" in text
+    lines = run_cli("bench", "training", *options, "--json").output.splitlines()
+    assert [json.loads(line)["variant"] for line in lines] == ["timm", "pocketzoo"]
+    assert len(read(tmp_path / "output" / "bench" / TRAINING)) == 4

@@ -1,0 +1,153 @@
+"""Tests of `pocketzoo optimize`, on a real network that is small, over real digits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from compress.search import strategy, workbench
+from compress.search.candidates import Task
+from tests.conftest import run_cli
+from zoo.artefact import onnx_file as graph
+from zoo.artefact.card import Stage
+from zoo.artefact.latency import LatencyConfig
+from zoo.base.errors import ArtefactError, UsageError
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.main import app
+from zoo.networks import checkpoint
+from zoo.training.loop.config import FitConfig
+from zoo.training.recipe import Run
+from zoo.training.stage import train
+
+SMALL = {"filters": 16, "growth": "equal", "dense": 16, "img_size": 32}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artefacts with one in it; not to be changed."""
+    output = tmp_path_factory.mktemp("output")
+    run = Run(
+        name="net",
+        model="cnn5",
+        arguments=SMALL,
+        data="mnist5k",
+        size=32,
+        images_per_split=60,
+        train=FitConfig(epochs=2, batch_size=20, lr=3e-3),
+    )
+    train(run, output)
+    return output
+
+
+@pytest.fixture
+def output(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where times are those of the files' sizes."""
+    shutil.copytree(trained, tmp_path / "output")
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "output"))
+
+    def timed(paths: list[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+        return {path: [[path.stat().st_size / 1e5]] * 2 for path in paths}
+
+    monkeypatch.setattr(workbench, "latencies", timed)
+    return tmp_path / "output"
+
+
+def test_a_search_is_interrupted_resumed_and_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategy, "FINEST", 2.0)  # one ratio
+    command = ("optimize", output / "net", "--max-drop", "100", "--minutes", "20", "--importances", "l2")
+    folder = output / "net-optimized"
+    export = workbench.export
+
+    def killed(source: Path, target: Path, **options: Any) -> Any:
+        if target.parent.name == "parent":
+            return export(source, target, **options)
+        monkeypatch.setattr(workbench, "export", export)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workbench, "export", killed)
+    stopped = run_cli(*command)
+    assert stopped.exit_code != 0
+    assert "best so far: parent int8" in stopped.stderr
+    assert tasks(folder) == ["parent", "l2-0.50", "random-0.50"]
+    found = json.loads(run_cli(*command, "--json").stdout)
+    assert tasks(folder) == ["parent", "l2-0.50", "random-0.50", "l2-0.50", "random-0.50"]
+    chosen = found["chosen"]
+    assert found["path"] == str(folder / INT8_GRAPH)
+    assert chosen["digest"] == sha256_file(folder / INT8_GRAPH)
+    assert chosen["share"] == min(entry["share"] for entry in found["candidates"])
+    assert [(entry["ratio"], entry["importance"]) for entry in found["rankings"]] == [(0.5, "l2"), (0.5, "random")]
+    assert found["test"]["chosen"]["n"] == 60
+    stages = [entry.stage for entry in graph.read_card(folder / INT8_GRAPH).lineage]
+    assert stages == ["train", "prune", "recalibrate", "export", "quantize"]
+    assert graph.read_card(folder / GRAPH).lineage[-1].parent == sha256_file(folder / CHECKPOINT)
+    assert (folder / "run.json").is_file()
+    assert (folder / "pareto.png").is_file()
+    assert not (folder / "search").exists()
+    table = run_cli(*command).stdout
+    for words in (
+        "before recovery, at 50% of the MACs: l2 ",
+        "validation: 60 images",
+        "> chosen",
+        "of the answers agree",
+    ):
+        assert words in table
+
+
+def test_a_goal_that_nothing_meets_ends_with_the_nearest(output: Path) -> None:
+    command = ("optimize", output / "net", "--mb", "0.001", "--minutes", "0.0001")
+    with pytest.raises(ArtefactError, match=r"nothing found meets the goal; the nearest would with --mb 0\.\d+"):
+        run_cli(*command)
+    assert not list((output / "net-optimized").glob("model.*"))
+    failed = CliRunner().invoke(app, [str(word) for word in (*command, "--json")])
+    assert isinstance(failed.exception, ArtefactError)
+    answer = json.loads(failed.stdout)
+    assert answer["chosen"] is None
+    assert answer["nearest"][0] == "parent int8"
+    assert answer["earlier"] == []
+
+
+def test_what_is_only_quantized_has_the_new_name_and_stays_where_nothing_is_found_later(output: Path) -> None:
+    folder = output / "net-optimized"
+    command = ("optimize", output / "net", "--max-drop", "100", "--minutes", "0.0001")
+    assert json.loads(run_cli(*command, "--json").stdout)["chosen"]["name"] == "parent int8"
+    cards = [
+        checkpoint.read_card(folder / CHECKPOINT),
+        *(graph.read_card(folder / name) for name in (GRAPH, INT8_GRAPH)),
+    ]
+    assert [card.name for card in cards] == ["net-optimized", "net-optimized", "net-optimized-int8"]
+    assert cards[1].lineage[-1].parent == sha256_file(folder / CHECKPOINT)
+    failed = CliRunner().invoke(app, [str(word) for word in (*command, "--mb", "0.001")])
+    assert isinstance(failed.exception, ArtefactError)
+    kept = f"the files of an earlier search stay in {folder}: {CHECKPOINT}, {GRAPH}, {INT8_GRAPH}"
+    assert kept in failed.stdout
+
+
+def test_mistakes(output: Path) -> None:
+    with pytest.raises(ArtefactError, match="is an ONNX file"):
+        run_cli("optimize", output / "net" / GRAPH)
+    with pytest.raises(UsageError, match="--max-drop"):
+        run_cli("optimize", output / "net", "--max-drop", "-1")
+    with pytest.raises(UsageError, match="unknown importance"):
+        run_cli("optimize", output / "net", "--importances", "l2,fpgn")
+    (output / "net" / "run.json").unlink()
+    with pytest.raises(ArtefactError, match="add --data"):
+        run_cli("optimize", output / "net")
+    card = checkpoint.read_card(output / "net" / CHECKPOINT)
+    model, _ = checkpoint.load(output / "net" / CHECKPOINT)
+    imported = dataclasses.replace(card, lineage=(Stage(stage="import", config={}, parent=None),))
+    checkpoint.save(model, imported, output / "imported" / CHECKPOINT)
+    with pytest.raises(ArtefactError, match="quantize ARTEFACT --calibrate FOLDER"):
+        run_cli("optimize", output / "imported")
+
+
+def tasks(folder: Path) -> list[str]:
+    """Names of the tasks that were done; whether times were close enough to be taken again is chance."""
+    rows = [json.loads(line) for line in (folder / "candidates.jsonl").read_text().splitlines()]
+    names = [Task(**row["content"]["task"]).name for row in rows if row["kind"] == "record"]
+    return [name for name in names if name != "retime"]

@@ -1,0 +1,436 @@
+"""The card: everything an artefact says about itself, as one JSON document inside the artefact.
+
+It travels under the key `zoo.card` in the safetensors header and in the ONNX file's `metadata_props`. Cards are
+immutable; a stage derives its own from its parent's with :func:`advance`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.base.documents import DecodeError, decode
+from zoo.base.errors import ArtefactError, CardError, UsageError, unknown_name
+
+__all__ = [
+    "KEY",
+    "MAX_BYTES",
+    "SCHEMA",
+    "Build",
+    "Card",
+    "Draft",
+    "Golden",
+    "Head",
+    "Inform",
+    "Input",
+    "Lora",
+    "Metrics",
+    "Output",
+    "Reference",
+    "Resize",
+    "Stage",
+    "Use",
+    "advance",
+    "allow",
+    "from_json",
+    "to_json",
+]
+
+KEY = "zoo.card"
+SCHEMA = "zoo.card/1"
+MAX_BYTES = 4 << 20
+"""A longer document is refused unread: no honest card comes near it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """LoRA adapters that are still separate from the weights they adapt."""
+
+    targets: tuple[str, ...]
+    """Last parts ("qkv", "fc1"; "q", "k", "v" of a fused layer), whole names or patterns; see zoo.networks.lora.add_lora."""
+    rank: int
+    alpha: float
+    rslora: bool = False
+    """Whether the scale is alpha / sqrt(rank) rather than alpha / rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What turns the pooled features into logits."""
+
+    kind: str = "linear"
+    """`linear`: one layer; `mlp`: batch norm, a hidden layer with ReLU, batch norm, dropout and the last layer."""
+    hidden: int = 512
+    """Width of the MLP's hidden layer, before pruning."""
+    dropout: float = 0.5
+    """Share of the hidden layer's outputs that training sets to zero."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "mlp"):
+            raise unknown_name("head.kind", self.kind, ("linear", "mlp"))
+        if self.hidden < 1:
+            raise UsageError(f"head.hidden: expected a width of at least 1, got {self.hidden}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"head.dropout: expected a share in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What is needed to build the network again, beyond its tensors' shapes."""
+
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the architecture; JSON scalars and lists."""
+    heads: Mapping[str, int] = field(default_factory=dict)
+    """Attention module name -> number of heads, for attention modules whose heads were pruned."""
+    layer: str = ""
+    """The network ends after this layer, whose pooled output a linear classifier reads; "": it is whole."""
+    head: Head | None = None
+    """What replaces the architecture's own classifier; None: nothing."""
+    lora: Lora | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """How an image gets its size before cropping."""
+
+    rule: str
+    """`shorter`: the shorter edge becomes `edge`, the aspect ratio stays; `stretch`: straight to the input size."""
+    edge: int | None = None
+    """Length of the shorter edge in pixels; only for `shorter`."""
+    filter: str = "bilinear"
+    """nearest, bilinear, bicubic or lanczos; always antialiased (Pillow's filters are)."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("shorter", "stretch"):
+            raise CardError(f"use.input.resize.rule: expected 'shorter' or 'stretch', got {self.rule!r}")
+        if (self.rule == "shorter") != (self.edge is not None):
+            raise CardError("use.input.resize.edge: given exactly when the rule is 'shorter'")
+        if self.filter not in ("nearest", "bilinear", "bicubic", "lanczos"):
+            raise CardError(f"use.input.resize.filter: expected a Pillow filter name, got {self.filter!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What decoding large JPEG files small (at 1/2, 1/4 or 1/8 of their size) changes: measured before it is on.
+
+    Measured on pictures so large that all of them are decoded small.
+    """
+
+    dataset: str
+    split: str
+    digest: str
+    """SHA-256 of the data set; see zoo.data.dataset.Dataset.digest."""
+    n: int
+    """Number of pictures."""
+    agreement: float
+    """Share of them whose answer stays the same."""
+    top1_before: float
+    """Share of them recognised when they are decoded whole; a fraction, not per cent."""
+    top1_after: float
+    """Share of them recognised when they are decoded small."""
+    max_drop: float
+    """Budget for the difference that was allowed, a fraction."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise CardError(f"use.input.jpeg_draft.n: expected at least one picture, got {self.n}")
+        for name in ("agreement", "top1_before", "top1_after", "max_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CardError(f"use.input.jpeg_draft.{name}: expected a fraction, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The network's input and the one way from an image to it: decode, resize, crop, scale, normalise."""
+
+    name: str = "image"
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    colour: str
+    """RGB (3 channels) or L (1 channel, greyscale)."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    resize: Resize
+    crop: str = "none"
+    """`centre` or `none`."""
+    scale: float = 1 / 255
+    """Multiplies the 8-bit values before mean and standard deviation are applied."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    exif: bool = True
+    """Whether the EXIF orientation is applied."""
+    jpeg_draft: Draft | None = None
+    """Large JPEG files are decoded small, which is faster; what that was measured to change. None: they are not."""
+
+    def __post_init__(self) -> None:
+        channels = {"RGB": 3, "L": 1}.get(self.colour)
+        if channels is None:
+            raise CardError(f"use.input.colour: expected 'RGB' or 'L', got {self.colour!r}")
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise CardError(
+                f"use.input: {self.colour} wants {channels} values of mean and std, got {self.mean} and {self.std}"
+            )
+        if min(self.std) <= 0:
+            raise CardError(f"use.input.std: expected positive values, got {self.std}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise CardError(f"use.input.size: expected (height, width) in pixels, got {self.size}")
+        if self.crop not in ("centre", "none"):
+            raise CardError(f"use.input.crop: expected 'centre' or 'none', got {self.crop!r}")
+        if self.resize.edge is not None and self.resize.edge < max(self.size):
+            raise CardError(f"use.input.resize.edge: {self.resize.edge} is less than the crop {self.size}")
+        if (self.resize.rule == "shorter") != (self.crop == "centre"):
+            raise CardError("use.input: 'shorter' goes with the crop 'centre', 'stretch' with 'none'")
+        if self.dtype != "float32" or self.layout != "NCHW":
+            raise CardError(f"use.input: expected float32 NCHW, got {self.dtype} {self.layout}")
+
+    @property
+    def channels(self) -> int:
+        """Number of colour channels."""
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one example."""
+        return (self.channels, *self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The network's output: one logit per label."""
+
+    name: str = "logits"
+    kind: str = "logits"
+
+    def __post_init__(self) -> None:
+        if self.kind != "logits":
+            raise CardError(f"use.output.kind: expected 'logits', got {self.kind!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A self-check: the answer this very file gave to a picture that anyone can draw again."""
+
+    rule: str
+    """How the picture is drawn from the seed; see zoo.artefact.preprocess.golden_image."""
+    seed: int
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What answers on the validation images look like, to notice drift later."""
+
+    mean_confidence: float
+    """Mean probability of the predicted class."""
+    histogram: Mapping[str, int]
+    """Label -> number of validation images predicted as it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a consumer must know to use the artefact."""
+
+    task: str = "image-classification"
+    labels: tuple[str, ...]
+    input: Input
+    output: Output = field(default_factory=Output)
+    temperature: float = 1.0
+    """Logits are divided by it before the softmax; fitted on validation data."""
+    golden: Golden | None = None
+    reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise CardError(f"use.labels: expected at least two distinct labels, got {list(self.labels)[:10]}")
+        if not 0 < self.temperature < float("inf"):
+            raise CardError(f"use.temperature: expected a positive number, got {self.temperature}")
+        if self.golden is not None and len(self.golden.probabilities) != len(self.labels):
+            raise CardError(f"use.golden: {len(self.golden.probabilities)} probabilities for {len(self.labels)} labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Accuracy of exactly these bytes on one split. Fractions, not per cent."""
+
+    dataset: str
+    split: str
+    n: int
+    """Number of images."""
+    top1: float
+    low: float
+    high: float
+    """Wilson 95 % interval of top1."""
+    top5: float | None = None
+    """Absent for fewer than six labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inform:
+    """Facts for people and tables."""
+
+    precision: str = "float32"
+    opset: int | None = None
+    parameters: int
+    macs: int
+    """Multiply-accumulates for one example."""
+    bytes: int
+    """Size of the weights, in bytes (the file adds its card and structure)."""
+    graph: str | None = None
+    """SHA-256 of an ONNX file's network, its card left out; see zoo.artefact.onnx_file.digest. None in checkpoints."""
+    licence: str | None = None
+    source: str | None = None
+    """Where the first weights came from."""
+    metrics: tuple[Metrics, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the lineage."""
+
+    stage: str
+    config: Mapping[str, Any]
+    parent: str | None
+    """SHA-256 of the file this stage read; None for the first."""
+    seed: int | None = None
+    commit: str | None = None
+    """Commit of the code that ran."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What the stage did, in numbers."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The whole document."""
+
+    schema: str = SCHEMA
+    name: str
+    build: Build
+    use: Use
+    inform: Inform
+    lineage: tuple[Stage, ...] = ()
+
+    def metrics(self, split: str) -> Metrics | None:
+        """The accuracy on `split` ("validation", "test"), if these bytes were measured on it."""
+        return next((m for m in self.inform.metrics if m.split == split), None)
+
+
+_CHECKPOINT_STAGES = ("import", "train", "merge", "prune", "recalibrate", "recover")
+
+
+def allow(card: Card, stage: str) -> None:
+    """Check that `stage` may follow the card's lineage.
+
+    The order is: merge LoRA, then prune, recalibrate and recover, then export, then quantize. The exporter folds
+    BatchNorm, and adapters that are still separate would be pruned apart from the weights they adapt.
+
+    Raises:
+        ArtefactError: it may not; says what to do first.
+    """
+    done = [entry.stage for entry in card.lineage]
+    if stage == "import" and done:
+        raise ArtefactError(f"{card.name}: `import` makes an artefact of a pretrained network, so it can only be first")
+    if stage == "merge":
+        if card.build.lora is None:
+            raise ArtefactError(f"{card.name}: there are no LoRA adapters to merge")
+    elif card.build.lora is not None:
+        raise ArtefactError(
+            f"{card.name}: its LoRA adapters are not merged yet; run `pocketzoo merge` before `{stage}`"
+        )
+    if "quantize" in done and stage == "quantize":
+        raise ArtefactError(f"{card.name}: already quantized; quantize the file it was made from, model.onnx beside it")
+    if "quantize" in done:
+        raise ArtefactError(f"{card.name}: already quantized; `{stage}` wants an artefact from before `quantize`")
+    if "export" in done and stage != "quantize":
+        raise ArtefactError(
+            f"{card.name}: already exported to ONNX; `{stage}` wants the checkpoint (model.safetensors)"
+        )
+    if stage == "quantize" and "export" not in done:
+        raise ArtefactError(f"{card.name}: a checkpoint; run `pocketzoo export` first and quantize the ONNX file")
+    if stage not in (*_CHECKPOINT_STAGES, "export", "quantize"):
+        raise ArtefactError(f"{card.name}: unknown stage {stage!r}")
+
+
+def advance(card: Card, entry: Stage, *, name: str | None = None) -> Card:
+    """The card of the artefact that the stage `entry` makes from the artefact of `card`.
+
+    Measured facts that belong to the parent's bytes (metrics, golden answer, reference, what decoding JPEG files small
+    changes) do not carry over.
+
+    Raises:
+        ArtefactError: the stage may not follow the lineage, or does not name its parent's digest.
+    """
+    allow(card, entry.stage)
+    if entry.parent is None:
+        raise ArtefactError(f"{card.name}: stage {entry.stage!r} must record the digest of the file it read")
+    return dataclasses.replace(
+        card,
+        name=name or card.name,
+        use=dataclasses.replace(
+            card.use, golden=None, reference=None, input=dataclasses.replace(card.use.input, jpeg_draft=None)
+        ),
+        inform=dataclasses.replace(card.inform, metrics=()),
+        lineage=(*card.lineage, entry),
+    )
+
+
+def to_json(card: Card) -> str:
+    """The card as JSON with sorted keys.
+
+    Raises:
+        CardError: a value is not JSON (NaN included), or the document exceeds MAX_BYTES.
+    """
+    try:
+        text = json.dumps(dataclasses.asdict(card), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except (TypeError, ValueError) as error:
+        raise CardError(f"card of {card.name!r}: {error}") from error
+    if size > MAX_BYTES:
+        raise CardError(f"card of {card.name!r}: {size} bytes, at most {MAX_BYTES} are allowed")
+    return text
+
+
+def from_json(text: str | None, *, where: str) -> Card:
+    """Read a card. `where` names the file in errors; `text` is None where the file has no card.
+
+    Raises:
+        CardError: missing, not JSON, of another schema, a key missing or unknown, or a value of the wrong type.
+    """
+    if text is None:
+        raise CardError(
+            f"{where}: no `{KEY}` in its metadata, so its labels and preprocessing are unknown; "
+            "artefacts written by `pocketzoo train`, `pocketzoo import` and `pocketzoo export` have one"
+        )
+    if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
+        raise CardError(f"{where}: `{KEY}` has more than {MAX_BYTES} bytes")
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        # An escaped half of a surrogate pair is valid JSON, but no text that could be written again.
+        json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise CardError(f"{where}: `{KEY}` is not valid JSON: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise CardError(
+            f"{where}: `{KEY}` has the schema {schema!r}, this version reads {SCHEMA!r}; "
+            "write it again with `pocketzoo export`"
+        )
+    try:
+        return decode(Card, document, "card")
+    except (DecodeError, CardError, UsageError) as error:
+        raise CardError(f"{where}: {error}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits} is too large a number")
+    return value

@@ -1,0 +1,363 @@
+"""From a file's bytes to upright 8-bit pixels: which formats, which limits, what becomes of every kind of sample."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError
+
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "WHOLE_SIZE", "decode", "sniff"]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are decoded; the others (EPS above all) are refused."""
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""By which files of these formats are known in a folder."""
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit against decompression bombs: a quarter of a gibibyte at three bytes per pixel."""
+
+WHOLE_SIZE = (-1, -1)
+"""Key of an image's `info` for the (width, height) in the file, upright, where least_edge was given for a JPEG file.
+
+No text, because a PNG file can set any text key.
+"""
+
+_SLOW_BYTES = 1 << 19
+_SLOW_CODECS = {"bmp_rle": "run-length encoded BMP", "ppm_plain": "PPM in decimal text"}
+"""What Pillow 13 decodes in Python: a third of a microsecond a byte, in which no other thread runs."""
+
+_MOST_READS = 1 << 17
+"""Reads of a file other than JPEG, each a step of Pillow's Python: a tenth of a second, with the lock held.
+
+A PNG file of 20 MB in chunks of 2 kB takes a quarter of them, a comment before a PPM file's size one a byte.
+"""
+
+_MOST_SEGMENTS, _MOST_TABLES, _MOST_EXIF, _MOST_JUNK = 2_000, 10_000, 100, 1 << 16
+"""Of a JPEG file: segments before the first scan, and after it; entries in segments that Pillow takes apart; segments
+of EXIF, all of which it copies for each further one; bytes before the first scan that belong to no segment."""
+
+_FEW_SCANS, _MANY_SCANS, _SCANNED_PIXELS = 20, 100, 10**9
+"""Each scan of a JPEG file costs a pass over all of its pixels, even where it takes 80 bytes of the file.
+
+Encoders write 10 (libjpeg) to about 15 (mozjpeg). A thousand megapixels, about a third of a second, are allowed beyond
+_FEW_SCANS, which pass at any size.
+"""
+
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_MARKER_IN_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+"""ITU-T T.81, B.1.1: two bytes; in coded data, 0xff precedes 0 (stuffing) and restart markers too."""
+_EXIF, _PHOTOSHOP, _END, _SCAN = 0xE1, 0xED, 0xD9, 0xDA
+_ALONE = frozenset((0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
+"""Markers that Pillow takes for ones without a length (ITU-T T.81, table B.1)."""
+_TAKEN_APART = {0xDB: 65, **dict.fromkeys((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)), 3)}
+_TAKEN_APART |= dict.fromkeys((0xCD, 0xCE, 0xCF, 0xDE), 3)
+"""Second byte of a marker -> bytes per table (DQT) or component (SOF, DHP) in its segment."""
+
+_BAND = 1 << 20
+"""Pixels of 16 or 32 bits that are converted at once, so that the temporary arrays stay small."""
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    *((b"P%d%c" % (number, space), "PPM") for number in range(1, 7) for space in b" \t\n\v\f\r#"),
+)
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF 2.32, table 6: the orientation's number -> what shows the stored rows upright."""
+_SIDEWAYS = {_UPRIGHT[number] for number in range(5, 9)}
+
+_NO_RANGE = "floating-point images have no defined brightness range; convert it to 8 or 16 bits"
+
+_PHOTOMETRIC, _BITS = 262, 258
+"""Tags of TIFF 6.0, section 8."""
+
+# Registers the decoders now, not inside the first request.
+Image.init()
+
+# What Pillow says about damaged metadata helps nobody who sent no file; per call, this would not be thread-safe.
+for _category in (UserWarning, Image.DecompressionBombWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+
+
+class _Metered(io.BytesIO):
+    """A file in memory that ends what reads it in too many small steps."""
+
+    left = _MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ImageSizeError(
+                f"the image takes more than {_MOST_READS} steps to read: too much metadata or too many small pieces; "
+                "save it again without metadata"
+            )
+        return super().read(size)
+
+
+def sniff(data: bytes) -> str | None:
+    """The format that a file's first bytes promise, as in FORMATS; None where it is none of them."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def decode(
+    data: bytes,
+    *,
+    colour: str = "RGB",
+    exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+    least_edge: int | None = None,
+) -> Image.Image:
+    """Decode the first frame of an image file to 8-bit RGB or greyscale.
+
+    16-bit samples are scaled (Pillow alone would clip them): of one channel by 255 / 65535, of several by dropping the
+    lower byte; both round down. Transparency is composited onto white, CMYK (as Adobe stores it in JPEG files:
+    inverted), YCCK and palettes are converted, colour profiles are ignored, the EXIF orientation is applied.
+
+    Args:
+        data: the bytes of a file in one of FORMATS.
+        colour: "RGB" or "L".
+        exif: whether to apply the EXIF orientation; a TIFF file's own is always applied, and one that cannot be read
+            counts as none.
+        max_pixels: the largest width x height; checked from the header, before anything is decoded.
+        formats: those of FORMATS that are accepted.
+        least_edge: a JPEG file may come out at 1/2, 1/4 or 1/8 of its size, which is much faster, as long as its
+            shorter edge keeps this many pixels; None: never.
+
+    Raises:
+        ImageFormatError: empty, or not in one of `formats`.
+        ImageSizeError: more than `max_pixels`, more than half a mebibyte in an encoding that is slow to decode, or more
+            metadata, pieces or scans than any encoder writes.
+        ImageError: truncated, corrupt, or with samples that have no defined range.
+    """
+    if not data:
+        raise ImageFormatError("the image is empty (0 bytes)")
+    kind = sniff(data)
+    if kind is None or kind not in formats:
+        found = f"{kind} images are not accepted" if kind else "not an image in a supported format"
+        raise ImageFormatError(f"cannot decode the image: {found} (accepted: {', '.join(formats)})")
+    try:
+        first_scan = _first_scan(data) if kind == "JPEG" else 0
+        stream = io.BytesIO(data) if kind == "JPEG" else _Metered(data)
+        file = Image.open(stream, formats=(kind,))
+        _check_size(file, stream, len(data), max_pixels)
+        if kind == "JPEG":
+            _check_scans(file, data, first_scan)
+        whole = file.size
+        small = file.draft(None, (least_edge, least_edge)) if least_edge is not None and kind == "JPEG" else None
+        image = _loaded(file, data)
+        if small:
+            image = _without_padding(image, small[1])
+        turn = _turn(image) if exif else None
+        if turn is not None:
+            image = image.transpose(turn)
+        image = _to_8_bit(image)
+        image = image if image.mode == colour else image.convert(colour)
+        if small:
+            image.info[WHOLE_SIZE] = whole[::-1] if turn in _SIDEWAYS else whole
+        return image
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageSizeError(f"the image has more than {min(MAX_PIXELS, max_pixels)} pixels") from None
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and more on bad bytes.
+        reason = f"its {kind} header is damaged" if isinstance(error, UnidentifiedImageError) else f"{error}"
+        raise ImageError(f"cannot decode the image: {reason}; send a whole, undamaged file") from error
+
+
+def _check_size(image: ImageFile.ImageFile, stream: io.BytesIO, size: int, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageSizeError(f"the image has {width} x {height} pixels, at most {max_pixels} are accepted")
+    codec = image.tile[0][0] if image.tile else ""
+    if codec not in _SLOW_CODECS:
+        return
+    if size > _SLOW_BYTES:
+        raise ImageSizeError(
+            f"the image is {_SLOW_CODECS[codec]} of {size} bytes, at most {_SLOW_BYTES} are accepted of these; "
+            "save it as PNG"
+        )
+    if isinstance(stream, _Metered):
+        # These are read byte by byte.
+        stream.left += size
+
+
+def _first_scan(data: bytes) -> int:
+    """Where the first scan of a JPEG file starts, found as Pillow does; the file's size where there is none.
+
+    Raises:
+        ImageSizeError: Pillow would take long to get there.
+    """
+    place, junk, tables, exif = 2, 0, 0, 0
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(data, place, place + _MOST_JUNK + 2)
+        if found is None:
+            break
+        start = found.end()
+        junk += start - 2 - place
+        marker = data[start - 1]
+        if marker == _SCAN and junk <= _MOST_JUNK:
+            return start - 2
+        place = start if marker in _ALONE else start + int.from_bytes(data[start : start + 2], "big")
+        if marker in _TAKEN_APART:
+            tables += (place - start) // _TAKEN_APART[marker]
+        elif marker == _EXIF:
+            exif += data.startswith(b"Exif\0\0", start + 2)
+        elif marker == _PHOTOSHOP:
+            tables += data.count(b"8BIM", start, place)
+        if junk > _MOST_JUNK or tables > _MOST_TABLES or exif > _MOST_EXIF:
+            raise ImageSizeError("the JPEG image has too much before its first scan; save it again without metadata")
+    else:
+        raise ImageSizeError(
+            f"the JPEG image has more than {_MOST_SEGMENTS} segments before its first scan; save it again without "
+            "metadata"
+        )
+    if len(data) - place > _MOST_JUNK:
+        raise ImageSizeError("the JPEG image has too much before its first scan; save it again without metadata")
+    return len(data)
+
+
+def _check_scans(image: ImageFile.ImageFile, data: bytes, place: int) -> None:
+    """Refuse a JPEG file of so many scans, the first one at `place`, that decoding takes long."""
+    # libjpeg reads no further scan where a sequential file's first one has all components.
+    if "progressive" not in image.info and data[place + 4 : place + 5] == bytes((getattr(image, "layers", 0),)):
+        return
+    most = max(_FEW_SCANS, min(_MANY_SCANS, _SCANNED_PIXELS // (image.width * image.height)))
+    scans = 0
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER_IN_SCAN.search(data, place)
+        if found is None or data[found.end() - 1] == _END:
+            return
+        place = found.end()
+        scans += data[place - 1] == _SCAN
+        if scans > most:
+            raise ImageSizeError(
+                f"the JPEG image of {image.width} x {image.height} pixels has more than {most} scans; save it as "
+                "baseline JPEG"
+            )
+        place += int.from_bytes(data[place : place + 2], "big")
+    raise ImageSizeError(f"the JPEG image has more than {_MOST_SEGMENTS} segments; save it again")
+
+
+def _loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    if image.tile and image.tile[0][0] == "ppm":
+        return _scaled_ppm(image, data)
+    if image.format == "TIFF":
+        return _with_defined_range(image)
+    image.load()
+    return image
+
+
+def _without_padding(image: Image.Image, extent: tuple[float, float, float, float]) -> Image.Image:
+    """An image decoded small, whose last row and column may show the picture's edge only in part, to whole pixels.
+
+    Taken for whole, they would squeeze everything by up to a pixel, which changes more than scaling itself.
+    """
+    _, _, width, height = extent
+    if image.size == (width, height):
+        return image
+    return image.resize((round(width), round(height)), Image.Resampling.BICUBIC, box=extent)
+
+
+def _scaled_ppm(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """A binary PPM file of an odd largest value, as Pillow decodes it, but not sample by sample in Python."""
+    _, _, offset, options = image.tile[0]
+    most = int(options[1]) if isinstance(options, tuple) else 0
+    width, height = image.size
+    shape = (height, width, 3) if image.mode == "RGB" else (height, width)
+    stored = ">u2" if most > 255 else "u1"
+    raw = np.frombuffer(data, dtype=stored, count=int(np.prod(shape)), offset=offset).reshape(shape)
+    top = 65535 if image.mode == "I" else 255
+    table = np.minimum(np.rint(np.arange(65536 if most > 255 else 256) / most * top), top).astype(np.int64)
+    return Image.fromarray(_looked_up(raw, table * 255 // top))
+
+
+def _looked_up(samples: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """table[samples] in 8 bits, without an index of 8 bytes per sample."""
+    table = table.astype(np.uint8)
+    result = np.empty(samples.shape, dtype=np.uint8)
+    flat, into = samples.reshape(-1), result.reshape(-1)
+    for start in range(0, flat.size, _BAND):
+        into[start : start + _BAND] = table[flat[start : start + _BAND]]
+    return result
+
+
+def _narrowed(image: Image.Image, table: np.ndarray[Any, Any]) -> Image.Image:
+    """An image of one channel of 16 or 32 bits to 8 bits: table[sample], samples beyond the table as its ends."""
+    table = table.astype(np.uint8)
+    width, height = image.size
+    result = np.empty((height, width), dtype=np.uint8)
+    columns = min(width, _BAND)
+    rows = max(1, _BAND // columns)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            right, bottom = min(left + columns, width), min(top + rows, height)
+            band = np.asarray(image.crop((left, top, right, bottom)))
+            result[top:bottom, left:right] = table[np.clip(band, 0, 65535) if image.mode == "I" else band]
+    return Image.fromarray(result)
+
+
+def _with_defined_range(image: ImageFile.ImageFile) -> Image.Image:
+    """A TIFF image, loaded, whose samples span 0 to the largest value of its mode, 0 being black.
+
+    Pillow neither scales 12 bits to 16 nor inverts 16 bits of which 0 is white.
+    """
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    if image.mode == "I":
+        raise ImageError("signed and 32-bit integers have no defined brightness range; convert them to 8 or 16 bits")
+    if image.mode == "F":
+        raise ImageError(_NO_RANGE)
+    image.load()
+    most = (1 << int(tags.get(_BITS, (16,))[0])) - 1
+    inverted = tags.get(_PHOTOMETRIC) == 0
+    if not image.mode.startswith("I;16") or (most == 65535 and not inverted):
+        return image
+    samples = np.arange(65536, dtype=np.uint32)
+    return _narrowed(image, (most - samples if inverted else samples) * 255 // most)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # whatever Pillow raises on a damaged block, the picture itself is fine
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _narrowed(image, np.arange(65536) // 257)
+    if image.mode == "F":
+        raise ImageError(_NO_RANGE)
+    if image.mode in ("PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

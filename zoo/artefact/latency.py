@@ -1,0 +1,51 @@
+"""Latency of ONNX artefacts on this machine: one process each, taking turns, one session alive at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.base.clock import alternate
+from zoo.base.errors import UsageError
+from zoo.base.machine import cores
+from zoo.base.progress import track
+
+__all__ = ["LatencyConfig", "latencies"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """How to measure."""
+
+    batch: int = 1
+    threads: int = 0
+    """0: all cores that this process may use."""
+    rounds: int = 5
+    """Processes per artefact; they take turns."""
+    seconds: float = 0.3
+    """Measured time per process."""
+    warmup: int = 20
+    """Uncounted inferences per process."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("batch", 1), ("threads", 0), ("rounds", 1), ("warmup", 0)):
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.seconds <= 0:
+            raise UsageError(f"seconds must be positive, got {self.seconds}")
+
+
+def latencies(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+    """Time every file once per round, with a progress bar: milliseconds of each inference, by file and round.
+
+    Raises:
+        PocketzooError: a measuring process failed.
+    """
+    settings = [str(config.batch), str(config.threads or cores()), str(config.seconds), str(config.warmup)]
+    commands = {str(path): ["-m", "zoo.artefact.latency_worker", str(path), *settings] for path in paths}
+    found: dict[Path, list[list[float]]] = {path: [] for path in paths}
+    turns = alternate(commands, config.rounds)
+    for name, _, answer in track(turns, total=len(paths) * config.rounds, description="Timing"):
+        found[Path(name)].append(answer["samples_ms"])
+    return found

@@ -1,0 +1,42 @@
+"""What the commands that draw pictures of a network and its answers share: their group, and where pictures go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.base.commandline import app, short
+from zoo.base.errors import UsageError
+
+__all__ = ["Out", "explain", "picture_path", "say"]
+
+explain = typer.Typer(help="Pictures of what a network looks at, and of where it errs.", no_args_is_help=True)
+app.add_typer(explain, name="explain")
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="PNG file to write. Default: in the artefact's folder, below explain/.", show_default=False
+    ),
+]
+
+
+def picture_path(artefact: Path, out: Path | None, name: str, suffix: str = ".png") -> Path:
+    """Where a picture goes: `out`, else `<artefact's folder>/explain/<name>.png`.
+
+    Raises:
+        UsageError: `out` has another suffix.
+    """
+    if out is None:
+        folder = artefact if artefact.is_dir() else artefact.parent
+        return folder / "explain" / f"{name}{suffix}"
+    if out.suffix.lower() != suffix:
+        raise UsageError(f"--out {out}: expected a name ending in {suffix}, found {out.suffix or 'no suffix'}")
+    return out
+
+
+def say(path: Path) -> None:
+    """Print where a picture was written."""
+    print(short(path.resolve()))

@@ -1,0 +1,292 @@
+"""Accuracy with its interval, per class, calibration, and what goes of them into a card. `N` images, `K` labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+from zoo.artefact.card import Card, Input, Metrics, Reference
+from zoo.artefact.predictor import Predictor, softmax
+from zoo.artefact.preprocess import normalise, pixels
+from zoo.base.errors import DataError, ImageError, unknown_name
+from zoo.base.files import sha256_file
+from zoo.base.progress import track
+from zoo.data.dataset import Dataset, Sample
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo.data.decoded import Images
+
+__all__ = [
+    "Averages",
+    "ClassMetrics",
+    "accuracy",
+    "averages",
+    "calibration_error",
+    "check_labels",
+    "file_logits",
+    "fit_temperature",
+    "logits_of",
+    "per_class",
+    "rare_labels",
+    "torch_logits",
+    "with_validation",
+]
+
+Logits = npt.NDArray[np.float32]
+Classifier = Callable[[npt.NDArray[np.float32]], Logits]
+
+CALIBRATION_BINS = 15
+"""As in Guo et al. 2017, table 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """How well one label is recognised. Fractions, not per cent."""
+
+    label: str
+    n: int
+    """Images that have it."""
+    precision: float
+    """Share of the answers with this label that are right; 0 where there is no such answer."""
+    recall: float
+    """Share of its images that are recognised; 0 where there is no image."""
+    f1: float
+    """Harmonic mean of both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averages:
+    """Unweighted means over labels: each counts the same, however many images it has."""
+
+    classes: int
+    """Labels that have images; the others have no recall to average."""
+    n: int
+    """Images of these labels."""
+    precision: float
+    recall: float
+    f1: float
+
+
+def torch_logits(model: nn.Module, images: Images, *, batch_size: int = 128) -> Logits:
+    """Logits float32 [N, K] of decoded pictures, from a torch model in evaluation mode, on the GPU if there is one.
+
+    The model ends in the mode and on the device in which it was.
+    """
+    # What judges an ONNX file's answers does not wait seconds for torch.
+    import torch
+
+    from zoo.data.decoded import outputs
+    from zoo.networks.registry import evaluating
+    from zoo.training.loop.distributed import pick_device
+
+    home, device = next(model.parameters()).device, pick_device()
+    with evaluating(model.to(device)):
+        parts = [part.float().cpu() for part in outputs(model, images.spec, images.in_order(batch_size), device)]
+    model.to(home)
+    return torch.cat(parts).numpy()
+
+
+def logits_of(classify: Classifier, samples: Sequence[Sample], spec: Input, *, batch_size: int = 64) -> Logits:
+    """Logits float32 [N, K] from any function that maps inputs [B, C, H, W] to logits [B, K].
+
+    Raises:
+        ImageError: a picture cannot be decoded, or is too elongated; names it.
+    """
+    starts = range(0, len(samples), batch_size)
+    chunks = track(starts, total=len(starts), description="Evaluating")
+    return np.concatenate([classify(_inputs(samples[start : start + batch_size], spec)) for start in chunks])
+
+
+def _inputs(samples: Sequence[Sample], spec: Input) -> npt.NDArray[np.float32]:
+    inputs = np.empty((len(samples), *spec.shape), dtype=np.float32)
+    for sample, row in zip(samples, inputs, strict=True):
+        try:
+            normalise(pixels(sample.read(), spec), spec, out=row)
+        except ImageError as error:
+            raise type(error)(f"{sample.name}: {error}; leave it out") from error
+    return inputs
+
+
+def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, str]:
+    """What an ONNX file answers, or a checkpoint, which needs torch: logits float32 [N, K], its card and its digest.
+
+    Raises:
+        ArtefactError, CardError, CheckError: the file cannot be used.
+        ImageError: a picture cannot be used; names it.
+    """
+    if path.suffix != ".safetensors":
+        predictor = Predictor(path)
+        return logits_of(predictor.logits, samples, predictor.card.use.input), predictor.card, predictor.digest
+    import torch
+
+    from zoo.networks.checkpoint import load
+
+    model, card = load(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    def classify(inputs: npt.NDArray[np.float32]) -> Logits:
+        with torch.inference_mode():
+            found: Logits = model(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
+        return found
+
+    return logits_of(classify, samples, card.use.input), card, sha256_file(path)
+
+
+def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str) -> Metrics:
+    """Top-1 with its Wilson 95 % interval (scipy's), and top-5 where there are more than five labels.
+
+    Args:
+        logits: [N, K]; equal logits rank the earlier label first, as in serving.
+        labels: [N], the true labels.
+        dataset: name for the record.
+        split: name for the record.
+    """
+    ranks = np.argsort(-logits, axis=1, kind="stable")
+    hits = int((ranks[:, 0] == labels).sum())
+    interval = binomtest(hits, len(labels)).proportion_ci(confidence_level=0.95, method="wilson")
+    top5 = float((ranks[:, :5] == labels[:, None]).any(axis=1).mean()) if logits.shape[1] > 5 else None
+    return Metrics(
+        dataset=dataset,
+        split=split,
+        n=len(labels),
+        top1=hits / len(labels),
+        low=float(interval.low),
+        high=float(interval.high),
+        top5=top5,
+    )
+
+
+def per_class(logits: Logits, labels: npt.NDArray[np.int64], names: Sequence[str]) -> list[ClassMetrics]:
+    """Precision, recall and F1 of every label (scikit-learn's), in the order of `names`.
+
+    Args:
+        logits: [N, K]; equal logits rank the earlier label first, as in serving.
+        labels: [N], the true labels.
+        names: of the K labels.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        labels, logits.argmax(axis=1), labels=np.arange(len(names)), zero_division=0.0
+    )
+    return [
+        ClassMetrics(label=name, n=int(n), precision=float(precision), recall=float(recall), f1=float(f1))
+        for name, precision, recall, f1, n in zip(names, *columns, strict=True)
+    ]
+
+
+def averages(rows: Sequence[ClassMetrics]) -> Averages | None:
+    """Macro averages over the labels in `rows` that have images; None where none has."""
+    present = [row for row in rows if row.n]
+    if not present:
+        return None
+    return Averages(
+        classes=len(present),
+        n=sum(row.n for row in present),
+        precision=sum(row.precision for row in present) / len(present),
+        recall=sum(row.recall for row in present) / len(present),
+        f1=sum(row.f1 for row in present) / len(present),
+    )
+
+
+def rare_labels(dataset: Dataset, names: Sequence[str] = (), *, thinned: Sequence[str] = ()) -> tuple[str, ...]:
+    """The labels to set apart, in the data set's order.
+
+    Args:
+        dataset: whose labels they are.
+        names: labels, or names of groups of labels. Where none is given: those of `thinned`; where there is none
+            either: labels with fewer than half of the median number of training images.
+        thinned: labels, or names of groups, whose training images were thinned; unknown ones are passed over, since
+            the data may be others than those of the training.
+
+    Raises:
+        UsageError: one of `names` is neither a label nor a group; lists close matches.
+    """
+    members = {label: (label,) for label in dataset.labels} | dict(dataset.groups)
+    for name in names:
+        if name not in members:
+            raise unknown_name(f"class or group of {dataset.name}", name, members)
+    chosen = {label for name in names or thinned for label in members.get(name, ())}
+    if not chosen:
+        found = np.array([sample.label for sample in dataset.splits["train"]], dtype=np.int64)
+        counts = np.bincount(found, minlength=len(dataset.labels))
+        chosen = {label for label, count in zip(dataset.labels, counts, strict=True) if count < np.median(counts) / 2}
+    return tuple(label for label in dataset.labels if label in chosen)
+
+
+def calibration_error(probabilities: Logits, labels: npt.NDArray[np.int64], *, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error of the top answer (Guo et al. 2017, equation 5), a fraction.
+
+    Args:
+        probabilities: [N, K], after the temperature.
+        labels: [N], the true labels.
+        bins: of equal width over the confidences 0 to 1; each includes its upper end.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    places = np.ceil(confidence * bins).clip(1, bins).astype(np.int64) - 1
+    # Per bin: |sum of hits - sum of confidences| is its size times |accuracy - mean confidence|.
+    gaps = np.bincount(places, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
+    """The temperature in [0.05, 20] of least negative log-likelihood on [N, K] (Guo et al. 2017, section 4.2).
+
+    It is 1 where every answer is right: the likelihood then only says that no temperature is low enough.
+    """
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        likelihood = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
+        return float(-likelihood[np.arange(len(labels)), labels].mean())
+
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(best.x))
+
+
+def check_labels(card: Card, dataset: Dataset) -> None:
+    """Check that a data set's labels are the card's, in the same order.
+
+    Raises:
+        DataError: they differ.
+    """
+    if card.use.labels != dataset.labels:
+        raise DataError(
+            f"{card.name} knows the labels {list(card.use.labels)[:5]}, {dataset.name} has {list(dataset.labels)[:5]}; "
+            "name the data it was trained on, or train it on this"
+        )
+
+
+def with_validation(card: Card, logits: Logits, dataset: Dataset) -> Card:
+    """The card with what `logits` [N, K] on the validation split say: accuracy, temperature, reference for drift."""
+    check_labels(card, dataset)
+    labels = np.array([sample.label for sample in dataset.splits["validation"]], dtype=np.int64)
+    temperature = fit_temperature(logits, labels)
+    probabilities = softmax(logits, temperature)
+    counts = Counter(probabilities.argmax(axis=1).tolist())
+    reference = Reference(
+        mean_confidence=float(probabilities.max(axis=1).mean()),
+        histogram={label: counts.get(index, 0) for index, label in enumerate(card.use.labels)},
+    )
+    metrics = accuracy(logits, labels, dataset=dataset.name, split="validation")
+    others = tuple(entry for entry in card.inform.metrics if entry.split != "validation")
+    return dataclasses.replace(
+        card,
+        use=dataclasses.replace(card.use, temperature=temperature, reference=reference),
+        inform=dataclasses.replace(card.inform, metrics=(metrics, *others)),
+    )

@@ -1,0 +1,154 @@
+"""The one training loop: fine-tuning, training from scratch, LoRA and recovery after pruning all run here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.artefact.card import Input
+from zoo.base.interrupt import deferred_signals
+from zoo.data.decoded import Images
+from zoo.networks.registry import classifier_width
+from zoo.training.loop.config import FitConfig, loss_of
+from zoo.training.loop.distributed import barrier, join_world
+from zoo.training.loop.feeds import Pictures
+from zoo.training.loop.losses import Loss
+from zoo.training.loop.masks import Mask
+from zoo.training.loop.objective import Objective
+from zoo.training.loop.semi_supervised import Unlabelled
+from zoo.training.loop.trainer import EpochResult, Stopped, Trainer
+
+__all__ = ["EpochResult", "FitConfig", "FitReport", "Stopped", "fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What training did."""
+
+    best_epoch: int
+    """Counted from 1; 0 where a recovery kept the network it began with."""
+    validation_top1: float
+    epochs: int
+    seconds: float
+    """Over all sessions of a resumed run."""
+    trainable: int
+    """How many weights could change."""
+
+
+def fit(
+    model: nn.Module,
+    *,
+    train: Images,
+    validation: Images,
+    spec: Input,
+    config: FitConfig,
+    folder: Path,
+    resume: bool,
+    loss: Loss | None = None,
+    title: str = "",
+    identity: object = None,
+    unlabelled: Images | None = None,
+    semi: Unlabelled | None = None,
+    mask: Mask | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+) -> FitReport:
+    """Train `model` in place and leave it with the weights of its best epoch on the validation images.
+
+    What is random in a step (order, augmentation, dropout) is drawn from (seed, epoch, step) alone, so a run that was
+    killed anywhere ends with the same weights as one that was not. Ctrl-C ends after the step that it came in.
+
+    Args:
+        model: on the CPU; frozen parameters stay as they are.
+        train: pictures of the canvas size (see zoo.data.decoded.canvas).
+        validation: pictures of the input size.
+        spec: the network's input.
+        config: how long and how fast.
+        folder: gets log.csv, and state.pt until training has ended.
+        resume: continue from state.pt if it belongs to the same run; else start over.
+        loss: default: what the configuration says. One of one's own sees pictures, so nothing is computed only once.
+        title: of the progress bar.
+        identity: what else makes this run another one than its weights, data and settings do (JSON).
+        unlabelled: pictures whose labels are not used; with `semi`.
+        semi: how to learn from them.
+        mask: train only chosen weights.
+        on_epoch: called after each epoch, in every process.
+
+    Raises:
+        UsageError: the network has fewer stages than the configuration freezes, or settings exclude each other.
+        TrainingError: nothing is trainable, or the loss is not finite.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; state.pt was written.
+    """
+    world = join_world()
+    memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
+    model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    classes = classifier_width(model) or 0
+    pictures = Pictures(train, validation, spec, config.augment, classes, config.seed, world, memory_format)
+    objective = Objective(
+        model, config, loss or loss_of(config, train.labels, classes), custom=loss is not None, device=world.device
+    )
+    if semi is not None:
+        objective.learn_from(unlabelled, semi)
+    run = Trainer(model, config, pictures, objective, folder=folder, title=title)
+    run.fingerprint = _fingerprint(model, config, train, validation, [identity, _plain(semi), _plain(mask)])
+    try:
+        trained = run.prepare()
+        if mask is not None:
+            trained = run.hold_all_but(mask)
+        if resume:
+            run.load()
+        with _denormals_flushed(), deferred_signals() as stop_if_asked:
+            run.train(stop_if_asked, on_epoch)
+        run.keep_best()
+        run.reestimate_norms()
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(wanted[name])
+    barrier(world)
+    model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    state = run.state
+    return FitReport(
+        best_epoch=state.best_epoch + 1,
+        validation_top1=state.best_top1,
+        epochs=config.epochs,
+        seconds=round(state.seconds, 1),
+        trainable=trained,
+    )
+
+
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Round denormal numbers to zero meanwhile: they are many times slower to compute with, and nothing is lost."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _fingerprint(model: nn.Module, config: FitConfig, train: Images, validation: Images, identity: object) -> str:
+    """Identifies a run: its settings, data and initial weights."""
+    total = hashlib.sha256(json.dumps([asdict(config), identity], sort_keys=True).encode())
+    for images in (train, validation):
+        total.update(repr(images.spec).encode())
+        total.update("".join(f"{sample.digest}:{sample.label};" for sample in images.samples).encode())
+    for name, tensor in model.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _plain(config: Any) -> object:
+    return asdict(config) if config is not None else None
+
+
+def _convolutional(model: nn.Module) -> bool:
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1

@@ -1,0 +1,426 @@
+"""One training run: its epochs and steps, and what it keeps on disk."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from zoo.base.errors import TrainingError, UsageError
+from zoo.base.progress import note
+from zoo.base.seeds import generator_for, seed_of
+from zoo.data.decoded import Images, epoch_order
+from zoo.networks.stages import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
+from zoo.training.loop.averaging import Average
+from zoo.training.loop.config import FitConfig, optimizer_of
+from zoo.training.loop.distributed import World, gather
+from zoo.training.loop.feeds import Feed, Pictures, WholeFeed, cut_feed
+from zoo.training.loop.masks import Mask, MaskedUpdate, choose
+from zoo.training.loop.norms import even_chunks, reestimate
+from zoo.training.loop.objective import Objective, Views
+from zoo.training.loop.optim import make_schedule, plateau
+from zoo.training.loop.state import LOG, STATE, RunState, read_state, write_log, write_state
+
+__all__ = ["EpochResult", "Stopped", "Trainer", "with_sync_batch_norm"]
+
+_SAVE_SECONDS = 600
+"""Long epochs write state.pt this often in between."""
+_SAVE_SHARE = 0.05
+"""Writing state.pt takes at most this share of the time: it is not written after every short epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """What an epoch came to."""
+
+    epoch: int
+    """Counted from 1."""
+    loss: float
+    validation_loss: float
+    validation_top1: float
+    seconds: float
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """Raised by `on_epoch` to end training with the best epoch so far."""
+
+
+class Trainer:
+    """One training run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: FitConfig,
+        pictures: Pictures,
+        objective: Objective,
+        *,
+        folder: Path,
+        title: str,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.pictures = pictures
+        self.objective = objective
+        self.folder = folder
+        self.title = title
+        self.fingerprint = ""
+        self.world: World = pictures.world
+        self.parts: list[Stage] = stages(model)
+        self.may = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.schedule = make_schedule(config.schedule, warmup=config.warmup)
+        self.average = Average(model, config.ema) if config.ema else None
+        self.state = RunState()
+        self.best: dict[str, torch.Tensor] = {}
+        self.held: MaskedUpdate | None = None
+        self.saved_at = time.monotonic()
+        self.save_seconds = 0.0
+        self.shadow: nn.Module | None = None
+        """With SyncBatchNorm: the network that steps call, whose parameters and statistics are the model's."""
+
+    def prepare(self) -> int:
+        """Make the optimizer of all that is ever trained; returns how many weights these are.
+
+        Raises:
+            UsageError: what the settings ask for is not in the network, or its batches are too small for BatchNorm.
+        """
+        config = self.config
+        last = phases(config.freeze, config.epochs)[-1][-1]
+        trained = self._require(last)
+        live = live_norms(self.model, config.freeze, last, found=self.parts, may=self.may)
+        self._check_freezing(trained, live)
+        smallest = min(config.batch_size, len(self.pictures.train)) // (config.accumulate * self.world.size)
+        if live and smallest < 2:
+            raise UsageError(
+                f"BatchNorm has no variance over {smallest} picture(s): a batch of {config.batch_size} of "
+                f"{len(self.pictures.train)} training images goes in {config.accumulate} piece(s) to "
+                f"{self.world.size} process(es); raise train.batch_size, or train.freeze.norm = 'freeze'"
+            )
+        self.optimizer = optimizer_of(self.model, config)
+        if config.l2sp:
+            self.objective.remember_start()
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def _check_freezing(self, trained: set[str], live: Mapping[str, nn.Module]) -> None:
+        freeze, name = self.config.freeze, type(self.model).__name__
+        adapters = {key for key in self.may if key.rpartition(".")[2].startswith("lora_")}
+        if adapters and not adapters <= trained:
+            raise UsageError(
+                f"train.freeze leaves {len(adapters - trained)} of {len(adapters)} LoRA tensors untrained; "
+                "LoRA freezes the network itself, so leave train.freeze out"
+            )
+        if freeze.norms_only and not trained - set(self.parts[-1].parameters):
+            raise UsageError(f"train.freeze.norms_only: {name} has no normalisation layer with scale and offset")
+        if freeze.norm == "reestimate" and not live:
+            raise UsageError(f"train.freeze.norm = 'reestimate', but no trained layer of {name} is a BatchNorm")
+
+    def hold_all_but(self, mask: Mask) -> int:
+        """Choose the weights that may change; returns how many they are."""
+        config, train = self.config, self.pictures.train
+        order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "mask"))
+        chunks = _chunks(order[: mask.images], config.batch_size, least=1)
+        # Every process looks at all of these pictures, so that all choose the same weights.
+        alone = dataclasses.replace(self.pictures, world=World(0, 1, self.world.device))
+        feed = WholeFeed(self.model, self.model, alone)
+        batches = feed.batches(0, chunks, 0) if mask.by in ("fisher", "gradient") else iter(())
+        masks = choose(self.model, mask, batches, self.objective.loss)
+        self.held = MaskedUpdate(self.model, masks)
+        free = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in masks]
+        return sum(int(part.sum()) for part in masks.values()) + sum(parameter.numel() for parameter in free)
+
+    def train(self, stop_if_asked: Callable[[], None], on_epoch: Callable[[EpochResult], None] | None) -> None:
+        """All epochs that are left."""
+        for phase in phases(self.config.freeze, self.config.epochs):
+            left = range(max(phase.start, self.state.epoch), phase.stop)
+            if not left:
+                continue
+            begin = time.perf_counter()
+            trained = self._require(left.start)
+            self.model.train()
+            live = eval_frozen(self.model, self.config.freeze, left.start, found=self.parts, may=self.may)
+            feed = self._feed(trained, set(live), len(phase))
+            # What is computed once is part of what training takes.
+            self.state.seconds += time.perf_counter() - begin
+            for epoch in left:
+                result = self._epoch(epoch, feed, stop_if_asked)
+                if on_epoch is not None:
+                    try:
+                        on_epoch(result)
+                    except Stopped:
+                        return
+
+    def _require(self, epoch: int) -> set[str]:
+        trained = trained_at(self.model, self.config.freeze, epoch, found=self.parts, may=self.may)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return trained
+
+    def _feed(self, trained: set[str], live: set[str], epochs: int) -> Feed:
+        config = self.config
+        frozen = any(name not in trained for name, _ in self.model.named_parameters())
+        if frozen and self.objective.needs_pictures:
+            found: Any = "this loss looks at the pictures"
+        elif frozen:
+            found = cut_feed(self.model, trained, live, self.pictures, views=config.views, epochs=epochs)
+        else:
+            found = None
+        if found is not None and not isinstance(found, str):
+            return found  # type: ignore[no-any-return]
+        if found is not None and config.freeze.stages is not None:
+            self._say(f"{self.title}: frozen layers are computed in every epoch: {found}")
+        network: nn.Module = self.model
+        if self.world.size > 1:
+            network = self._parallel(live)
+        if config.compile:
+            network = torch.compile(network)  # type: ignore[assignment]
+        return WholeFeed(self.model, network, self.pictures)
+
+    def _parallel(self, live: set[str]) -> nn.Module:
+        network, self.shadow = self.model, None
+        if live and self.world.device.type == "cuda":
+            # Shares parameters and buffers with the model, whose own layers stay what they are.
+            network = self.shadow = with_sync_batch_norm(self.model)
+        elif live:
+            self._say(
+                "statistics of BatchNorm are each process's own on CPUs (SyncBatchNorm needs GPUs), so the result is "
+                "not that of one process; with train.freeze.norm = 'freeze' it is"
+            )
+        return DistributedDataParallel(network)
+
+    def _epoch(self, epoch: int, feed: Feed, stop_if_asked: Callable[[], None]) -> EpochResult:
+        config, state, train = self.config, self.state, self.pictures.train
+        label = f"{self.title} epoch {epoch + 1}/{config.epochs}"
+        order = epoch_order(train.labels, sampler=config.sampler, generator=generator_for(config.seed, epoch, "order"))
+        chunks = _chunks(order, config.batch_size, least=2 * self.world.size)
+        extra = self.objective.views(self.pictures, epoch, len(chunks), state.step)
+        begin = time.perf_counter()
+        feed.network.train()
+        self.model.train()
+        for layer in eval_frozen(self.model, config.freeze, epoch, found=self.parts, may=self.may).values():
+            # Networks ported from TensorFlow keep 99 % of the old statistics per step, which suits ImageNet's million
+            # steps; a short fine-tuning would end with statistics of weights it no longer has.
+            if layer.momentum is not None:
+                layer.momentum = max(layer.momentum, 0.1)
+        if self.shadow is not None:
+            _copy_modes(self.model, self.shadow)
+        hidden = not (self.world.first and sys.stderr.isatty())
+        with tqdm(total=len(chunks), initial=state.step, desc=label, leave=False, disable=hidden) as bar:
+            for inputs, targets in feed.batches(epoch, chunks, state.step):
+                torch.manual_seed(seed_of(config.seed, epoch, state.step, "dropout", self.world.rank))
+                rows = len(chunks[state.step])
+                state.loss_sum += self._step(feed, inputs, targets, rows, next(extra), epoch, len(chunks))
+                state.step += 1
+                bar.set_postfix(loss=f"{state.loss_sum / state.step:.3f}", best=f"{state.best_top1:.2%}", refresh=False)
+                bar.update()
+                self._pause(stop_if_asked, state.seconds + time.perf_counter() - begin)
+        return self._finish_epoch(epoch, len(chunks), feed, begin, label)
+
+    def _pause(self, stop_if_asked: Callable[[], None], seconds: float) -> None:
+        """Between two steps: write the state if it is time, or if the run is to stop here."""
+        try:
+            stop_if_asked()
+        except KeyboardInterrupt:
+            # Processes that train together need not stop at the same step; they resume from the last epoch.
+            if self.world.size == 1:
+                self.save(seconds)
+            raise
+        if self.world.size == 1 and time.monotonic() - self.saved_at > _SAVE_SECONDS:
+            self.save(seconds)
+
+    def _step(
+        self,
+        feed: Feed,
+        inputs: Any,
+        targets: torch.Tensor,
+        rows: int,
+        extra: Views | None,
+        epoch: int,
+        steps: int,
+    ) -> float:
+        """One update; returns this process's part of the mean loss over the batch of `rows` pictures."""
+        config, model = self.config, self.model
+        done = epoch + self.state.step / steps
+        losses = [row["validation_loss"] for row in self.state.history]
+        rate = config.lr * self.schedule(done / config.epochs)
+        rate *= plateau(losses, patience=config.patience) if config.schedule == "plateau" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        pieces = list(_pieces(inputs, targets, config.accumulate))
+        total = 0.0
+        for number, (part, wanted) in enumerate(pieces):
+            # Averaging over processes and adding pieces up has to come to the mean over the batch.
+            share = len(wanted) / rows
+            last = number == len(pieces) - 1
+            with nullcontext() if last or self.world.size == 1 else feed.network.no_sync():  # type: ignore[operator]
+                value = self.objective(feed.network, part, wanted, extra, done / config.epochs) * share
+                if last and (penalty := self.objective.penalty()) is not None:
+                    value = value + penalty / self.world.size
+                total += float(value.item())
+                self._check("the loss", total, done, rate)
+                (value * self.world.size).backward()  # type: ignore[no-untyped-call]
+        if self.held is not None:
+            self.held.before_step(model)
+        size = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+        self._check("the gradient's norm", size, done, rate)
+        self.optimizer.step()
+        if self.held is not None:
+            self.held.after_step(model)
+        if self.average is not None:
+            self.average.update(model, epoch * steps + self.state.step + 1)
+        return total
+
+    def _check(self, what: str, value: float, done: float, rate: float) -> None:
+        if math.isfinite(value):
+            return
+        state = self.folder / STATE
+        kept = f"{state} keeps the weights from before (--weights {state})" if state.is_file() else "nothing was kept"
+        raise TrainingError(
+            f"{what} is {value} after {done:.2f} epochs (step {self.state.step + 1} of epoch {self.state.epoch + 1}) "
+            f"at the learning rate {rate:.2g}; lower it (--set train.lr=...); {kept}"
+        )
+
+    def _finish_epoch(self, epoch: int, steps: int, feed: Feed, begin: float, label: str) -> EpochResult:
+        """Validate, keep the weights if they are the best so far, write the state and the log."""
+        state = self.state
+        with self.average.applied(self.model) if self.average else nullcontext():
+            logits = torch.from_numpy(feed.validation_logits())
+            truth = self.pictures.validation.labels
+            top1 = (logits.argmax(dim=1) == truth).double().mean().item()
+            validation_loss = nn.functional.cross_entropy(logits, truth).item()
+            if (top1, -validation_loss) > (state.best_top1, -state.best_loss):
+                state.best_epoch, state.best_top1, state.best_loss = epoch, top1, validation_loss
+                self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        seconds = time.perf_counter() - begin
+        loss = sum(gather(state.loss_sum, self.world)) / steps
+        first = self.optimizer.param_groups[0]
+        row = {
+            "epoch": epoch + 1,
+            "lr": first["lr"] / first["factor"],
+            "loss": loss,
+            "validation_loss": validation_loss,
+            "validation_top1": top1,
+            "seconds": seconds,
+        }
+        state.history.append(row)
+        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
+        state.seconds += seconds
+        if (time.monotonic() - self.saved_at) * _SAVE_SHARE >= self.save_seconds:
+            self.save(state.seconds)
+        self._say(f"{label}: loss {loss:.3f}, validation top-1 {top1:.2%}, {seconds:.1f} s")
+        return EpochResult(
+            epoch=epoch + 1, loss=loss, validation_loss=validation_loss, validation_top1=top1, seconds=seconds
+        )
+
+    def save(self, seconds: float) -> None:
+        """Write state.pt and log.csv.
+
+        Args:
+            seconds: training has taken, over all sessions.
+        """
+        begin = time.monotonic()
+        if self.world.first:
+            tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+            if self.average is not None:
+                tensors["average"] = self.average.state
+            state = dataclasses.replace(self.state, seconds=seconds)
+            write_state(self.folder / STATE, self.fingerprint, state, tensors)
+            if state.history:
+                write_log(self.folder / LOG, state.history)
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - begin
+
+    def load(self) -> None:
+        """Continue where state.pt left off, if it is of this very run."""
+        path = self.folder / STATE
+        if not path.is_file():
+            return
+        found = read_state(path, self.fingerprint)
+        if found is None:
+            self._say(f"{path} belongs to a run with other settings or data; starting over")
+            return
+        self.state, tensors = found
+        self.model.load_state_dict(tensors["model"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.best = {name: tensor.to(self.world.device) for name, tensor in tensors["best"].items()}
+        if self.average is not None:
+            self.average.state = {name: tensor.to(self.world.device) for name, tensor in tensors["average"].items()}
+        inside = f" and {self.state.step} steps" if self.state.step else ""
+        self._say(f"resuming after epoch {self.state.epoch}/{self.config.epochs}{inside}")
+
+    def keep_best(self) -> None:
+        """Give the network the weights of its best epoch, and write the whole log."""
+        self.model.load_state_dict(self.best)
+        if self.world.first:
+            write_log(self.folder / LOG, self.state.history)
+
+    def reestimate_norms(self) -> None:
+        """Measure the statistics of BatchNorm anew, if the configuration says so."""
+        config = self.config
+        if config.freeze.norm != "reestimate":
+            return
+        layers = live_norms(self.model, config.freeze, config.epochs - 1, found=self.parts, may=self.may)
+        train = Images(self.pictures.train.samples, self.pictures.spec)
+        order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "reestimate"))
+        reestimate(
+            self.model,
+            list(layers.values()),
+            train,
+            order=order,
+            batch_size=config.batch_size,
+            device=self.world.device,
+        )
+
+    def _say(self, text: str) -> None:
+        if self.world.first:
+            note(text)
+
+
+def _chunks(order: list[int], size: int, *, least: int) -> list[list[int]]:
+    """Batches; a last one of less than `least` pictures is left out.
+
+    One picture has no variance for BatchNorm, and each process must have some of a batch.
+    """
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    return chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) < least else chunks
+
+
+def _pieces(inputs: Any, targets: torch.Tensor, count: int) -> Iterator[tuple[Any, torch.Tensor]]:
+    """A batch in at most `count` even pieces of at least two; `inputs` is a tensor [B, ...] or a tuple of them."""
+    if count == 1:
+        yield inputs, targets
+        return
+    pieces = max(1, min(count, len(targets) // 2))
+    for index in even_chunks(range(len(targets)), math.ceil(len(targets) / pieces)):
+        rows = slice(index[0], index[-1] + 1)
+        yield (tuple(part[rows] for part in inputs) if isinstance(inputs, tuple) else inputs[rows]), targets[rows]
+
+
+def with_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """A network that computes the statistics of BatchNorm over all processes; its tensors are those of `model`."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # timm's own, because its norms have an activation inside that torch's conversion would drop.
+    twin: nn.Module = convert_sync_batchnorm(copy.deepcopy(model, shared))
+    return twin
+
+
+def _copy_modes(source: nn.Module, target: nn.Module) -> None:
+    """Training or evaluation, and the momentum of BatchNorm, layer by layer."""
+    for name, module in source.named_modules():
+        twin = target.get_submodule(name)
+        twin.training = module.training
+        if is_batch_norm(module):
+            twin.momentum = module.momentum  # type: ignore[assignment]

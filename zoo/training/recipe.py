@@ -1,0 +1,329 @@
+"""Recipes: which networks to train on what, and how to compress them. TOML files in zoo/recipes, or your own."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.artefact.card import Head
+from zoo.base.documents import DecodeError, decode
+from zoo.base.errors import UsageError, unknown_name
+from zoo.base.settings import merge, nested, parse_setting
+from zoo.data.splits import Thin
+from zoo.training.loop.config import FitConfig
+from zoo.training.loop.masks import Mask
+from zoo.training.loop.semi_supervised import Unlabelled
+
+__all__ = [
+    "LoraConfig",
+    "PruneConfig",
+    "QuantizeConfig",
+    "RecalibrateConfig",
+    "Recipe",
+    "RecoverConfig",
+    "Run",
+    "load_recipe",
+    "read_toml",
+    "recipe_names",
+]
+
+_FOLDER = Path(__file__).parent / "recipes"
+# Names of what compress knows; importing it from there would load torch and ONNX Runtime.
+_CALIBRATIONS = ("minmax", "mse")
+_TARGETS = ("portable", "vnni", "arm", "tensorrt", "cuda", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """LoRA instead of training every weight; see zoo.networks.lora."""
+
+    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), not alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How much to prune, and what; see compress.prune.stage. At most one of `macs`, `params` and `latency_ms` is the goal."""
+
+    macs: float | None = None
+    """Largest share of the multiply-accumulates that stays; 0.5 if no goal is given."""
+    params: float | None = None
+    """Largest share of the parameters that stays."""
+    latency_ms: float | None = None
+    """Longest median time of one image in ONNX Runtime on this machine, all cores, in milliseconds."""
+    importance: str = "auto"
+    """l1, l2, fpgm, taylor, bn or random (see compress.prune.importance), or auto: taylor where there are labelled
+    images, else l2."""
+    scope: str = "auto"
+    """`layer`: every group of layers loses the same share; `global`: the least important units of all groups go;
+    `auto`: global with taylor, whose scores mean the same in every layer, else layer."""
+    most: float = 0.9
+    """Largest share of a group's units that goes with the scope `global`."""
+    steps: int = 1
+    """Prune in so many steps towards the goal, scoring anew before each."""
+    round_to: int = 8
+    """Widths stay multiples of this: what the kernels of ONNX Runtime like."""
+    embedding: bool = False
+    """Prune the width of a transformer's embedding, too."""
+    head_dims: bool = False
+    """Prune the dimension of a transformer's heads, too."""
+    images: int = 256
+    """Training images whose gradients the importance `taylor` reads."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in self._goals().items() if value is not None}
+        if len(given) > 1:
+            raise UsageError(f"prune: give one goal, got {' and '.join(given)}")
+        for name in ("macs", "params"):
+            share = given.get(name)
+            if share is not None and not 0 < share < 1:
+                raise UsageError(f"prune.{name} is the share that stays, in (0, 1); got {share}")
+        if self.latency_ms is not None and self.latency_ms <= 0:
+            raise UsageError(f"prune.latency_ms must be positive, got {self.latency_ms}")
+        if self.scope not in ("auto", "layer", "global"):
+            raise unknown_name("prune.scope", self.scope, ("auto", "layer", "global"))
+        if not 0 < self.most < 1:
+            raise UsageError(f"prune.most is the share of a group that may go, in (0, 1); got {self.most}")
+        for name in ("steps", "round_to", "images"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"prune.{name} must be at least 1, got {getattr(self, name)}")
+
+    def _goals(self) -> dict[str, float | None]:
+        return {"macs": self.macs, "params": self.params, "latency_ms": self.latency_ms}
+
+    def settled(self, *, labelled: bool) -> PruneConfig:
+        """The same without `auto`, for a network with or without labelled images."""
+        importance = ("taylor" if labelled else "l2") if self.importance == "auto" else self.importance
+        scope = ("global" if importance == "taylor" else "layer") if self.scope == "auto" else self.scope
+        return dataclasses.replace(self, importance=importance, scope=scope)
+
+    @property
+    def goal(self) -> tuple[str, float]:
+        """`macs`, `params` or `latency_ms`, and its value."""
+        given = [(name, value) for name, value in self._goals().items() if value is not None]
+        return given[0] if given else ("macs", 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecalibrateConfig:
+    """BatchNorm statistics; see compress.recalibrate."""
+
+    images: int = 1024
+    """At most so many training images."""
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverConfig:
+    """Fine-tuning after pruning, with the unpruned network as teacher; see compress.recover."""
+
+    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=3))
+    distill: float = 0.7
+    """Weight of the teacher's answers against the labels."""
+    temperature: float = 2.0
+    """Both answers are softened by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """Quantization of an exported graph; see compress.quantize.stage."""
+
+    method: str = "auto"
+    """static (calibrated INT8), dynamic (INT8 weights, activations as they come: matrix products only), fp16, or auto:
+    static; in transformers the faster of static and dynamic that keeps the budget."""
+    images: int = 256
+    """Calibration images, from the training split."""
+    calibration: str = "minmax"
+    """minmax (the least and largest value seen) or mse (the range of least squared error, which clips outliers)."""
+    target: str = "portable"
+    """What the file is for: portable (any x86, AVX2 without VNNI included), vnni, arm, cuda, tensorrt, or auto (this
+    machine's processor). Only `portable` files may move between machines."""
+    bias_correction: bool = True
+    """Subtract from each bias what quantization adds on average over the calibration images."""
+    max_drop: float = 0.5
+    """Budget in points of top-1 on validation data; the nodes that cost most stay in float until it holds."""
+    keep: str = "better"
+    """`better`: write the file only if it keeps the budget and is faster than its parent on this machine; `any`."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("auto", "static", "dynamic", "fp16"):
+            raise unknown_name("quantize.method", self.method, ("auto", "static", "dynamic", "fp16"))
+        if self.calibration in ("entropy", "percentile"):
+            raise UsageError(
+                f"quantize.calibration {self.calibration} is no longer there, as no measurement favoured it; "
+                "use mse to clip outliers, else minmax"
+            )
+        if self.calibration not in _CALIBRATIONS:
+            raise unknown_name("quantize.calibration", self.calibration, _CALIBRATIONS)
+        if self.target not in _TARGETS:
+            raise unknown_name("quantize.target", self.target, _TARGETS)
+        if self.images < 1:
+            raise UsageError(f"quantize.images (--images) must be at least 1, got {self.images}; 256 is the default")
+        if self.keep not in ("better", "any"):
+            raise unknown_name("quantize.keep", self.keep, ("better", "any"))
+        if not 0 <= self.max_drop <= 100:
+            raise UsageError(f"quantize.max_drop is in points, 0 to 100; got {self.max_drop}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One network: training, then compression."""
+
+    name: str = ""
+    """Of the artefact's folder; default: the data's name and the model's."""
+    model: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    """Name of an embedded data set, or a folder."""
+    images_per_split: int | None = None
+    split_seed: int = 0
+    """Of the splits that are made of a folder; not `train.seed`, so that another seed has the same test."""
+    size: int | None = None
+    """Edge of the input in pixels; default: what the network was pretrained with."""
+    weights: str = "none"
+    """First weights: none, pretrained or a file."""
+    start: str = ""
+    """Name of an earlier run whose network is adapted; instead of `weights`."""
+    head: Head | None = None
+    """A classifier of another kind than the architecture's own linear one."""
+    lora: LoraConfig | None = None
+    mask: Mask | None = None
+    """Only a share of the weights may change."""
+    thin: Thin | None = None
+    """Keep only a share of some classes' training images."""
+    labels: float = 1.0
+    """Share of the training images whose labels are known."""
+    unlabelled: Unlabelled | None = None
+    """How to learn from the training images whose labels are not."""
+    role: str = "model"
+    """`model`, or `control`: trained for comparison, not compressed."""
+    test: bool = True
+    """Whether the test split is read at the end; not for runs among which one is chosen."""
+    test_on: str = ""
+    """Data set on whose test split `make table` (`pocketzoo bench accuracy`) measures the artefact; default: `data`.
+    Training reads `data` only."""
+    train: FitConfig = field(default_factory=FitConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    recalibrate: RecalibrateConfig = field(default_factory=RecalibrateConfig)
+    recover: RecoverConfig = field(default_factory=RecoverConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+
+    def __post_init__(self) -> None:
+        if self.role not in ("model", "control"):
+            raise UsageError(f"role must be 'model' or 'control', got {self.role!r}")
+        if self.name in (".", "..") or self.name.startswith(".") or set(self.name) & set("/\\"):
+            raise UsageError(f"name must be that of a plain folder (no slash, no dot in front), got {self.name!r}")
+        for key, value in (("size", self.size), ("images_per_split", self.images_per_split)):
+            if value is not None and value < 1:
+                raise UsageError(f"{key} must be at least 1, got {value}; leave it out for the default")
+        if self.start and self.weights != "none":
+            raise UsageError(f"run {self.name!r}: give `start` or `weights`, not both")
+        if self.lora and self.mask:
+            raise UsageError(f"run {self.name!r}: give `lora` or `mask`, not both")
+        if not 0 < self.labels <= 1:
+            raise UsageError(f"labels must be a share of the training images in (0, 1], got {self.labels}")
+        if self.unlabelled and self.labels == 1:
+            raise UsageError(f"run {self.name!r}: [unlabelled] needs images without labels; set labels = 0.1 or so")
+
+    @property
+    def artefact(self) -> str:
+        """Name of the artefact's folder."""
+        path = Path(self.data)
+        data = path.resolve().name if "/" in self.data or path.is_dir() else self.data
+        return self.name or f"{data}-{self.model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Runs, in an order in which every `start` comes before its use."""
+
+    run: tuple[Run, ...]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def read_toml(name: str, folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The content of a TOML file of one's own, or of one of those in `folder` by its name.
+
+    Raises:
+        UsageError: no such file (with close matches), or not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(found.stem for found in folder.glob("*.toml"))
+        raise unknown_name(f"{kind} (or TOML file that does not exist)", name, known)
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+
+
+def load_recipe(
+    name: str,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: of a recipe in zoo/recipes, or the path of a TOML file. Its table `defaults` applies to every `[[run]]`.
+        data: replaces every run's data set.
+        model: replaces every run's architecture.
+        weights: replaces every run's first weights.
+        settings: `train.lr=0.001`, for every run; values are TOML, or else strings.
+
+    Raises:
+        UsageError: no such recipe, not TOML, an unknown key (with close matches), a value of the wrong type, no
+            data set or model, or a `start` that no earlier run makes.
+    """
+    path, document = read_toml(name, _FOLDER, kind="recipe")
+    defaults, entries = document.pop("defaults", {}), document.pop("run", [])
+    if document:
+        raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'run'])}")
+    if not isinstance(defaults, dict) or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise UsageError(f"{path}: expected one table [defaults] and tables [[run]]")
+    override = merge(*(nested(*parse_setting(setting)) for setting in settings))
+    flags = {
+        key: value for key, value in {"data": data, "model": model, "weights": weights}.items() if value is not None
+    }
+    tables = [merge(defaults, entry, override, flags) for entry in entries]
+    try:
+        recipe = decode(Recipe, {"run": tables}, path.name)
+    except DecodeError as error:
+        raise UsageError(str(error)) from None
+    _check(recipe, path)
+    return recipe
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    if not recipe.run:
+        raise UsageError(f"{path}: has no [[run]]")
+    before: list[str] = []
+    for run in recipe.run:
+        if not run.data:
+            raise UsageError(f"{path.name} has no data set of its own; add --data FOLDER (make: DATA=FOLDER)")
+        if not run.model and not run.start:
+            raise UsageError(f"{path.name} has no model of its own; add --model NAME (make: MODEL=NAME)")
+        if run.start and run.start not in before:
+            raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which no earlier run makes")
+        if run.start and (run.model or run.arguments):
+            raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which has its own model")
+        if run.artefact in before:
+            raise UsageError(f"{path.name}: two runs are called {run.artefact!r}")
+        before.append(run.artefact)

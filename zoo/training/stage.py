@@ -1,0 +1,316 @@
+"""Training as a stage: data and first weights in, a checkpoint with its card out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoo.artefact.card import Build, Card, Inform, Lora, Stage, Use, advance
+from zoo.base.errors import ArtefactError, DataError, UsageError
+from zoo.base.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
+from zoo.data.dataset import Dataset
+from zoo.data.decoded import Images, canvas
+from zoo.networks.checkpoint import load, read_card, save
+from zoo.networks.heads import add_head, reset_head
+from zoo.networks.lora import add_lora, merge_lora
+from zoo.networks.registry import build, count_macs, input_for
+from zoo.networks.sizes import check_size
+from zoo.networks.weights import load_weights
+from zoo.training.evaluate import accuracy, check_labels, torch_logits, with_validation
+from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world
+from zoo.training.loop.fit import EpochResult, fit
+from zoo.training.loop.state import STATE
+from zoo.training.recipe import Run
+from zoo.training.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
+
+__all__ = ["add_test", "measured", "merge", "parent_of", "source_of", "starting_point", "train"]
+
+
+def train(
+    run: Run,
+    output: Path,
+    *,
+    resume: bool = True,
+    force: bool = False,
+    test: bool | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+) -> Path:
+    """Train one network of a recipe into `output/<name>/model.safetensors`.
+
+    With LoRA, `lora.safetensors` keeps the unmerged network, and the merged one is made from it by :func:`merge`.
+    The test split is read once, after the best epoch was chosen on validation data.
+
+    Args:
+        run: what to train.
+        output: the folder of artefacts; `run.start` is looked up there.
+        resume: continue an interrupted run.
+        force: train even if the checkpoint is up to date.
+        test: read the test split at the end; default: what the run says.
+        on_epoch: called after each epoch; may raise zoo.training.loop.fit.Stopped to end training with the best epoch so far.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        UsageError, DataError, ArtefactError, TrainingError: see the functions this is made of.
+    """
+    world = join_world()
+    test = run.test if test is None else test
+    folder = output / run.artefact
+    check_shared(folder, world)
+    source = source_of(run)
+    dataset = source.open()
+    if run.unlabelled and not dataset.unlabelled:
+        raise UsageError(
+            f"{run.artefact}: labels = {run.labels:g} leaves none of the {len(dataset.splits['train'])} training "
+            f"images of {dataset.name} without a label, so [unlabelled] has nothing to learn from; set labels lower"
+        )
+    # A relative path means something else in another working directory.
+    source = dataclasses.replace(source, name=dataset.location or run.data)
+    notes = Notes(role=run.role, data=source, test=_test_source(run) if run.test_on else source)
+    parent = parent_of(run, output)
+    digest = sha256_file(parent) if parent else None
+    config = _lineage_config(run, dataset)
+    target = folder / (UNMERGED if run.lora else CHECKPOINT)
+
+    def stale() -> bool:
+        return force or not is_current(card_if_readable(read_card, target), [("train", config)], digest)
+
+    if first_decides(stale, world):
+        _train(run, dataset, parent, digest, config, target, resume=resume, test=test, on_epoch=on_epoch)
+    elif world.first and test and not run.lora:
+        add_test(target, lambda: dataset)
+    if world.first:
+        write_notes(folder, notes)
+        if run.lora:
+            merge(target, folder / CHECKPOINT, dataset, force=force, test=test)
+    barrier(world)
+    return folder / CHECKPOINT
+
+
+def parent_of(run: Run, output: Path) -> Path | None:
+    """The checkpoint of `run.start` in the folder of artefacts; None for a run without.
+
+    Raises:
+        ArtefactError: it is not there.
+    """
+    path = output / run.start / CHECKPOINT
+    if run.start and not path.is_file():
+        raise ArtefactError(f"{run.artefact} starts from {run.start}, but there is no {path}; train that first")
+    return path if run.start else None
+
+
+def source_of(run: Run) -> DataSource:
+    """How to open the data of a run."""
+    return DataSource(
+        name=run.data, seed=run.split_seed, per_split=run.images_per_split, thin=run.thin, labels=run.labels
+    )
+
+
+def _test_source(run: Run) -> DataSource:
+    source = DataSource(name=run.test_on, seed=run.split_seed, per_split=run.images_per_split)
+    return dataclasses.replace(source, name=source.open().location or run.test_on)
+
+
+def merge(
+    source: Path, target: Path, dataset: Dataset | None = None, *, force: bool = False, test: bool = True
+) -> Path:
+    """Merge LoRA adapters into the weights they adapt: W + (alpha / rank) B A.
+
+    Args:
+        source: an unmerged checkpoint.
+        target: the merged one.
+        dataset: measures the merged network on its validation and test splits.
+        force: merge even if the target is up to date.
+        test: read the test split.
+
+    Raises:
+        ArtefactError: the source has no adapters.
+    """
+    digest = sha256_file(source)
+    if not force and is_current(card_if_readable(read_card, target), [("merge", {})], digest):
+        if test and dataset:
+            add_test(target, lambda: dataset)
+        return target
+    begin = time.perf_counter()
+    model, card = load(source)
+    count = merge_lora(model) if card.build.lora else 0
+    entry = Stage(
+        stage="merge",
+        config={},
+        parent=digest,
+        commit=code_commit(),
+        summary={"adapters": count},
+        seconds=round(time.perf_counter() - begin, 1),
+    )
+    card = advance(card, entry)
+    card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=None))
+    save(model, measured(model, card, dataset, test=test) if dataset else card, target)
+    return target
+
+
+def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
+    """Measure a checkpoint on the test split and write it again, if its card has no such metric yet.
+
+    Args:
+        path: a checkpoint without adapters; its lineage stays, its digest changes.
+        dataset: opens what it was trained on.
+    """
+    if read_card(path).metrics("test") is None:
+        model, card = load(path)
+        save(model, measured(model, card, dataset(), test=True), path)
+
+
+def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
+    """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
+    check_labels(card, dataset)
+    validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input))
+    card = with_validation(card, validation, dataset)
+    if test:
+        logits = torch_logits(model, Images(dataset.splits["test"], card.use.input))
+        truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
+        final = accuracy(logits, truth, dataset=dataset.name, split="test")
+        card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
+    return card
+
+
+def _train(
+    run: Run,
+    dataset: Dataset,
+    parent: Path | None,
+    digest: str | None,
+    config: dict[str, Any],
+    target: Path,
+    *,
+    resume: bool,
+    test: bool,
+    on_epoch: Callable[[EpochResult], None] | None,
+) -> None:
+    model, card = starting_point(run, dataset, parent)
+    spec = card.use.input
+    report = fit(
+        model,
+        train=Images(dataset.splits["train"], canvas(spec)),
+        validation=Images(dataset.splits["validation"], spec),
+        spec=spec,
+        config=run.train,
+        folder=target.parent,
+        resume=resume,
+        title=run.artefact,
+        identity=[config, digest],
+        unlabelled=Images(dataset.unlabelled, canvas(spec)) if run.unlabelled else None,
+        semi=run.unlabelled,
+        mask=run.mask,
+        on_epoch=on_epoch,
+    )
+    if not join_world().first:
+        return
+    entry = Stage(
+        stage="train",
+        config=config,
+        parent=digest,
+        seed=run.train.seed,
+        commit=code_commit(),
+        summary=dataclasses.asdict(report),
+        seconds=report.seconds,
+    )
+    # A first training has no parent file, so it cannot `advance` a parent's card.
+    lineage = (*card.lineage, entry)
+    card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
+    save(model, measured(model, card, dataset, test=test and run.lora is None), target)
+    (target.parent / STATE).unlink(missing_ok=True)
+
+
+def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.Module, Card]:
+    """The network of a run before training, with a card that has no measured facts yet.
+
+    Args:
+        run: its model and weights, head and LoRA.
+        dataset: its labels and colours.
+        parent: the checkpoint of `run.start`.
+    """
+    model, card = _adapted(run, dataset, parent) if parent is not None else _built(run, dataset)
+    torch.manual_seed(run.train.seed)
+    if run.head is not None:
+        add_head(model, run.head, len(dataset.labels))
+        card = dataclasses.replace(card, build=dataclasses.replace(card.build, head=run.head))
+    check_size(model, card.build.architecture, card.use.input)
+    # Before the adapters join: what they cost is gone once they are merged.
+    macs = count_macs(model, card.use.input)
+    card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, macs=macs, metrics=()))
+    if run.lora is not None:
+        lora = Lora(targets=run.lora.targets, rank=run.lora.rank, alpha=run.lora.alpha, rslora=run.lora.rslora)
+        add_lora(
+            model,
+            targets=lora.targets,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            rslora=lora.rslora,
+            dropout=run.lora.dropout,
+        )
+        card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=lora))
+    return model, card
+
+
+def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]:
+    model, card = load(parent)
+    _check_held_out(card, dataset)
+    if card.use.labels != dataset.labels:
+        reset_head(model, len(dataset.labels))
+    use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
+    return model, dataclasses.replace(card, use=use)
+
+
+def _check_held_out(card: Card, dataset: Dataset) -> None:
+    """Check that a parent trained on this data set held out the same images.
+
+    Raises:
+        DataError: it did not, so that it may have been trained on what its child is tested on.
+    """
+    trained = [entry.config["data"] for entry in card.lineage if "data" in entry.config]
+    known = [data.get("held_out") for data in trained if data["name"] == dataset.name]
+    if known and known[-1] not in (None, dataset.held_out):
+        raise DataError(
+            f"{card.name} was trained on {dataset.name} with other images held out, so it may know some that this run "
+            "is validated or tested on; give both runs the same split_seed and images_per_split, or train "
+            f"{card.name} again if the data set has changed"
+        )
+
+
+def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
+    spec = input_for(
+        run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs, arguments=run.arguments
+    )
+    torch.manual_seed(run.train.seed)
+    model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
+    source = load_weights(model, run.model, run.weights, arguments=run.arguments)
+    return model, Card(
+        name=run.artefact,
+        build=Build(architecture=run.model, arguments=dict(run.arguments)),
+        use=Use(labels=dataset.labels, input=spec),
+        inform=Inform(parameters=0, bytes=0, macs=0, source=source.source, licence=source.licence),
+    )
+
+
+def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "data": dataset.describe() | ({"thin": dataclasses.asdict(run.thin)} if run.thin else {}),
+        "labels": run.labels,
+        "fit": dataclasses.asdict(run.train),
+        "head": dataclasses.asdict(run.head) if run.head else None,
+        "lora": dataclasses.asdict(run.lora) if run.lora else None,
+        "mask": dataclasses.asdict(run.mask) if run.mask else None,
+        "unlabelled": dataclasses.asdict(run.unlabelled) if run.unlabelled else None,
+        # The network of a `start` is what its own card says.
+        "model": run.model,
+        "arguments": dict(run.arguments),
+        "size": None if run.start else run.size,
+        "weights": sha256_file(Path(run.weights)) if Path(run.weights).is_file() else run.weights,
+    }
