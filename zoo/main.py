@@ -1,74 +1,18 @@
-"""The command line: the composition root, and the only package that may import every other one (lazily)."""
+"""The console script: the commands of every room that is installed, and what becomes of their errors."""
 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points, version
+from typing import Annotated
+
+import typer
 
 from zoo.base.commandline import app
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.progress import note
-from zoo.cli import (
-    adapters,
-    bench_training,
-    compare,
-    compression,
-    data,
-    decoding,
-    evaluate,
-    explain_answers,
-    explain_attention,
-    explain_inside,
-    explain_summary,
-    forgetting,
-    imports,
-    keys,
-    load,
-    measure,
-    models,
-    optimize,
-    pruning,
-    publish,
-    quantization,
-    report,
-    score,
-    search,
-    serving,
-    ship,
-    training,
-)
 
-__all__ = ["COMMANDS", "app", "main"]
-
-COMMANDS = (
-    adapters,
-    bench_training,
-    compare,
-    compression,
-    data,
-    decoding,
-    evaluate,
-    explain_answers,
-    explain_attention,
-    explain_inside,
-    explain_summary,
-    forgetting,
-    imports,
-    keys,
-    load,
-    measure,
-    models,
-    optimize,
-    pruning,
-    publish,
-    quantization,
-    report,
-    score,
-    search,
-    serving,
-    ship,
-    training,
-)
-"""The modules that registered their commands when they were imported."""
+__all__ = ["app", "load_commands", "main"]
 
 _INTERRUPTED = 130
 _EXTRAS = {
@@ -83,10 +27,39 @@ _EXTRAS = {
 """Package -> the extra of pyproject.toml that installs it."""
 
 
+def load_commands() -> typer.Typer:
+    """The application with the commands of all rooms: of the packages that have an entry point in `pocketzoo.commands`.
+
+    Raises:
+        UsageError: there is none; the project runs from a folder that was never installed.
+    """
+    rooms = sorted(entry_points(group="pocketzoo.commands"), key=lambda room: room.name != "zoo")
+    if not rooms:
+        raise UsageError("pocketzoo is not installed here; `pip install -e .` in its folder, or `make setup`")
+    for room in rooms:
+        room.load()
+    return app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"pocketzoo {version('pocketzoo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage."""
     try:
-        app()
+        load_commands()()
     except UsageError as error:
         sys.exit(_complain(error, 2))
     except PocketzooError as error:
@@ -95,7 +68,9 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
-        sys.exit(_complain(ArtefactError(f"{package} is not installed; pip install '.[{_EXTRAS[package]}]'"), 1))
+        sys.exit(
+            _complain(ArtefactError(f"{package} is not installed; pip install 'pocketzoo[{_EXTRAS[package]}]'"), 1)
+        )
     except SystemExit as stop:
         # What typer makes of Ctrl-C, without a word.
         if stop.code == _INTERRUPTED:

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import Artefacts, AsJson, Data, Rounds, Seconds, bench, command_line, console, notes_of
+from bench.commands.group import bench
+from zoo.base.commandline import Artefacts, AsJson, Rounds, Seconds, command_line, console
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import GRAPH, output_root, write_bytes
 from zoo.base.progress import note
 from zoo.commands.inputs import Images
+from zoo.commands.runs import Data, notes_of
 
 __all__ = ["compare", "shapes"]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import AsJson, bench, console, short
+from bench.commands.group import bench
+from zoo.base.commandline import AsJson, console, short
 from zoo.base.files import output_root
 
 __all__ = ["load"]

@@ -1,63 +1,20 @@
-"""Commands that measure and look: accuracy, latency, answers, cards, the table."""
+"""Commands that measure accuracy and latency, and the table of what was measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import Artefact, Artefacts, AsJson, app, bench, console
-from zoo.base.errors import ArtefactError, ImageError
-from zoo.base.files import CHECKPOINT, graph_paths, output_root
+from bench.commands.group import bench
+from zoo.base.commandline import LOOK, Artefacts, AsJson, app, console
+from zoo.base.errors import ArtefactError
+from zoo.base.files import graph_paths, output_root
 from zoo.base.progress import note
 
 
-@app.command()
-def predict(
-    artefact: Artefact,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """Classify image files; a folder's INT8 file answers where there is one."""
-    from zoo.artefact.predictor import Predictor
-
-    predictor = Predictor(graph_paths(artefact)[-1])
-    for image in images:
-        try:
-            data = image.read_bytes()
-        except OSError as error:
-            raise ArtefactError(f"{image}: cannot be read: {error}") from error
-        try:
-            (answer,) = predictor.predict([data], top=top)
-        except ImageError as error:
-            raise ImageError(f"{image}: {error}") from error
-        pairs = list(zip(answer.labels, answer.probabilities, strict=True))
-        if as_json:
-            print(
-                json.dumps({"image": str(image), "labels": [{"label": label, "probability": p} for label, p in pairs]})
-            )
-        else:
-            print(f"{image}: " + ", ".join(f"{label} {p:.1%}" for label, p in pairs))
-
-
-@app.command()
-def show(artefact: Artefact) -> None:
-    """Print the card of an artefact (a checkpoint or an ONNX file) as JSON."""
-    path = artefact / CHECKPOINT if artefact.is_dir() and (artefact / CHECKPOINT).is_file() else artefact
-    if path.suffix == ".safetensors":
-        from zoo.networks.checkpoint import read_card
-    else:
-        from zoo.artefact.onnx_file import read_card
-
-        path = graph_paths(path)[0]
-    print(json.dumps(dataclasses.asdict(read_card(path)), indent=2, sort_keys=True))
-
-
-@app.command(name="list")
+@app.command(name="list", rich_help_panel=LOOK)
 def list_artefacts(as_json: AsJson = False) -> None:
     """Print the table of all exported artefacts with what was measured."""
     from bench.table import collect, render

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import bench, short
+from bench.commands.group import bench
+from zoo.base.commandline import short
 from zoo.base.files import PROJECT, output_root
 
 __all__ = ["publish"]

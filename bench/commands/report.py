@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import Artefact, AsJson, Data, Rounds, Seconds, app, command_line, console, short
+from zoo.base.commandline import LOOK, Artefact, AsJson, Rounds, Seconds, app, command_line, console, short
 from zoo.base.files import write_bytes
 from zoo.commands.inputs import Images, Split, pictures_of
+from zoo.commands.runs import Data
 
 __all__ = ["report"]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     artefact: Artefact,
     against: Annotated[

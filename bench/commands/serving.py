@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import Artefact, AsJson, bench, console
+from bench.commands.group import bench
+from zoo.base.commandline import Artefact, AsJson, console
 from zoo.base.files import graph_paths, output_root
 
 __all__ = ["serving"]

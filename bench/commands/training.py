@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import AsJson, bench, console
+from bench.commands.group import bench
+from zoo.base.commandline import AsJson, console
 from zoo.base.files import output_root
 
 __all__ = ["training"]

@@ -22,7 +22,7 @@ from zoo.base.errors import ArtefactError
 
 __all__ = ["ROOT", "Memory", "Server", "Watch", "serving", "watching"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """The repository: where `bentoml serve` finds its service."""
 
 _READY_SECONDS = 60

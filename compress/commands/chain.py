@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from zoo.base.commandline import (
-    AsJson,
-    Data,
-    Force,
-    Model,
-    Only,
-    RecipeName,
-    Resume,
-    Settings,
-    app,
-    chosen_runs,
-    report,
-)
+from zoo.base.commandline import COMPRESS, AsJson, Force, Resume, app
 from zoo.base.errors import UsageError
 from zoo.base.files import output_root
+from zoo.commands.runs import Data, Model, Only, RecipeName, Settings, chosen_runs, report
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def compress(
     recipe: RecipeName = "quickstart",
     data: Data = None,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from zoo.base.commandline import Artefact, AsJson, Data, app, console, named_source, notes_of
+from zoo.base.commandline import COMPRESS, Artefact, AsJson, app, console
 from zoo.base.errors import ArtefactError
 from zoo.base.files import checkpoint_path, output_root
+from zoo.commands.runs import Data, named_source, notes_of
 
 if TYPE_CHECKING:
     from compress.search.candidates import Candidate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["optimize"]
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def optimize(
     artefact: Artefact,
     max_drop: Annotated[

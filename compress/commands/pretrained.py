@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import AsJson, app
+from zoo.base.commandline import TRAIN, AsJson, app
 
 __all__ = ["import_artefact"]
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel=TRAIN)
 def import_artefact(
     name: Annotated[str, typer.Argument(help="Architecture, with timm's tag of its weights if you want certain ones.")],
     weights: Annotated[

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.base.commandline import Artefact, AsJson, Data, Force, Resume, app, console, named_source, notes_of
+from zoo.base.commandline import COMPRESS, Artefact, AsJson, Force, Resume, app, console
 from zoo.base.errors import UsageError
 from zoo.base.files import CHECKPOINT, checkpoint_path, sha256_file
 from zoo.base.progress import note
+from zoo.commands.runs import Data, named_source, notes_of
+from zoo.commands.training import BEFORE_TRAINING
 
 if TYPE_CHECKING:
     from compress.prune.stage import Plan
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def prune(
     artefact: Artefact,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the new artefact; with --plan, none.")] = None,
@@ -146,7 +148,7 @@ def _show(done: Plan) -> None:
         print(f"{done.latency_ms:.2f} ms per image in ONNX Runtime on this machine")
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def recalibrate(
     artefact: Artefact,
     images: Annotated[int, typer.Option(help="At most so many training images.")] = 1024,
@@ -177,7 +179,7 @@ def recalibrate(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def recover(
     artefact: Artefact,
     teacher: Annotated[Path, typer.Option("--teacher", help="The unpruned artefact.")],
@@ -247,3 +249,20 @@ def _is_done(
     if done:
         note(f"{source.parent.name} is up to date; --force does it anew")
     return done
+
+
+def _tell_if_not_prunable(run: Any) -> None:
+    """Say before hours of training what `pocketzoo compress` would refuse after them."""
+    from compress.prune.stage import prunable
+    from zoo.base.errors import ArtefactError
+    from zoo.networks.registry import build, input_for
+
+    spec = input_for(run.model, colour="RGB", size=run.size, photographs=True, arguments=run.arguments)
+    network = build(run.model, classes=2, channels=spec.channels, arguments=run.arguments)
+    try:
+        prunable(network, spec)
+    except ArtefactError as error:
+        note(f"{run.artefact} can be trained and exported, but not pruned: {error}")
+
+
+BEFORE_TRAINING.append(_tell_if_not_prunable)

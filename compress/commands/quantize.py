@@ -11,27 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from zoo.base.commandline import (
-    Artefacts,
-    AsJson,
-    Data,
-    Force,
-    MaybeRecipe,
-    Model,
-    Only,
-    Settings,
-    app,
-    chosen_runs,
-    console,
-    named_source,
-    report,
-    short,
-)
+from zoo.base.commandline import COMPRESS, Artefacts, AsJson, Force, app, console, short
 from zoo.base.errors import UsageError
 from zoo.base.files import CHECKPOINT, output_root
+from zoo.commands.runs import Data, MaybeRecipe, Model, Only, Settings, chosen_runs, named_source, report
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def export(
     artefacts: Artefacts = None,
     recipe: MaybeRecipe = None,
@@ -65,7 +51,7 @@ def export(
             _tell(*quantize_artefact(path, config, data=source, force=force), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def quantize(
     artefacts: Annotated[list[Path], typer.Argument(help="Folders with a model.onnx, like output/vit-lora, or files.")],
     calibrate: Annotated[

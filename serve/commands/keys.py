@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import AsJson, app, console
+from zoo.base.commandline import SERVE, AsJson, app, console
 
 __all__ = ["key"]
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def key(
     name: Annotated[str | None, typer.Argument(help="What logs call the key, like phone-app.")] = None,
     role: Annotated[

@@ -1,4 +1,4 @@
-"""The command that scores many pictures at once, and the one that measures how fast it does."""
+"""The command that scores many images at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import Artefact, AsJson, Force, app, bench
-from zoo.base.files import output_root
+from zoo.base.commandline import SERVE, Artefact, AsJson, Force, app
 from zoo.base.progress import note
 
 __all__ = ["score"]
@@ -23,7 +22,7 @@ Threads = Annotated[int, typer.Option(help="Of one inference, in each process.")
 Batch = Annotated[int, typer.Option(help="Pictures of one inference.")]
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def score(
     artefact: Artefact,
     source: Pictures,
@@ -78,33 +77,3 @@ def score(
             f"peak memory after a tenth and at the end: {here / 1e6:.0f} and {here_last / 1e6:.0f} MB here, "
             f"{there / 1e6:.0f} and {there_last / 1e6:.0f} MB in a worker"
         )
-
-
-@bench.command(name="score")
-def bench_score(
-    artefact: Artefact,
-    source: Annotated[str, typer.Argument(help="Folder or glob in quotes; half a minute of pictures or more.")],
-    rounds: Annotated[int, typer.Option(help="Turns of scoring and of every reference.")] = 5,
-    workers: Workers = 0,
-    threads: Threads = 1,
-    batch: Batch = 16,
-    as_json: AsJson = False,
-) -> None:
-    """Compare bulk scoring with loops that only read, decode and infer: pictures/s, and the ratio."""
-    from bench.rows import SCORE, append
-    from bench.scoring import SpeedConfig, measure_speed
-
-    row = measure_speed(
-        SpeedConfig(artefact=artefact, source=source, rounds=rounds, workers=workers, threads=threads, batch=batch)
-    )
-    append(output_root() / "bench" / SCORE, [row])
-    if as_json:
-        print(json.dumps(row))
-        return
-    spread = "" if row["ratio_low"] is None else f" ({row['ratio_low']:.1%} to {row['ratio_high']:.1%})"
-    others = ", ".join(f"{way} {rate:,.1f}" for way, rate in row["references"].items())
-    print(
-        f"{row['artefact']}/{row['file']}: {row['images_per_s']:,.1f} pictures/s with {row['workers']} workers, "
-        f"{row['ratio']:.1%}{spread} of the fastest loop of {rounds} rounds"
-    )
-    print(f"loops, pictures/s: {others}")

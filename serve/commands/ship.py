@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import AsJson, app, short
+from zoo.base.commandline import SERVE, AsJson, app, short
 
 __all__ = ["ship"]
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def ship(
     out: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an earlier shipment.")],
     artefacts: Annotated[

@@ -55,7 +55,7 @@ def files() -> Mapping[str, Reply]:
     Raises:
         FileNotFoundError: the package was installed without its data.
     """
-    folder = resources.files("serve") / "page"
+    folder = resources.files("serve.page") / "assets"
     return {path: _reply((folder / name).read_bytes(), media_type) for path, (name, media_type) in _FILES.items()}
 
 

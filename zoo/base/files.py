@@ -39,7 +39,7 @@ GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
 HALF_GRAPH = "model.fp16.onnx"
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 """The folder that holds the packages."""
 
 _BARRED = {errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR}

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import Artefact, AsJson, Data, Force, app, console, named_source, report
+from zoo.base.commandline import TRAIN, Artefact, AsJson, Force, app, console
+from zoo.commands.runs import Data, named_source, report
 
 adapter = typer.Typer(help="LoRA adapters in files of kilobytes, apart from the network.", no_args_is_help=True)
-app.add_typer(adapter, name="adapter")
+app.add_typer(adapter, name="adapter", rich_help_panel=TRAIN)
 
 
 @adapter.command()

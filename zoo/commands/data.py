@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from zoo.base.commandline import AsJson, app, console
+from zoo.base.commandline import PREPARE, AsJson, app, console
 
 __all__ = ["data"]
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def data(
     name: Annotated[
         str | None,

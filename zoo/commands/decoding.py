@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.base.commandline import Artefact, AsJson, app, notes_of, short
+from zoo.base.commandline import SERVE, Artefact, AsJson, app, short
 from zoo.base.errors import UsageError
 from zoo.base.files import graph_paths
 from zoo.base.progress import note, track
+from zoo.commands.runs import notes_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class _Compared:
     """Median time of decoding one small."""
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def decoding(
     artefact: Artefact,
     images: Annotated[

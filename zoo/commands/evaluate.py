@@ -13,15 +13,16 @@ import typer
 from rich.table import Table
 
 from zoo.artefact.card import Card
-from zoo.base.commandline import Artefact, AsJson, Data, app, console, notes_of
+from zoo.base.commandline import LOOK, Artefact, AsJson, app, console
 from zoo.base.errors import ArtefactError, unknown_name
 from zoo.base.files import CHECKPOINT, INT8_GRAPH, checkpoint_path, graph_paths, sha256_file
 from zoo.base.progress import note
+from zoo.commands.runs import Data, notes_of
 
 __all__ = ["evaluate"]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def evaluate(
     artefact: Artefact,
     data: Data = None,

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.base.commandline import AsJson, Force, RecipeName, Resume, Settings, app, chosen_runs, console
+from zoo.base.commandline import TRAIN, AsJson, Force, Resume, app, console
 from zoo.base.files import output_root
 from zoo.base.progress import note
+from zoo.commands.runs import RecipeName, Settings, chosen_runs
 
 if TYPE_CHECKING:
     from zoo.artefact.card import Metrics
     from zoo.studies.forgetting import Forgetting
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def forgetting(
     recipe: RecipeName = "forgetting",
     settings: Settings = None,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.base.commandline import notes_of
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
+from zoo.commands.runs import notes_of
 
 if TYPE_CHECKING:
     from zoo.artefact.card import Card

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import AsJson, app, console
+from zoo.base.commandline import PREPARE, AsJson, app, console
 
 __all__ = ["model", "models"]
 
@@ -15,7 +15,7 @@ _MOST_NAMES = 60
 """Names that are listed without being asked for all."""
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def models(
     pattern: Annotated[
         str | None, typer.Argument(help="Part of a name, or a pattern with * and ?: resnet, vit_*_patch16_*.")
@@ -37,7 +37,7 @@ def models(
         print(f"... {len(found)} in all; narrow them with a PATTERN, or print them with --all")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def model(
     name: Annotated[str, typer.Argument(help="Architecture: cnn5, or any name of `pocketzoo models`.")],
     settings: Annotated[

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from zoo.base.commandline import AsJson, Data, Model, Only, RecipeName, Settings, Weights, app, chosen_runs, console
+from zoo.base.commandline import PREPARE, AsJson, app, console
 from zoo.base.errors import UsageError
 from zoo.base.files import output_root, write_bytes
+from zoo.commands.runs import Data, Model, Only, RecipeName, Settings, Weights, chosen_runs
 
 __all__ = ["advise", "lr_find", "probe", "sweep"]
 
@@ -25,7 +26,7 @@ Size = Annotated[
 PerSplit = Annotated[int | None, typer.Option("--images-per-split", help="Use at most so many images of each split.")]
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def probe(
     data: DataArgument,
     model: ModelName,
@@ -93,7 +94,7 @@ def probe(
         print(f"test top-1 {test.top1:.2%} (n = {test.n})")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def advise(
     data: DataArgument,
     model: ModelName,
@@ -135,7 +136,7 @@ def advise(
     print(f"advice: {advice.strategy}; {command}")
 
 
-@app.command(name="lr-find")
+@app.command(name="lr-find", rich_help_panel=PREPARE)
 def lr_find(
     recipe: RecipeName = "quickstart",
     only: Only = None,
@@ -171,7 +172,7 @@ def lr_find(
     print(f"{path}; try --set train.lr={found.valley:.2g}")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def sweep(
     recipe: RecipeName = "quickstart",
     search: Annotated[str, typer.Option(help="Name in zoo/recipes/search, or path of a TOML file.")] = "finetune",

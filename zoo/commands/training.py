@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import (
-    Artefact,
-    AsJson,
-    Data,
-    Force,
-    Model,
-    Only,
-    RecipeName,
-    Resume,
-    Settings,
-    Weights,
-    app,
-    chosen_runs,
-    compare,
-    console,
-    notes_of,
-    report,
-)
+from zoo.base.commandline import TRAIN, Artefact, AsJson, Force, Resume, app, console
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, UNMERGED, output_root
-from zoo.base.progress import note
+from zoo.commands.runs import Data, Model, Only, RecipeName, Settings, Weights, chosen_runs, compare, notes_of, report
+
+__all__ = ["BEFORE_TRAINING", "merge", "train"]
+
+BEFORE_TRAINING: list[Callable[[Any], None]] = []
+"""What other rooms have to say of a run before hours are spent on it; they append to this."""
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def train(
     recipe: RecipeName = "quickstart",
     data: Data = None,
@@ -51,7 +40,8 @@ def train(
     chosen = chosen_runs(recipe, data, model, weights, settings, only)
     for run in chosen:
         if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():
-            _tell_if_not_prunable(run)
+            for tell in BEFORE_TRAINING:
+                tell(run)
     with others_alive():
         paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
     if not join_world().first:
@@ -66,20 +56,7 @@ def train(
         console().print(compare(cards))
 
 
-def _tell_if_not_prunable(run: Any) -> None:
-    """Say before hours of training what `pocketzoo compress` would refuse after them."""
-    from compress.prune.stage import prunable
-    from zoo.networks.registry import build, input_for
-
-    spec = input_for(run.model, colour="RGB", size=run.size, photographs=True, arguments=run.arguments)
-    network = build(run.model, classes=2, channels=spec.channels, arguments=run.arguments)
-    try:
-        prunable(network, spec)
-    except ArtefactError as error:
-        note(f"{run.artefact} can be trained and exported, but not pruned: {error}")
-
-
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def merge(
     artefact: Artefact,
     data: Data = None,

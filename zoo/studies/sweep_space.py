@@ -18,7 +18,7 @@ from zoo.training.recipe_text import plain_run
 
 __all__ = ["Distribution", "Scalar", "Space", "check_space", "plain", "read_search", "varied"]
 
-_FOLDER = Path(__file__).parent / "recipes" / "search"
+_FOLDER = Path(__file__).parents[1] / "recipes" / "search"
 _FIXED = ("data", "images_per_split", "labels", "name", "split_seed", "start", "test_on", "thin")
 """Keys that decide what is measured, or on what: trials that differ in them cannot be compared."""
 

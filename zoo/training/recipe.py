@@ -31,7 +31,7 @@ __all__ = [
     "recipe_names",
 ]
 
-_FOLDER = Path(__file__).parent / "recipes"
+_FOLDER = Path(__file__).parents[1] / "recipes"
 # Names of what compress knows; importing it from there would load torch and ONNX Runtime.
 _CALIBRATIONS = ("minmax", "mse")
 _TARGETS = ("portable", "vnni", "arm", "tensorrt", "cuda", "auto")

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import app, short
+from zoo.base.commandline import LOOK, app, short
 from zoo.base.errors import UsageError
 
 __all__ = ["Out", "explain", "picture_path", "say"]
 
 explain = typer.Typer(help="Pictures of what a network looks at, and of where it errs.", no_args_is_help=True)
-app.add_typer(explain, name="explain")
+app.add_typer(explain, name="explain", rich_help_panel=LOOK)
 
 Out = Annotated[
     Path | None,

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from zoo.base.commandline import Artefact, AsJson, Data, console
+from zoo.base.commandline import Artefact, AsJson, console
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import CHECKPOINT, graph_paths, output_root
 from zoo.base.progress import note
 from zoo.commands.explain.group import Out, explain, picture_path, say
 from zoo.commands.inputs import Images, Split, pictures_of
+from zoo.commands.runs import Data
 
 if TYPE_CHECKING:
     from zoo.artefact.card import Card

@@ -1,0 +1,45 @@
+"""The command that measures how fast many images are scored."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from bench.commands.group import bench
+from serve.commands.score import Batch, Threads, Workers
+from zoo.base.commandline import Artefact, AsJson
+from zoo.base.files import output_root
+
+__all__ = ["bench_score"]
+
+
+@bench.command(name="score")
+def bench_score(
+    artefact: Artefact,
+    source: Annotated[str, typer.Argument(help="Folder or glob in quotes; half a minute of pictures or more.")],
+    rounds: Annotated[int, typer.Option(help="Turns of scoring and of every reference.")] = 5,
+    workers: Workers = 0,
+    threads: Threads = 1,
+    batch: Batch = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Compare bulk scoring with loops that only read, decode and infer: pictures/s, and the ratio."""
+    from bench.rows import SCORE, append
+    from bench.scoring import SpeedConfig, measure_speed
+
+    row = measure_speed(
+        SpeedConfig(artefact=artefact, source=source, rounds=rounds, workers=workers, threads=threads, batch=batch)
+    )
+    append(output_root() / "bench" / SCORE, [row])
+    if as_json:
+        print(json.dumps(row))
+        return
+    spread = "" if row["ratio_low"] is None else f" ({row['ratio_low']:.1%} to {row['ratio_high']:.1%})"
+    others = ", ".join(f"{way} {rate:,.1f}" for way, rate in row["references"].items())
+    print(
+        f"{row['artefact']}/{row['file']}: {row['images_per_s']:,.1f} pictures/s with {row['workers']} workers, "
+        f"{row['ratio']:.1%}{spread} of the fastest loop of {rounds} rounds"
+    )
+    print(f"loops, pictures/s: {others}")

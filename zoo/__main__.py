@@ -1,0 +1,5 @@
+"""`python -m zoo`: the same as `pocketzoo`."""
+
+from zoo.main import main
+
+main()
