@@ -1,5 +1,6 @@
 """The commands that measure artefacts; importing this registers them."""
 
-from bench.commands import compare, load, measure, publish, report, scoring, serving, training
+# ruff: noqa: I001 (the order is that of --help)
+from bench.commands import measure, report, compare, serving, load, scoring, training, publish
 
 __all__ = ["compare", "load", "measure", "publish", "report", "scoring", "serving", "training"]

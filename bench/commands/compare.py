@@ -57,10 +57,9 @@ def compare(
     seconds: Seconds = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Measure artefacts beside torch, ONNX Runtime and OpenVINO as they come, with what they were pruned from.
+    """Measure artefacts beside torch, ONNX Runtime and OpenVINO.
 
-    Everything runs on the CPU. Default: all artefacts but controls. Adds rows to output/bench/compare.jsonl and writes
-    compare.md beside it.
+    As they come, with what the artefacts were pruned from.
     """
     from bench.runtimes.compare import compare as measure
     from bench.runtimes.families import families
@@ -99,9 +98,9 @@ def shapes(
     seconds: Seconds = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the speed of architectures with random weights: whole, pruned, INT8 and both, beside the peers.
+    """Measure architectures with random weights.
 
-    Nothing is kept but the rows in output/bench/compare.jsonl and the tables in shapes.md beside it.
+    Whole, pruned, INT8 and both, beside other runtimes.
     """
     import tempfile
 

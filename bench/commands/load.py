@@ -43,7 +43,10 @@ def load(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a running server in MLPerf's scenarios: single stream, multi-stream, offline, and server (Poisson)."""
+    """Measure a running server in MLPerf's scenarios.
+
+    Single stream, multi-stream, offline, and server (Poisson).
+    """
     from bench.load.images import images_of
     from bench.load.plot import draw_load
     from bench.load.scenarios import SCENARIOS, LoadConfig, measure

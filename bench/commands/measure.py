@@ -16,7 +16,7 @@ from zoo.base.progress import note
 
 @app.command(name="list", rich_help_panel=LOOK)
 def list_artefacts(as_json: AsJson = False) -> None:
-    """Print the table of all exported artefacts with what was measured."""
+    """Print the table of artefacts and their measurements."""
     from bench.table import collect, render
 
     lines = collect(output_root())
@@ -43,7 +43,10 @@ def latency(
     missing: Annotated[bool, typer.Option("--missing", help="Only if an artefact was not measured yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency: alternating processes, one session alive at a time. Default: all artefacts."""
+    """Measure the latency of artefacts; default: all.
+
+    In alternating processes, one session alive at a time.
+    """
     from bench.latency import measure_latency
     from bench.rows import LATENCY, append
     from bench.table import graphs, unmeasured
@@ -69,7 +72,7 @@ def bench_accuracy(
     missing: Annotated[bool, typer.Option("--missing", help="Only artefacts that were not measured yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy on each artefact's test data. Default: all artefacts."""
+    """Measure accuracy on test data; default: all artefacts."""
     from bench.accuracy import measure_accuracy
     from bench.rows import ACCURACY, append
     from bench.table import graphs, unmeasured

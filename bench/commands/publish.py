@@ -23,7 +23,10 @@ def publish(
         list[Path] | None, typer.Option(help="Markdown file with tables. Repeatable. Default: README.md.")
     ] = None,
 ) -> None:
-    """Keep the latest rows of output/bench, and make the README's tables and the picture of the front from them."""
+    """Keep the latest rows, and make the README's tables of them.
+
+    From output/bench; draws the Pareto front as well.
+    """
     from bench.publish import publish as keep
 
     for path in keep(output_root(), results, document or [PROJECT / "README.md"]):

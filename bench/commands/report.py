@@ -31,9 +31,9 @@ def report(
     seconds: Seconds = 0.3,
     as_json: AsJson = False,
 ) -> None:
-    """Everything there is to know of an artefact, its ONNX files beside what they were made from.
+    """Write all there is to know of an artefact, on one page.
 
-    Writes report.html, which needs no other file, report.md and report.json beside the ONNX files.
+    Its ONNX files stand beside what they were made from.
     """
     from bench.report.measure import artefact_files, measure_report
     from bench.report.page import html, markdown

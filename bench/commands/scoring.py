@@ -25,7 +25,10 @@ def bench_score(
     batch: Batch = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Compare bulk scoring with loops that only read, decode and infer: pictures/s, and the ratio."""
+    """Compare bulk scoring with loops that do nothing else.
+
+    Images per second of reading, decoding and inference, and the ratio.
+    """
     from bench.rows import SCORE, append
     from bench.scoring import SpeedConfig, measure_speed
 

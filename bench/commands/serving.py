@@ -29,7 +29,10 @@ def serving(
     as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
 ) -> None:
-    """Start `bentoml serve` with one artefact (INT8 if there is one), and compare it with its pipeline in process."""
+    """Compare `bentoml serve` with its pipeline in process.
+
+    Of one artefact: its INT8 file if there is one.
+    """
     from bench.load.images import default_image
     from bench.rows import SERVING, append
     from bench.serving.measure import ServingConfig, measure

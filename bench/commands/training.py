@@ -50,7 +50,10 @@ def training(
     rounds: Annotated[int, typer.Option(help="Processes per variant and network; they take turns.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure training: seconds per image against timm's loop, or head training against one evaluation."""
+    """Compare the speed of training with a loop of timm's parts.
+
+    Seconds per image; or of training a classifier against one evaluation.
+    """
     from bench.rows import TRAINING, append
     from bench.training.measure import TrainingConfig, measure_training, render
     from zoo.data.catalogue import open_dataset

@@ -1,5 +1,6 @@
 """The commands that make artefacts smaller and export them; importing this registers them."""
 
-from compress.commands import chain, optimize, pretrained, prune, quantize
+# ruff: noqa: I001 (the order is that of --help)
+from compress.commands import pretrained, chain, prune, quantize, optimize
 
 __all__ = ["chain", "optimize", "pretrained", "prune", "quantize"]

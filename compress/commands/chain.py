@@ -19,7 +19,10 @@ def compress(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune, recalibrate and recover what a recipe trained: output/NAME-pruned/model.safetensors."""
+    """Prune, recalibrate and recover what a recipe trained.
+
+    Each is written to output/NAME-pruned/model.safetensors.
+    """
     from compress.chain import compress_run
     from zoo.networks.checkpoint import read_card
 

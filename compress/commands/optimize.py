@@ -48,8 +48,9 @@ def optimize(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search pruning, recovery and quantization for the fastest artefact that keeps its accuracy, or the most accurate
-    within a budget; the same command continues a search that was interrupted.
+    """Search for the fastest artefact that keeps its accuracy.
+
+    Or for the most accurate one within a budget. Tries pruning, recovery and quantization; the same command continues a search that was interrupted.
     """
     from compress.search.pareto import Goal
     from compress.search.stage import OptimizeConfig

@@ -40,7 +40,10 @@ def import_artefact(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make an artefact of a pretrained network, to be compressed and served without training."""
+    """Make an artefact of a pretrained network, without training.
+
+    It can be compressed and served as it is.
+    """
     from compress.chain import export_artefact
     from zoo.base.errors import ArtefactError, CheckError
     from zoo.base.files import CHECKPOINT

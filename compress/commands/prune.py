@@ -63,7 +63,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--plan", help="Only print what would go; nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove channels, heads and hidden units from a checkpoint."""
+    """Remove channels, heads and hidden units of a checkpoint."""
     from compress.prune.stage import plan, scoring_images
     from compress.prune.stage import prune as stage
     from zoo.artefact.card import allow
@@ -157,7 +157,10 @@ def recalibrate(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the BatchNorm statistics of a checkpoint anew, in its own folder."""
+    """Measure the BatchNorm statistics of a checkpoint anew.
+
+    The checkpoint is replaced.
+    """
     from compress.recalibrate import Recalibration
     from compress.recalibrate import recalibrate as stage
     from zoo.base.documents import decode
@@ -199,7 +202,10 @@ def recover(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a pruned checkpoint with its unpruned parent as teacher, in its own folder."""
+    """Fine-tune a pruned checkpoint, taught by its parent.
+
+    The checkpoint is replaced.
+    """
     from compress.recover import recover as stage
     from zoo.base.documents import decode
     from zoo.networks.checkpoint import read_card

@@ -29,7 +29,10 @@ def export(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export checkpoints to model.onnx beside them, after proving that both compute the same."""
+    """Export checkpoints to ONNX, with proof of equal outputs.
+
+    Writes model.onnx beside each.
+    """
     from compress.chain import PRUNED, export_artefact, quantize_artefact
     from zoo.artefact.onnx_file import read_card
     from zoo.training.recipe import QuantizeConfig
@@ -77,10 +80,9 @@ def quantize(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize model.onnx to model.int8.onnx (or model.fp16.onnx) beside it, if that makes it better.
+    """Quantize ONNX files to INT8 or FP16, if that is better.
 
-    A folder means its model.onnx or model.int8.onnx to other commands; name FP16 files themselves:
-    pocketzoo predict output/x/model.fp16.onnx.
+    Writes model.int8.onnx or model.fp16.onnx beside model.onnx.
     """
     from compress.chain import quantize_artefact
     from zoo.training.recipe import QuantizeConfig

@@ -29,7 +29,10 @@ def key(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the key NAME.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make an API key for the server, and print it once: the file keeps its hash only."""
+    """Make, list or remove API keys of the server.
+
+    A new key is printed once: the file keeps its hash only.
+    """
     from serve.access.key_file import add_key, read_keys, remove_key
     from zoo.base.errors import UsageError
 

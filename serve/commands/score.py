@@ -39,7 +39,10 @@ def score(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify every picture of a folder, glob or Parquet file into one Parquet file; continues where it stopped."""
+    """Classify many images into one Parquet file.
+
+    Of a folder, a glob or a Parquet file; continues where it stopped.
+    """
     from serve.bulk.run import ScoreConfig
     from serve.bulk.run import score as run
 

@@ -29,7 +29,10 @@ def ship(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a folder to build the server's container image or bento from: models, sources, pins and manifests."""
+    """Write a folder to build a container image or bento from.
+
+    With models, sources, pinned requirements and Kubernetes manifests.
+    """
     from serve.shipping.plan import plan_shipment, write_shipment
     from zoo.base.files import output_root
     from zoo.base.progress import note

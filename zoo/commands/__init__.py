@@ -1,7 +1,8 @@
 """The commands that train and look at artefacts; importing this registers them."""
 
-from zoo.commands import adapters, data, decoding, evaluate, forgetting, models, predict, studies, training
-from zoo.commands.explain import attention, inside, predictions, structure
+# ruff: noqa: I001 (the order is that of --help)
+from zoo.commands import data, models, studies, training, adapters, forgetting, predict, decoding, evaluate
+from zoo.commands.explain import predictions, attention, inside, structure
 
 __all__ = [
     "adapters",

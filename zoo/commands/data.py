@@ -31,7 +31,10 @@ def data(
     labels: Annotated[float, typer.Option(help="Share of the training images whose labels stay, 0 to 1.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """List the data sets that have names, or open one (downloading it if needed) and print what is in it."""
+    """List the data sets that have names, or open one.
+
+    Opening downloads it if needed and prints what is in it.
+    """
     if name is None:
         _print_list(as_json)
         return

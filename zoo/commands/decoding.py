@@ -67,9 +67,9 @@ def decoding(
     max_drop: Annotated[float, typer.Option("--max-drop", help="Budget in points of top-1.")] = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Let an artefact decode large JPEG files small (1/2, 1/4, 1/8), if its accuracy stays within budget.
+    """Let an artefact decode large JPEG files small.
 
-    Do this last: the file changes, so what was made from it or measured on it is of an earlier file then.
+    At 1/2, 1/4 or 1/8 of their size, if its accuracy stays within a budget.
     """
     from zoo.artefact.predictor import Predictor
 

@@ -41,7 +41,10 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the accuracy of an artefact's ONNX files on a data set; without any, of its checkpoint."""
+    """Measure the accuracy of an artefact on a data set.
+
+    Of its ONNX files; without any, of its checkpoint.
+    """
     from zoo.data.dataset import SPLITS
     from zoo.training.evaluate import file_logits, rare_labels
 

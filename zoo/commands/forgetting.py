@@ -28,10 +28,9 @@ def forgetting(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on an old task, then on a new one in several ways; show what was forgotten of the old one.
+    """Measure what a second training forgets of the first.
 
-    The recipe's one run without `start` is the old task, the others are the new one. Accuracies are top-1 in per cent;
-    on the old task with its own classifier on the new features. Written to output/forgetting/.
+    Trains on an old task, then on a new one in several ways.
     """
     from zoo.studies.forgetting import forgetting as experiment
     from zoo.studies.forgetting import write_forgetting

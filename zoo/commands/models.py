@@ -24,7 +24,10 @@ def models(
     every: Annotated[bool, typer.Option("--all", help=f"Print all, not the first {_MOST_NAMES}.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the architectures that `--model` takes: our own first, then timm's."""
+    """List the architectures that `--model` takes.
+
+    Our own first, then those of timm.
+    """
     from zoo.networks.registry import search
 
     found = search(pattern, pretrained=pretrained)
@@ -49,7 +52,10 @@ def model(
     layers: Annotated[bool, typer.Option("--layers", help="List the layers that `layer` and probes can name.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build an architecture with random weights, and print what it costs and how its parts are called."""
+    """Show what an architecture costs and what its parts are called.
+
+    It is built with random weights.
+    """
     from zoo.networks.describe import describe
 
     found = describe(name, settings or (), size=size, classes=classes, colour=colour)

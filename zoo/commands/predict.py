@@ -21,7 +21,10 @@ def predict(
     top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Classify image files; a folder's INT8 file answers where there is one."""
+    """Classify image files.
+
+    A folder's INT8 file answers where there is one.
+    """
     from zoo.artefact.predictor import Predictor
 
     predictor = Predictor(graph_paths(artefact)[-1])
@@ -45,7 +48,10 @@ def predict(
 
 @app.command(rich_help_panel=LOOK)
 def show(artefact: Artefact) -> None:
-    """Print the card of an artefact (a checkpoint or an ONNX file) as JSON."""
+    """Print the card of an artefact as JSON.
+
+    Of a checkpoint or an ONNX file.
+    """
     path = artefact / CHECKPOINT if artefact.is_dir() and (artefact / CHECKPOINT).is_file() else artefact
     if path.suffix == ".safetensors":
         from zoo.networks.checkpoint import read_card

@@ -43,7 +43,10 @@ def probe(
     images_per_split: PerSplit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train linear classifiers on frozen features of a network's layers; seconds instead of minutes."""
+    """Train linear classifiers on frozen features, in seconds.
+
+    One for each named layer of the network.
+    """
     from zoo.studies.probe import probe as stage
     from zoo.studies.probe import write_probe
 
@@ -103,7 +106,10 @@ def advise(
     images_per_split: PerSplit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure which training fits data and weights (head, last stages, LoRA, all, from scratch); write its recipe."""
+    """Measure which training fits data and weights; write a recipe.
+
+    Compared are: classifier only, last stages, LoRA, everything, and training from scratch.
+    """
     from zoo.studies.advise import advise as measure_and_decide
     from zoo.studies.advise import recipe_of
 
@@ -149,7 +155,10 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches from the first to the last rate.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Raise the learning rate step by step and suggest one: output/NAME/lr-find.png."""
+    """Suggest a learning rate by raising it step by step.
+
+    The curve is drawn in output/NAME/lr-find.png.
+    """
     from zoo.studies.lr_finder import RangeTest, draw, find_rate, suggest
     from zoo.training.stage import parent_of, source_of
 
@@ -188,7 +197,10 @@ def sweep(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search settings of a recipe's run by validation accuracy; the same command continues, also in several shells."""
+    """Search settings of a run by validation accuracy.
+
+    The same command continues a search, also in several shells at once.
+    """
     from zoo.studies.sweep import SweepConfig
     from zoo.studies.sweep import sweep as stage
     from zoo.studies.sweep_space import read_search

@@ -31,7 +31,10 @@ def train(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the checkpoints of a recipe: output/NAME/model.safetensors."""
+    """Train the checkpoints of a recipe.
+
+    Each is written to output/NAME/model.safetensors.
+    """
     from zoo.networks.checkpoint import read_card
     from zoo.training.loop.distributed import join_world, others_alive
     from zoo.training.stage import train as stage
@@ -64,7 +67,10 @@ def merge(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge the LoRA adapters of lora.safetensors into model.safetensors."""
+    """Merge LoRA adapters into their network.
+
+    Reads lora.safetensors and writes model.safetensors beside it.
+    """
     from zoo.networks.checkpoint import read_card
     from zoo.training.stage import merge as stage
 
