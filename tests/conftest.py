@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 from zoo.data.catalogue import DATASETS
-from zoo.main import app
+from zoo.main import load_commands
 
 # Read by torch when it is imported, here and in the processes that tests start: networks this small are faster without
 # threads that wait for each other on shared cores.
@@ -31,6 +31,8 @@ _SAME_EVERYWHERE = {
 settings.register_profile("tests", max_examples=50, **_SAME_EVERYWHERE)
 settings.register_profile("soak", max_examples=2000, **_SAME_EVERYWHERE | {"derandomize": False})
 settings.load_profile("tests")
+
+app = load_commands()
 
 
 def run_cli(*arguments: str | Path) -> Result:

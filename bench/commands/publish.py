@@ -9,16 +9,14 @@ import typer
 
 from bench.commands.group import bench
 from zoo.base.commandline import short
-from zoo.base.files import PROJECT, output_root
+from zoo.base.files import output_root
 
 __all__ = ["publish"]
 
 
 @bench.command()
 def publish(
-    results: Annotated[Path, typer.Option(help="Folder of the kept rows.", show_default="bench/results")] = PROJECT
-    / "bench"
-    / "results",
+    results: Annotated[Path, typer.Option(help="Folder of the kept rows.")] = Path("bench/results"),
     document: Annotated[
         list[Path] | None, typer.Option(help="Markdown file with tables. Repeatable. Default: README.md.")
     ] = None,
@@ -29,5 +27,5 @@ def publish(
     """
     from bench.publish import publish as keep
 
-    for path in keep(output_root(), results, document or [PROJECT / "README.md"]):
+    for path in keep(output_root(), results, document or [Path("README.md")]):
         print(short(path))

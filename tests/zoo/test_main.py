@@ -1,4 +1,4 @@
-"""Tests of zoo.cli: exit codes, messages and output, on what the recipe `tiny` made."""
+"""The console script: exit codes, messages and output, on what the recipe `tiny` made."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr("zoo.main.app", without_torch)
     assert exit_code(monkeypatch) == 1
-    assert "pip install '.[train]'" in capsys.readouterr().err
+    assert "pip install 'pocketzoo[train]'" in capsys.readouterr().err
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,15 +40,15 @@ INT8_GRAPH = "model.int8.onnx"
 HALF_GRAPH = "model.fp16.onnx"
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The folder that holds the packages."""
+"""The folder that holds the packages: a checkout of this project, or where packages are installed."""
 
 _BARRED = {errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR}
 """Errors that more room on the disk would not mend."""
 
 
 def output_root() -> Path:
-    """The folder of artefacts: `POCKETZOO_OUTPUT`, else `output/` beside the packages."""
-    return Path(os.environ.get("POCKETZOO_OUTPUT") or PROJECT / "output")
+    """The folder of artefacts: `POCKETZOO_OUTPUT`, else `output/` below the working directory."""
+    return Path(os.environ.get("POCKETZOO_OUTPUT") or Path.cwd() / "output")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -80,11 +80,9 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        # Windows flushes only what is open for writing.
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -116,7 +114,12 @@ def sha256_file(path: Path) -> str:
 
 @functools.cache
 def code_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` if it was changed since; None outside a checkout."""
+    """The commit of this source tree, with `-dirty` if it was changed since; None where it is installed otherwise.
+
+    A repository around the installed packages is somebody else's.
+    """
+    if not (PROJECT / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"],

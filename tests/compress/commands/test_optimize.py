@@ -17,9 +17,9 @@ from tests.conftest import run_cli
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Stage
 from zoo.artefact.latency import LatencyConfig
+from zoo.base.commandline import app
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
-from zoo.main import app
 from zoo.networks import checkpoint
 from zoo.training.loop.config import FitConfig
 from zoo.training.recipe import Run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -84,11 +86,33 @@ def test_sha256_of_a_file(tmp_path):
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_output_root_is_the_variable_or_beside_the_packages(monkeypatch, tmp_path):
-    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
-    assert output_root() == tmp_path
+def test_output_root_is_the_variable_or_below_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "elsewhere"))
+    assert output_root() == tmp_path / "elsewhere"
     monkeypatch.delenv("POCKETZOO_OUTPUT")
-    assert output_root() == Path(__file__).resolve().parents[2] / "output"
+    monkeypatch.chdir(tmp_path)
+    assert output_root() == tmp_path / "output"
+
+
+def test_files_are_flushed_through_a_descriptor_that_can_write(tmp_path, monkeypatch):
+    # As Windows does, whose _commit() answers EBADF for a descriptor that was opened for reading.
+    def fsync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bytes(tmp_path / "file.bin", b"content")
+    assert (tmp_path / "file.bin").read_bytes() == b"content"
+
+
+def test_a_repository_around_installed_packages_is_not_the_code_commit(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    packages = tmp_path / "venv" / "site-packages"
+    packages.mkdir(parents=True)
+    monkeypatch.setattr("zoo.base.files.PROJECT", packages)
+    code_commit.cache_clear()
+    assert code_commit() is None
+    code_commit.cache_clear()
 
 
 def test_checkpoint_path_takes_the_folder_or_the_file(tmp_path):
