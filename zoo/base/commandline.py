@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
@@ -45,8 +44,9 @@ _PANELS = (PREPARE, TRAIN, COMPRESS, SERVE, LOOK, MEASURE)
 class _InOrderOfTheChain(TyperGroup):
     """Commands by panel, however the rooms were loaded."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self.commands, key=lambda name: _PANELS.index(self.commands[name].rich_help_panel))
+    def list_commands(self, ctx: Any) -> list[str]:
+        panels: dict[str, Any] = {name: vars(command)["rich_help_panel"] for name, command in self.commands.items()}
+        return sorted(panels, key=lambda name: _PANELS.index(panels[name]))
 
 
 app = typer.Typer(
