@@ -78,7 +78,7 @@ class Turn:
 def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     """Measure scoring and the references in alternating rounds: one row for SCORE.
 
-    `ratio` (zoo.base.statistics.intervals) is of scoring's pictures per second and those of the round's fastest reference.
+    `ratio` (zoo.base.statistics.intervals) is of scoring's images per second and those of the round's fastest loop.
 
     Raises:
         DataError: nothing to score, pictures in a Parquet file, or one that cannot be read.

@@ -50,8 +50,8 @@ class CompareConfig:
     """What to measure, and how."""
 
     peers: tuple[str, ...] = ()
-    """Names in bench.runtimes.baselines.PEERS, or `all` that are installed; default: those but torch-compile. ONNX Runtime
-    and ours are always measured."""
+    """Names in bench.runtimes.baselines.PEERS, or `all` that are installed; default: those but torch-compile.
+    ONNX Runtime and ours are always measured."""
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """One process of a comparison: convert a network for a peer, answer pictures with it, or time it.
 
-Run by bench.runtimes.compare as `python -m bench.runtimes.worker JOB`, where JOB is a :class:`Job` as JSON; prints one JSON
-object. `B` images, `K` labels.
+Run by bench.runtimes.compare as `python -m bench.runtimes.worker JOB`, where JOB is a :class:`Job` as JSON; prints
+one JSON object. `B` images, `K` labels.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def optimize(
 ) -> None:
     """Search for the fastest artefact that keeps its accuracy.
 
-    Or for the most accurate one within a budget. Tries pruning, recovery and quantization; the same command continues a search that was interrupted.
+    Or for the most accurate one within a budget. Tries pruning, recovery and quantization; the same command
+    continues a search that was interrupted.
     """
     from compress.search.pareto import Goal
     from compress.search.stage import OptimizeConfig

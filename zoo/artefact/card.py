@@ -50,7 +50,7 @@ class Lora:
     """LoRA adapters that are still separate from the weights they adapt."""
 
     targets: tuple[str, ...]
-    """Last parts ("qkv", "fc1"; "q", "k", "v" of a fused layer), whole names or patterns; see zoo.networks.lora.add_lora."""
+    """Last parts ("qkv", "fc1"; "q", "k", "v" of a fused layer), whole names or patterns; see zoo.networks.lora."""
     rank: int
     alpha: float
     rslora: bool = False

@@ -1,14 +1,13 @@
 """The commands that train and look at artefacts; importing this registers them."""
 
 # ruff: noqa: I001 (the order is that of --help)
-from zoo.commands import data, models, studies, training, adapters, forgetting, predict, decoding, evaluate
+from zoo.commands import data, models, studies, training, adapters, forgetting, predict, evaluate
 from zoo.commands.explain import predictions, attention, inside, structure
 
 __all__ = [
     "adapters",
     "attention",
     "data",
-    "decoding",
     "evaluate",
     "forgetting",
     "inside",

@@ -1,4 +1,4 @@
-"""What commands about recipes and their artefacts share: the options, the runs they choose, and the report of what came."""
+"""What commands about recipes share: options, the runs that they choose, and the report of what came of them."""
 
 from __future__ import annotations
 

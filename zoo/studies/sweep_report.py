@@ -59,7 +59,7 @@ class SweepReport:
 def write_report(
     study: optuna.Study, recipe: Sequence[Run], run: Run, keys: Sequence[str], folder: Path
 ) -> SweepReport:
-    """Write best.toml, trials.csv, correlations.csv and pictures; arguments as for zoo.studies.sweep.sweep, `keys` searched.
+    """Write best.toml, trials.csv, correlations.csv and pictures; arguments as for zoo.studies.sweep; `keys` searched.
 
     Raises:
         TrainingError: no trial was completed.

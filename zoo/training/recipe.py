@@ -51,7 +51,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How much to prune, and what; see compress.prune.stage. At most one of `macs`, `params` and `latency_ms` is the goal."""
+    """How much to prune, and what. At most one of `macs`, `params` and `latency_ms` is the goal."""
 
     macs: float | None = None
     """Largest share of the multiply-accumulates that stays; 0.5 if no goal is given."""

@@ -1,4 +1,4 @@
-"""The operator's documents as pydantic models and operations, for the OpenAPI page; :mod:`serve.protocols.admin` answers them."""
+"""The operator's documents as pydantic models and operations; :mod:`serve.protocols.admin` answers them."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+from compress.commands import decoding as command
+from compress.commands.decoding import decoding
 from tests.zoo.factories import encode, make_card, photo_input, picture, write_artefact
 from zoo.artefact.card import Card, advance
 from zoo.artefact.onnx_file import read_card
@@ -20,8 +22,6 @@ from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import decode, decode_for, least_edge
 from zoo.base.errors import UsageError
 from zoo.base.files import sha256_file
-from zoo.commands import decoding as command
-from zoo.commands.decoding import decoding
 from zoo.data.catalogue import open_dataset
 from zoo.training.evaluate import logits_of
 from zoo.training.workspace import DataSource, Notes, write_notes
