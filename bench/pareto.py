@@ -1,4 +1,4 @@
-"""Accuracy over latency of all artefacts, as a picture: what each step of making a network small costs and brings."""
+"""Accuracy over latency of all artefacts, as a image: what each step of making a network small costs and brings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured rows that are kept with the code, and what is made from them alone: the README's tables and a picture.
+"""Measured rows that are kept with the code, and what is made from them alone: the README's tables and a image.
 
 A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts) or
 `compare` (the summary of the comparison with other runtimes).
@@ -138,7 +138,7 @@ def filled(document: str, results: Path) -> str:
 
 
 def digest_of(results: Path) -> str:
-    """SHA-256 over the kept rows that the picture shows."""
+    """SHA-256 over the kept rows that the image shows."""
     rows = [read(results / name) for name in (ACCURACY, LATENCY)]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 

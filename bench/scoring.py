@@ -1,8 +1,8 @@
-"""How fast bulk scoring is, against the same pictures in loops that do nothing else.
+"""How fast bulk scoring is, against the same images in loops that do nothing else.
 
 The references read files, decode, preprocess, infer and throw the answers away: one process with as many threads of
 inference as there are cores, one process with a thread and a session per core, and a process per core. Scoring also
-collects, writes parts and makes the result of them. Listing the pictures and loading the artefact count nowhere. Run as
+collects, writes parts and makes the result of them. Listing the images and loading the artefact count nowhere. Run as
 `python -m bench.scoring JOB`, this module is one such turn.
 """
 
@@ -49,7 +49,7 @@ class SpeedConfig:
 
     artefact: Path
     source: str
-    """Folder or glob of readable pictures."""
+    """Folder or glob of readable images."""
     rounds: int = 5
     workers: int = 0
     """Of scoring, and of the references; 0: as many as there are cores."""
@@ -81,12 +81,12 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     `ratio` (zoo.base.statistics.intervals) is of scoring's images per second and those of the round's fastest loop.
 
     Raises:
-        DataError: nothing to score, pictures in a Parquet file, or one that cannot be read.
+        DataError: nothing to score, images in a Parquet file, or one that cannot be read.
     """
     path = graph_paths(config.artefact)[-1]
     source = open_source(config.source, batch=config.batch)
     if not source.files:
-        raise DataError(f"{config.source}: the references read picture files; name a folder or a glob of them")
+        raise DataError(f"{config.source}: the references read image files; name a folder or a glob of them")
     workers = config.workers or cores()
     turns = [
         Turn(
@@ -128,10 +128,10 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
 
 
 def take_turn(turn: Turn) -> dict[str, Any]:
-    """Score or read all pictures once: pictures per second, and scoring's peak memory in MB.
+    """Score or read all images once: images per second, and scoring's peak memory in MB.
 
     Raises:
-        DataError: a reference came upon a picture that cannot be read.
+        DataError: a reference came upon a image that cannot be read.
     """
     if turn.way == _SCORE:
         return _take_score(turn)

@@ -125,7 +125,7 @@ def quantize_artefact(
         artefact: the folder or the ONNX file.
         config: settings.
         data: what to calibrate and compare on, where that is not what its run.json names.
-        calibrate: a folder of pictures without labels to calibrate on instead.
+        calibrate: a folder of images without labels to calibrate on instead.
         force: do it even if it was done before.
         analyse: measure what each node costs even if the budget holds.
 
@@ -163,7 +163,7 @@ def quantize_artefact(
         return target, done
     if images is None and without_data(folder, parent, data):
         raise DataError(
-            f"{parent.name} has no data to calibrate on: name a folder of pictures with --calibrate (labels are not "
+            f"{parent.name} has no data to calibrate on: name a folder of images with --calibrate (labels are not "
             "needed), or a data set with its labels with --data"
         )
     if images is None and dataset is None:

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import nn
 
 from compress.write_graph import publish
-from zoo.artefact.card import Card, Input, Stage, advance, allow
+from zoo.artefact.card import Card, Input, LineageEntry, advance, allow
 from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import golden_image, preprocess
 from zoo.base.errors import ArtefactError, CheckError
@@ -47,7 +47,7 @@ def export(source: Path, target: Path, *, dataset: Dataset | None = None) -> Car
     model, card = load(source)
     allow(card, "export")
     proto = to_onnx(model, card)
-    entry = Stage(stage="export", config={}, parent=sha256_file(source), commit=code_commit())
+    entry = LineageEntry(stage="export", config={}, parent=sha256_file(source), commit=code_commit())
 
     def check(predictor: Predictor) -> dict[str, Any]:
         worst = _parity(model, predictor, card.use.input)
@@ -86,7 +86,7 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
 
 
 def _parity(model: nn.Module, predictor: Predictor, spec: Input) -> float:
-    """The largest difference between the two runtimes' logits, over noise and a picture with edges."""
+    """The largest difference between the two runtimes' logits, over noise and a image with edges."""
     noise = np.random.default_rng(0)
     worst = 0.0
     for size in PARITY_BATCHES:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch import nn
 
-from zoo.artefact.card import Input, Stage, advance, allow
+from zoo.artefact.card import Input, LineageEntry, advance, allow
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load, save
 from zoo.networks.stages import is_batch_norm
 from zoo.training.loop.distributed import pick_device
@@ -45,7 +45,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [module for module in model.modules() if is_batch_norm(module)]
 
 
-def recalibrate_model(model: nn.Module, images: Images, *, batch_size: int) -> int:
+def recalibrate_model(model: nn.Module, images: DecodedImages, *, batch_size: int) -> int:
     """Measure every BatchNorm layer's mean and variance over `images`, in place; all else stays in evaluation mode.
 
     Returns:
@@ -82,12 +82,12 @@ def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, datase
     samples = list(dataset.splits["train"])
     # The classes stand one after the other in a split; a batch of one class has the wrong statistics.
     random.Random(0).shuffle(samples)
-    images = Images(samples[: config.images], card.use.input)
+    images = DecodedImages(samples[: config.images], card.use.input)
     before = _top1(model, card.use.input, dataset)
     layers = recalibrate_model(model, images, batch_size=config.batch_size)
     after = _top1(model, card.use.input, dataset)
     done = Recalibration(layers=layers, images=len(images), top1_before=before, top1_after=after)
-    entry = Stage(
+    entry = LineageEntry(
         stage="recalibrate",
         config=dataclasses.asdict(config),
         parent=sha256_file(source),
@@ -102,6 +102,6 @@ def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, datase
 def _top1(model: nn.Module, spec: Input, dataset: Dataset) -> float:
     from zoo.training.evaluate import torch_logits
 
-    images = Images(dataset.splits["validation"], spec)
+    images = DecodedImages(dataset.splits["validation"], spec)
     logits = torch_logits(model, images)
     return float((logits.argmax(axis=1) == images.labels.numpy()).mean())

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zoo.artefact.card import Stage, advance, allow
+from zoo.artefact.card import LineageEntry, advance, allow
 from zoo.base.errors import UsageError
 from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images, canvas
+from zoo.data.decoded import DecodedImages, canvas
 from zoo.networks.checkpoint import load, save
 from zoo.training.evaluate import check_labels
 from zoo.training.loop.distributed import pick_device
@@ -92,8 +92,8 @@ def recover(
     spec = card.use.input
     report = fit(
         model,
-        train=Images(dataset.splits["train"], canvas(spec)),
-        validation=Images(dataset.splits["validation"], spec),
+        train=DecodedImages(dataset.splits["train"], canvas(spec)),
+        validation=DecodedImages(dataset.splits["validation"], spec),
         spec=spec,
         config=config.fit,
         folder=target.parent,
@@ -107,7 +107,7 @@ def recover(
         # No epoch was better than none: recalibration may leave little to recover.
         model, _ = load(source)
         report = dataclasses.replace(report, best_epoch=0, validation_top1=before.top1)
-    entry = Stage(
+    entry = LineageEntry(
         stage="recover",
         config=dataclasses.asdict(config),
         parent=sha256_file(source),

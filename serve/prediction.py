@@ -14,7 +14,7 @@ from serve.protocols.form import Picture
 from serve.settings import Settings
 from zoo.artefact.card import Input
 from zoo.artefact.predictor import Prediction
-from zoo.artefact.preprocess import decode_for, fit, normalise
+from zoo.artefact.preprocess import decode_for, normalise, to_input_size
 from zoo.base.errors import ImageError
 
 __all__ = ["Row", "infer", "prediction_document", "prepare", "total_stages"]
@@ -44,7 +44,7 @@ def prepare(picture: Picture, place: str, spec: Input, settings: Settings) -> Ro
     try:
         image = decode_for(data, spec, max_pixels=settings.max_pixels, formats=settings.formats)
         decoded = time.perf_counter()
-        values = normalise(fit(image, spec, max_pixels=settings.max_pixels), spec)
+        values = normalise(to_input_size(image, spec, max_pixels=settings.max_pixels), spec)
     except ImageError as error:
         raise type(error)(f"{place}: {error}" if place else str(error)) from error
     return Row(values=values, decode=decoded - start, preprocess=time.perf_counter() - decoded)

@@ -219,11 +219,11 @@ class Runtime:
         }
 
     async def classify(self, call: Call, model: Model, pictures: Sequence[Picture], top: int) -> list[dict[str, Any]]:
-        """The answer to each picture, as `serve.protocols.schema.ImagePrediction` describes it.
+        """The answer to each image, as `serve.protocols.schema.ImagePrediction` describes it.
 
         Raises:
             Refused: 503 if the server is busy, 504 if the time is up.
-            ImageError: a picture cannot be decoded or is too large.
+            ImageError: a image cannot be decoded or is too large.
         """
         rows = await self._run(call, model, pictures)
         probabilities = softmax(np.stack([row.values for row in rows]), model.card.use.temperature)

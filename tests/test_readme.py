@@ -71,7 +71,7 @@ def digit(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Dark and bright pictures of noise, a folder of each."""
+    """Dark and bright images of noise, a folder of each."""
     folder = tmp_path / "photographs"
     for label, level in (("dark", 0), ("bright", 160)):
         (folder / label).mkdir(parents=True)

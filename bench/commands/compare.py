@@ -38,7 +38,7 @@ def compare(
     peers: Peers = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", help="Folder of pictures for the peers that quantize. Default: training images."),
+        typer.Option("--calibrate", help="Folder of images for the peers that quantize. Default: training images."),
     ] = None,
     calibration_images: Annotated[int, typer.Option(min=1, help="At most so many of them.")] = 256,
     accuracy: Annotated[
@@ -67,7 +67,7 @@ def compare(
     from zoo.data.unlabelled import open_images
 
     if images and accuracy:
-        raise UsageError("--images are pictures without labels, --accuracy wants labels; give one of them")
+        raise UsageError("--images are images without labels, --accuracy wants labels; give one of them")
     config = _config(peers, threads, batch, rounds, seconds)
     unlabelled = named(images) if images else None
     rows = []

@@ -18,7 +18,7 @@ __all__ = ["bench_score"]
 @bench.command(name="score")
 def bench_score(
     artefact: Artefact,
-    source: Annotated[str, typer.Argument(help="Folder or glob in quotes; half a minute of pictures or more.")],
+    source: Annotated[str, typer.Argument(help="Folder or glob in quotes; half a minute of images or more.")],
     rounds: Annotated[int, typer.Option(help="Turns of scoring and of every reference.")] = 5,
     workers: Workers = 0,
     threads: Threads = 1,
@@ -42,7 +42,7 @@ def bench_score(
     spread = "" if row["ratio_low"] is None else f" ({row['ratio_low']:.1%} to {row['ratio_high']:.1%})"
     others = ", ".join(f"{way} {rate:,.1f}" for way, rate in row["references"].items())
     print(
-        f"{row['artefact']}/{row['file']}: {row['images_per_s']:,.1f} pictures/s with {row['workers']} workers, "
+        f"{row['artefact']}/{row['file']}: {row['images_per_s']:,.1f} images/s with {row['workers']} workers, "
         f"{row['ratio']:.1%}{spread} of the fastest loop of {rounds} rounds"
     )
-    print(f"loops, pictures/s: {others}")
+    print(f"loops, images/s: {others}")

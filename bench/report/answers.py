@@ -22,7 +22,7 @@ from zoo.training.evaluate import CALIBRATION_BINS, Averages, ClassMetrics, aver
 __all__ = ["Answers", "Bin", "Calibration", "WorstError", "judge", "reliability", "worst_errors"]
 
 _EDGE = 160
-"""Pixels of a shown picture's longer edge, at most."""
+"""Pixels of a shown image's longer edge, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class WorstError:
     """A wrong answer."""
 
     name: str
-    """Of the picture."""
+    """Of the image."""
     truth: str
     answer: str
     loss: float
@@ -68,7 +68,7 @@ class WorstError:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one file answered to pictures whose labels are known."""
+    """What one file answered to images whose labels are known."""
 
     classes: tuple[ClassMetrics, ...]
     """Worst F1 first; labels without an image are left out."""
@@ -90,7 +90,7 @@ def judge(logits: Logits, labels: Labels, samples: Sequence[Sample], use: Use, *
     Args:
         logits: [N, K].
         labels: [N], the true labels.
-        samples: the N pictures.
+        samples: the N images.
         use: labels, input and temperature.
         errors: how many of the worst errors to show.
     """
@@ -142,7 +142,7 @@ def worst_errors(
     Args:
         logits: [N, K].
         labels: [N], the true labels.
-        samples: the N pictures.
+        samples: the N images.
         use: labels, input and temperature.
         count: how many at most.
     """

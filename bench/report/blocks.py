@@ -45,10 +45,10 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A diagram, which only a page with pictures has."""
+    """A diagram, which only a page with images has."""
 
     names: Sequence[str]
-    """Of its PNG files among the page's pictures; side by side, or one below the other on a narrow page."""
+    """Of its PNG files among the page's images; side by side, or one below the other on a narrow page."""
     alt: str
     """What it shows, for people who don't see it."""
     caption: str
@@ -56,10 +56,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture and what is to be said of it."""
+    """A image and what is to be said of it."""
 
     name: str
-    """Of its PNG file among the page's pictures."""
+    """Of its PNG file among the page's images."""
     alt: str
     heading: str
     lines: Sequence[str]
@@ -67,7 +67,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Small pictures, and the table that stands for them where there are none."""
+    """Small images, and the table that stands for them where there are none."""
 
     pictures: Sequence[Shown]
     table: Table

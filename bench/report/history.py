@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.rows import COMPARE, read
-from zoo.artefact.card import Card, Stage
+from zoo.artefact.card import Card, LineageEntry
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, output_root
 from zoo.networks import checkpoint
@@ -20,7 +20,7 @@ __all__ = ["LOG", "Curve", "PeerRows", "read_curves", "read_peers"]
 
 LOG = "log.csv"
 _COLUMNS = ("epoch", "lr", "loss", "validation_loss", "validation_top1", "seconds")
-_Lineage = tuple[Stage, ...]
+_Lineage = tuple[LineageEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _folders(training: _Lineage, folders: Mapping[Path, Card], roots: Sequence[P
                 yield path.parent
 
 
-def _curve(folder: Path, stage: Stage) -> Curve | str:
+def _curve(folder: Path, stage: LineageEntry) -> Curve | str:
     """The log of a folder, or why it is not that of the stage."""
     epochs = _read_log(folder / LOG)
     if epochs is None:

@@ -24,7 +24,7 @@ from zoo.base.machine import cores
 from zoo.base.progress import note
 from zoo.base.statistics.intervals import Ratio, ratio
 from zoo.base.statistics.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
-from zoo.data.inputs import Pictures
+from zoo.data.inputs import ImageSet
 from zoo.training.ancestry import find_parent
 from zoo.training.evaluate import accuracy, calibration_error, file_logits
 
@@ -39,9 +39,9 @@ class Line:
     card: Card
     digest: str
     logits: Logits = field(repr=False)
-    """[N, K], what it answers to the pictures."""
+    """[N, K], what it answers to the images."""
     metrics: Metrics | None
-    """None where the pictures have no labels."""
+    """None where the images have no labels."""
     calibration_error: float | None
     """Expected calibration error of the top answer, a fraction."""
     timings: Mapping[int, Timing]
@@ -60,7 +60,7 @@ class Comparison:
     agreement: float
     """Share of the images that both answer with the same label."""
     paired: Paired | None
-    """None where the pictures have no labels."""
+    """None where the images have no labels."""
     worst: tuple[ClassLoss, ...]
     """The labels that lost most recall, worst first."""
     speed: Mapping[int, Ratio]
@@ -75,7 +75,7 @@ class Report:
 
     artefact: str
     command: str
-    pictures: Pictures
+    pictures: ImageSet
     lines: tuple[Line, ...]
     """Parents before what was made from them."""
     comparisons: tuple[Comparison, ...]
@@ -85,7 +85,7 @@ class Report:
     """The file whose answers are looked at more closely: the one that was named, or the one of a folder
     that answers in `pocketzoo predict`."""
     answers: Answers | None
-    """None where the pictures have no labels."""
+    """None where the images have no labels."""
     curves: tuple[Curve, ...]
     """Trainings of the artefact and of what it was made from, oldest first."""
     curve_problems: tuple[str, ...]
@@ -119,7 +119,7 @@ def artefact_files(artefact: Path) -> list[Path]:
 
 def measure_report(
     artefact: Path,
-    pictures: Pictures,
+    pictures: ImageSet,
     *,
     against: Path | None = None,
     latency: LatencyConfig | None = None,
@@ -241,7 +241,7 @@ def _line(
     digest: str,
     logits: Logits,
     timings: Mapping[int, Timing],
-    pictures: Pictures,
+    pictures: ImageSet,
     labels: Labels | None,
 ) -> Line:
     metrics = error = None

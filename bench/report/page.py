@@ -1,4 +1,4 @@
-"""A report as Markdown, and as one HTML file that needs no other: pictures and style are inside, there is no script."""
+"""A report as Markdown, and as one HTML file that needs no other: images and style are inside, there is no script."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def html(title: str, headline: Mapping[str, str], sections: Sequence[Section], p
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The same without pictures as Markdown; labels and names of files are no markup there."""
+    """The same without images as Markdown; labels and names of files are no markup there."""
     return _environment().get_template("report.md").render(title=title, sections=sections)
 
 

@@ -22,7 +22,7 @@ __all__ = ["headline", "pictures", "sections"]
 _ROWS = 20
 """Of a table by label that are shown at once."""
 _BEFORE = "temperature 1"
-_NO_LABELS = "The pictures have no labels, so that nobody can say which answers are right; --data or --split would."
+_NO_LABELS = "The images have no labels, so that nobody can say which answers are right; --data or --split would."
 
 
 def headline(report: Report) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _curves(report: Report) -> Iterator[Block]:
         yield Figure(
             names=(f"curve-{number}-loss", f"curve-{number}-top1"),
             alt=f"Learning curves of {title}: loss and accuracy of {len(curve.epochs)} epochs; {kept}.",
-            caption=f"{title}: {kept}. The loss in training is that of augmented pictures, with the training's own "
+            caption=f"{title}: {kept}. The loss in training is that of augmented images, with the training's own "
             "loss function.",
         )
         yield Table(
@@ -253,7 +253,7 @@ def _errors(report: Report) -> Iterator[Block]:
         return
     yield Text(
         text=f"The {len(answers.errors)} of {answers.wrong:,} wrong answers of {file} with the least probability of "
-        "the true label, as the network sees the pictures. Some may be labelled wrongly."
+        "the true label, as the network sees the images. Some may be labelled wrongly."
     )
     told = [", ".join(f"{label} {100 * share:.1f}%" for label, share in error.top) for error in answers.errors]
     truths = [f"{100 * error.true_probability:.2g}%" for error in answers.errors]
@@ -261,7 +261,7 @@ def _errors(report: Report) -> Iterator[Block]:
         pictures=[
             Shown(
                 name=f"error-{number}",
-                alt=f"Picture {error.name}: {error.truth}, answered {error.answer}",
+                alt=f"Image {error.name}: {error.truth}, answered {error.answer}",
                 heading=f"{error.truth} taken for {error.answer}",
                 lines=[top, f"true label {share}", error.name],
             )

@@ -32,7 +32,7 @@ from zoo.base.machine import cores
 from zoo.base.progress import note, track
 from zoo.base.statistics.paired import Logits, agreement
 from zoo.data.dataset import Sample
-from zoo.data.inputs import Pictures
+from zoo.data.inputs import ImageSet
 from zoo.networks import checkpoint
 from zoo.training.evaluate import accuracy
 
@@ -86,7 +86,7 @@ def compare(
     config: CompareConfig,
     *,
     calibration: Sequence[Sample] = (),
-    pictures: Pictures | None = None,
+    pictures: ImageSet | None = None,
 ) -> list[dict[str, Any]]:
     """One complete row per network and variant that it can be run as; what is left out is said on standard error.
 
@@ -244,11 +244,11 @@ def _what(network: Network, name: str) -> dict[str, Any]:
 
 
 def _difference(found: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
-    """The largest difference from the exported graph's logits for the same picture."""
+    """The largest difference from the exported graph's logits for the same image."""
     return float(f"{np.abs(np.subtract(found['logits'], reference['logits'])).max():.3g}")
 
 
-def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], pictures: Pictures | None) -> dict[str, Any]:
+def _accuracy(network: Network, name: str, logits: Mapping[str, Logits], pictures: ImageSet | None) -> dict[str, Any]:
     """Measured here, or of our own files what their cards say of validation data; nulls where neither is known."""
     row: dict[str, Any] = dict.fromkeys(("dataset", "split", "pictures", "top1", "low", "high", "agreement"))
     if pictures is not None:

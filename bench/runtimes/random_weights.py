@@ -19,7 +19,7 @@ from zoo.artefact.preprocess import encode_png
 from zoo.base.errors import UsageError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH
 from zoo.data.dataset import Sample
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import save
 from zoo.networks.registry import build, count_macs, input_for
 from zoo.networks.sizes import check_size
@@ -40,7 +40,7 @@ class ShapesConfig:
     """Edge of the input in pixels; 0: what the network was made for."""
     classes: int = 37
     images: int = 32
-    """Noise pictures to calibrate with; speed does not depend on them."""
+    """Noise images to calibrate with; speed does not depend on them."""
 
     def __post_init__(self) -> None:
         for name, low in (("size", 0), ("classes", 2), ("images", 1)):
@@ -71,7 +71,7 @@ def make_artefacts(architecture: str, folder: Path, config: ShapesConfig) -> lis
     model = build(architecture, classes=config.classes, channels=spec.channels)
     check_size(model, architecture, spec)
     pictures = noise(config.images, spec.size[0])
-    _settle(model, Images(pictures, spec))
+    _settle(model, DecodedImages(pictures, spec))
     labels = tuple(f"class {number}" for number in range(config.classes))
     card = Card(
         name=architecture,
@@ -92,7 +92,7 @@ def make_artefacts(architecture: str, folder: Path, config: ShapesConfig) -> lis
 
 
 def noise(count: int, size: int) -> list[Sample]:
-    """Pictures [size, size, 3] of random colours, always the same, without labels."""
+    """Images [size, size, 3] of random colours, always the same, without labels."""
     random = np.random.default_rng(0)
     encoded = [encode_png(random.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
     return [
@@ -101,7 +101,7 @@ def noise(count: int, size: int) -> list[Sample]:
     ]
 
 
-def _settle(model: nn.Module, images: Images) -> None:
+def _settle(model: nn.Module, images: DecodedImages) -> None:
     """Give random BatchNorm layers the scale and statistics of trained ones: activations neither die nor explode.
 
     Residual branches often begin with a scale of zero, which would leave nothing to compute with.

@@ -1,4 +1,4 @@
-"""One process of a comparison: convert a network for a peer, answer pictures with it, or time it.
+"""One process of a comparison: convert a network for a peer, answer images with it, or time it.
 
 Run by bench.runtimes.compare as `python -m bench.runtimes.worker JOB`, where JOB is a :class:`Job` as JSON; prints
 one JSON object. `B` images, `K` labels.
@@ -55,7 +55,7 @@ def prepare(job: Job) -> dict[str, Any]:
 
     Returns:
         `convert_seconds`, `setup_seconds` (until the first answer), `bytes` of what is loaded, and its `logits` for a
-        picture that is the same for all peers.
+        image that is the same for all peers.
     """
     from zoo.artefact.onnx_file import read_card
     from zoo.artefact.preprocess import golden_image, preprocess
@@ -87,7 +87,7 @@ def prepare(job: Job) -> dict[str, Any]:
 
 
 def answer(job: Job) -> dict[str, Any]:
-    """Answer all pictures; the logits float32 [N, K] are saved as the file `answers` (NumPy's format)."""
+    """Answer all images; the logits float32 [N, K] are saved as the file `answers` (NumPy's format)."""
     from zoo.artefact.onnx_file import read_card
     from zoo.artefact.preprocess import batch
 

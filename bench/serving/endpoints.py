@@ -1,4 +1,4 @@
-"""The requests of a comparison: one picture, in every way that the server takes it."""
+"""The requests of a comparison: one image, in every way that the server takes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Endpoint:
     reference: str
     """What it is compared with: `image`, or `tensor` where the client has decoded and preprocessed."""
     build: Callable[[str, Card, bytes], str]
-    """Model, its card and a picture -> a request for bench.load.job.Job."""
+    """Model, its card and a image -> a request for bench.load.job.Job."""
 
 
 def _raw(model: str, card: Card, image: bytes) -> str:
@@ -75,4 +75,4 @@ ENDPOINTS = {
     "bytes": Endpoint(title="POST /v2/.../infer (BYTES)", reference="image", build=_bytes),
     "tensor": Endpoint(title="POST /v2/.../infer (FP32)", reference="tensor", build=_tensor),
 }
-"""By a short name; all of one picture."""
+"""By a short name; all of one image."""

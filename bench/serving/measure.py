@@ -102,10 +102,10 @@ def measure(artefact: Path, config: ServingConfig) -> list[dict[str, Any]]:
         config: how.
 
     Raises:
-        PocketzooError: the server or another process failed, or refused the picture.
+        PocketzooError: the server or another process failed, or refused the image.
     """
     card, image = read_card(artefact), config.image.read_bytes()
-    preprocess(image, card.use.input)  # a file that is no picture fails here, with a sentence
+    preprocess(image, card.use.input)  # a file that is no image fails here, with a sentence
     with _alone(artefact) as models, serving(models) as server, references(artefact, config.image) as pipelines:
         name = artefact.resolve().parent.name + SUFFIXES.get(artefact.name, "")
         requests = {key: endpoint.build(name, card, image) for key, endpoint in ENDPOINTS.items()}

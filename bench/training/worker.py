@@ -22,7 +22,7 @@ from torch import nn
 from zoo.artefact.card import Input
 from zoo.data.augment.pipeline import Augment
 from zoo.data.dataset import Sample
-from zoo.data.decoded import Images, canvas
+from zoo.data.decoded import DecodedImages, canvas
 from zoo.networks.registry import build, input_for
 from zoo.networks.stages import Freezing
 from zoo.training.evaluate import torch_logits
@@ -74,7 +74,7 @@ def measure(job: Job) -> Measured:
 
 
 def _samples(job: Job, split: str) -> list[Sample]:
-    """The pictures of a split; they need no digest, as nothing is resumed."""
+    """The images of a split; they need no digest, as nothing is resumed."""
     classes = sorted(path for path in (Path(job.folder) / split).iterdir())
     return [
         Sample(name=f"{folder.name}/{path.name}", label=label, digest=path.name, source=path)
@@ -84,7 +84,7 @@ def _samples(job: Job, split: str) -> list[Sample]:
 
 
 def _ours(job: Job, model: nn.Module, spec: Input, *, precision: str, head: bool = False) -> Measured:
-    """`zoo.training.loop.fit.fit`, on pictures that it keeps in memory."""
+    """`zoo.training.loop.fit.fit`, on images that it keeps in memory."""
     varied = Augment(area=AREA, aspect=ASPECT, flip=True, padding="border")
     config = FitConfig(
         epochs=job.epochs,
@@ -96,21 +96,21 @@ def _ours(job: Job, model: nn.Module, spec: Input, *, precision: str, head: bool
         precision=precision,
     )
     begin = time.perf_counter()
-    train = Images(_samples(job, "train"), canvas(spec))
-    validation = Images(_samples(job, "validation"), spec)
+    train = DecodedImages(_samples(job, "train"), canvas(spec))
+    validation = DecodedImages(_samples(job, "validation"), spec)
     ready = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fit(model, train=train, validation=validation, spec=spec, config=config, folder=Path(folder), resume=False)
-    # zoo.training.loop.fit leaves out a last batch of one picture.
+    # zoo.training.loop.fit leaves out a last batch of one image.
     rest = len(train) % job.batch
     counted = len(train) - (1 if rest == 1 and len(train) > 1 else 0)
     return Measured(setup_seconds=ready - begin, seconds=time.perf_counter() - ready, images=counted * job.epochs)
 
 
 def _evaluation(job: Job, model: nn.Module, spec: Input) -> Measured:
-    """One pass over the pictures that head training computes features of: all of both splits."""
+    """One pass over the images that head training computes features of: all of both splits."""
     begin = time.perf_counter()
-    splits = [Images(_samples(job, split), spec) for split in ("train", "validation")]
+    splits = [DecodedImages(_samples(job, split), spec) for split in ("train", "validation")]
     device = pick_device()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ready = time.perf_counter()

@@ -38,7 +38,7 @@ _CPU = ("CPUExecutionProvider",)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Compared:
-    """The pictures that would be decoded small, decoded both ways."""
+    """The images that would be decoded small, decoded both ways."""
 
     places: tuple[int, ...]
     """Which of the samples they are."""
@@ -131,11 +131,11 @@ def _judge(predictor: Predictor, dataset: Dataset, max_drop: float) -> tuple[dic
 
 
 def _compare(predictor: Predictor, samples: Sequence[Sample]) -> _Compared | None:
-    """Both ways of decoding on the same pictures, taking turns; None where they are the same for all of them."""
+    """Both ways of decoding on the same images, taking turns; None where they are the same for all of them."""
     import numpy as np
 
     from zoo.artefact.decode import decode
-    from zoo.artefact.preprocess import fit, least_edge, normalise, sniff
+    from zoo.artefact.preprocess import least_edge, normalise, sniff, to_input_size
 
     spec = predictor.card.use.input
     edges = (None, least_edge(spec))
@@ -157,7 +157,7 @@ def _compare(predictor: Predictor, samples: Sequence[Sample]) -> _Compared | Non
         places.append(place)
         for way, image in decoded.items():
             times[way].append(taken[way])
-            logits[way].append(predictor.logits(normalise(fit(image, spec), spec)[None]))
+            logits[way].append(predictor.logits(normalise(to_input_size(image, spec), spec)[None]))
     if not places:
         return None
     whole_ms, small_ms = (float(np.median(values)) for values in times)

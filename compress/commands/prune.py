@@ -163,7 +163,7 @@ def recalibrate(
     """
     from compress.recalibrate import Recalibration
     from compress.recalibrate import recalibrate as stage
-    from zoo.base.documents import decode
+    from zoo.base.documents import to_dataclass
     from zoo.networks.checkpoint import read_card
     from zoo.training.recipe import RecalibrateConfig
 
@@ -171,7 +171,7 @@ def recalibrate(
     card, config = read_card(source), RecalibrateConfig(images=images, batch_size=batch_size)
     dataset = notes_of(source, data).data.open_for(card)
     if not force and _is_done(source, card, "recalibrate", config, dataset):
-        done = decode(Recalibration, dict(card.lineage[-1].summary), str(source))
+        done = to_dataclass(Recalibration, dict(card.lineage[-1].summary), str(source))
     else:
         done = stage(source, source, config, dataset=dataset)
     if as_json:
@@ -207,7 +207,7 @@ def recover(
     The checkpoint is replaced.
     """
     from compress.recover import recover as stage
-    from zoo.base.documents import decode
+    from zoo.base.documents import to_dataclass
     from zoo.networks.checkpoint import read_card
     from zoo.training.loop.config import FitConfig
     from zoo.training.loop.fit import FitReport
@@ -225,7 +225,7 @@ def recover(
     dataset = notes_of(source, data).data.open_for(card)
     if not force and _is_done(source, card, "recover", config, dataset, teacher=sha256_file(taught)):
         summary = {key: value for key, value in card.lineage[-1].summary.items() if key != "teacher"}
-        done = decode(FitReport, summary, str(source))
+        done = to_dataclass(FitReport, summary, str(source))
         if test:
             add_test(source, lambda: dataset)
     else:

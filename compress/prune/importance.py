@@ -17,7 +17,7 @@ from torch.nn import functional
 from compress.prune.structure import Cut, Part, Structure
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.progress import track
-from zoo.data.decoded import Images, Normalise
+from zoo.data.decoded import DecodedImages, Normalise
 
 __all__ = ["IMPORTANCES", "check_importance", "comparable", "score", "scores"]
 
@@ -66,7 +66,7 @@ def score(structure: Structure, part: Part, importance: str, *, seed: int = 0) -
 
 
 def scores(
-    structure: Structure, parts: Sequence[Part], importance: str, *, images: Images | None = None, seed: int = 0
+    structure: Structure, parts: Sequence[Part], importance: str, *, images: DecodedImages | None = None, seed: int = 0
 ) -> list[torch.Tensor]:
     """How important the units of every part are: float32 [U] each, on the CPU; see IMPORTANCES.
 
@@ -209,7 +209,7 @@ def _rows(layer: nn.Module, weight: torch.Tensor, side: str) -> torch.Tensor:
     return apart.transpose(1, 2).reshape(groups * weight.shape[1], -1)  # [in, out / g x kernel]
 
 
-def _taylor(structure: Structure, parts: Sequence[Part], images: Images) -> list[torch.Tensor]:
+def _taylor(structure: Structure, parts: Sequence[Part], images: DecodedImages) -> list[torch.Tensor]:
     """Mean over images of the square of what the loss changes, to first order, if a unit's features become constant.
 
     This is Molchanov's gate (section 3.1), (dL/dz)^2 with z multiplying the feature: the sum of x dL/dx over the

@@ -20,7 +20,7 @@ from compress.prune.widths import OutOfReachError, choose, ladder
 from zoo.artefact.card import Input
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.progress import note
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.registry import count_macs
 from zoo.training.recipe import PruneConfig
 
@@ -75,7 +75,7 @@ class Plan:
 
 
 def reduce(
-    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, images: Images | None
+    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, images: DecodedImages | None
 ) -> tuple[nn.Module, Plan]:
     """A pruned copy of `model` that was run, and the plan that made it.
 
@@ -142,7 +142,7 @@ class _Ready:
         model: nn.Module,
         spec: Input | torch.Tensor,
         config: PruneConfig,
-        images: Images | None,
+        images: DecodedImages | None,
         whole: dict[_Name, int] | None = None,
     ) -> None:
         self.spec, self.config, self.images = spec, config, images

@@ -17,11 +17,11 @@ from torch import nn
 
 from compress.prune.reduce import Plan, Step, parts_for, reduce
 from compress.prune.structure import Structure
-from zoo.artefact.card import Card, Input, Stage, advance, allow
+from zoo.artefact.card import Card, Input, LineageEntry, advance, allow
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import heads_of, load, rebuild, save
 from zoo.training.recipe import PruneConfig
 from zoo.training.stage import measured
@@ -29,7 +29,9 @@ from zoo.training.stage import measured
 __all__ = ["Plan", "Step", "plan", "prunable", "prune", "prune_model", "scoring_images"]
 
 
-def plan(model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, images: Images | None = None) -> Plan:
+def plan(
+    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, images: DecodedImages | None = None
+) -> Plan:
     """The plan that keeps the most within the goal.
 
     Args:
@@ -48,7 +50,7 @@ def plan(model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, i
 
 
 def prune_model(
-    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, images: Images | None = None
+    model: nn.Module, spec: Input | torch.Tensor, config: PruneConfig, *, images: DecodedImages | None = None
 ) -> tuple[nn.Module, Plan]:
     """A pruned copy of `model` that was run, and the plan that made it; arguments and errors as :func:`plan`.
 
@@ -92,7 +94,7 @@ def prune(
     images = scoring_images(dataset, card.use.input, config)
     pruned, done = prune_model(model, card.use.input, config, images=images)
     before = card.metrics("validation")
-    entry = Stage(
+    entry = LineageEntry(
         stage="prune",
         config=dataclasses.asdict(config),
         parent=sha256_file(source),
@@ -126,7 +128,7 @@ def prune(
     return done
 
 
-def scoring_images(dataset: Dataset | None, spec: Input, config: PruneConfig) -> Images | None:
+def scoring_images(dataset: Dataset | None, spec: Input, config: PruneConfig) -> DecodedImages | None:
     """The training images that an importance reads, in evaluation's preprocessing; None where it reads none.
 
     Raises:
@@ -141,7 +143,7 @@ def scoring_images(dataset: Dataset | None, spec: Input, config: PruneConfig) ->
         )
     samples = list(dataset.splits["train"])
     random.Random(config.seed).shuffle(samples)
-    return Images(samples[: config.images], spec)
+    return DecodedImages(samples[: config.images], spec)
 
 
 def _rebuilt(card: Card, model: nn.Module, done: Plan) -> Card:

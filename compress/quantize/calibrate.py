@@ -133,7 +133,7 @@ def activations(model: ModelProto, op_types: Iterable[str]) -> list[str]:
 def extremes(model: ModelProto, feeds: Feeds, tensors: Iterable[str]) -> dict[str, tuple[float, float]]:
     """The least and the largest value of each tensor over all images; errors as :func:`ranges`."""
     if not feeds:
-        raise DataError("quantization needs at least one calibration image; name a folder of pictures with --calibrate")
+        raise DataError("quantization needs at least one calibration image; name a folder of images with --calibrate")
     names = list(dict.fromkeys(tensors))
     probes = [
         helper.make_node(kind, [name], [f"pocketzoo/{kind}/{name}"], keepdims=0)

@@ -22,7 +22,7 @@ from compress.quantize.targets import detect_target
 from compress.quantize.verdict import images_digest, write_report
 from compress.write_graph import publish
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.card import Card, Stage, advance, allow
+from zoo.artefact.card import Card, LineageEntry, advance, allow
 from zoo.base.errors import DataError, UsageError
 from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset, Sample
@@ -97,7 +97,7 @@ def quantize(
     written = verdict == "better" or config.keep == "any"
     done: Card | None = None
     if written:
-        entry = Stage(
+        entry = LineageEntry(
             stage="quantize",
             config=dataclasses.asdict(config),
             parent=parent,
@@ -156,7 +156,7 @@ def _choose(dataset: Dataset | None, images: Sequence[Sample] | None, config: Qu
     chosen = pool[: config.images]
     if not chosen:
         raise DataError(
-            "quantization needs at least one calibration image, got none; name a folder of pictures with --calibrate"
+            "quantization needs at least one calibration image, got none; name a folder of images with --calibrate"
         )
     origin = f"training images of {dataset.name}" if dataset and images is None else "unlabelled images"
     if dataset is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.artefact.card import Stage
+from zoo.artefact.card import LineageEntry
 from zoo.base.files import HALF_GRAPH, sha256_file, write_bytes
 from zoo.data.dataset import Sample
 from zoo.training.recipe import QuantizeConfig
@@ -55,7 +55,7 @@ def is_up_to_date(target: Path, config: QuantizeConfig, *, parent: str, data: Ma
     if report is None:
         return False
     # What was refused has no file, and so no card: its report tells what its lineage would have said.
-    entry = Stage(stage="quantize", config=report.get("config") or {}, parent=report.get("parent"))
+    entry = LineageEntry(stage="quantize", config=report.get("config") or {}, parent=report.get("parent"))
     if not is_current([entry], [("quantize", dataclasses.asdict(config))], parent):
         return False
     if any(report.get(key, _MISSING) != value for key, value in (data or {}).items()):

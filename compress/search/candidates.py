@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError
 from zoo.base.files import write_bytes
 
@@ -262,17 +262,17 @@ class Journal:
 
     def _take(self, kind: str, content: Any) -> None:
         if kind == "record":
-            self.records.append(decode(Record, content, "record"))
+            self.records.append(to_dataclass(Record, content, "record"))
             self.open = None
         elif kind == "begun":
-            self.open = decode(Task, content["task"], "task"), float(content["time"])
+            self.open = to_dataclass(Task, content["task"], "task"), float(content["time"])
         elif kind == "lost":
             self.lost += float(content)
             self.open = None
         elif kind == "fact":
             self.facts[content["name"]] = content["value"]
         else:
-            raise DecodeError(f"unknown kind {kind!r}")
+            raise DocumentError(f"unknown kind {kind!r}")
 
 
 def _whole_lines(path: Path) -> str:

@@ -16,7 +16,7 @@ from compress.search.workbench import GRAPHS, Workbench, carry_out
 from compress.write_graph import CPU
 from zoo.artefact.card import Metrics
 from zoo.artefact.predictor import Predictor
-from zoo.base.documents import decode
+from zoo.base.documents import to_dataclass
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
 from zoo.base.progress import note
@@ -117,7 +117,7 @@ def compare(journal: Journal, bench: Workbench, chosen: Candidate, path: Path, d
     """The parent and the chosen file on the test split; read from the journal if it was done before."""
     known = journal.facts.get("test")
     if known and known["digest"] == chosen.digest:
-        return decode(FinalTest, known["result"], "test")
+        return to_dataclass(FinalTest, known["result"], "test")
     # The graph of an artefact that is only quantized was moved with it.
     beside = path.with_name(GRAPH)
     reference = beside if chosen.task == PARENT else bench.reference()

@@ -27,7 +27,7 @@ from compress.search.pareto import Goal, choose, draw, front, nearest, remedy
 from compress.search.strategy import Plan, last_task
 from compress.search.workbench import GRAPHS, Settings, Workbench, carry_out
 from zoo.artefact.card import Card, allow
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import CHECKPOINT, sha256_file
 from zoo.base.progress import note
@@ -156,8 +156,8 @@ def fit_of(card: Card) -> tuple[FitConfig, int]:
     if known is None:
         return FitConfig(), FitConfig().epochs
     try:
-        fit = decode(FitConfig, known.config["fit"], "fit")
-    except (DecodeError, UsageError) as error:
+        fit = to_dataclass(FitConfig, known.config["fit"], "fit")
+    except (DocumentError, UsageError) as error:
         note(f"{card.name}: its training's settings cannot be read ({error}); recovery has the default ones")
         return FitConfig(), FitConfig().epochs
     partly = known.config.get("lora") or known.config.get("mask") or fit.freeze != Freezing()

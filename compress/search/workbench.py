@@ -26,7 +26,7 @@ from zoo.base.errors import ArtefactError, CheckError, TrainingError, UsageError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.shrink import attentions
 from zoo.training.evaluate import torch_logits
@@ -142,7 +142,7 @@ class Workbench:
     def _parent(self) -> Record:
         self._named()
         model, card = load(self.source)
-        images = Images(self.dataset.splits["validation"][:_SAMPLE], card.use.input)
+        images = DecodedImages(self.dataset.splits["validation"][:_SAMPLE], card.use.input)
         torch_logits(model, images)
         begin = time.perf_counter()
         torch_logits(model, images)

@@ -25,7 +25,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 
 __all__ = ["ROLES", "KeyEntry", "add_key", "digest_of", "parse_keys", "read_keys", "remove_key"]
@@ -86,8 +86,8 @@ def parse_keys(text: str, path: Path) -> tuple[KeyEntry, ...]:
     """
     try:
         # ValueError: also what tomllib says to a date that does not exist.
-        found = decode(_Document, tomllib.loads(text), str(path)).key
-    except DecodeError as error:
+        found = to_dataclass(_Document, tomllib.loads(text), str(path)).key
+    except DocumentError as error:
         raise UsageError(f"{error}; `pocketzoo key NAME --file {path}` writes entries that fit") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: expected TOML with [[key]] entries: {error}") from error

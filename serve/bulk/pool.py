@@ -88,7 +88,7 @@ def _broken(chunks: list[Chunk]) -> str:
     place = f"at work on {chunks[0].names[0]} to {chunks[-1].names[-1]}" if chunks else "while it started"
     return (
         f"a worker process died {place}: killed, out of memory (fewer --workers or a smaller --batch need less), "
-        "or crashed by a picture; the same command continues where it stopped"
+        "or crashed by a image; the same command continues where it stopped"
     )
 
 

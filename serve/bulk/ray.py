@@ -29,7 +29,7 @@ _OBJECT_STORE_BYTES = 512 << 20
 """Of a cluster that is started here; Ray takes a third of the memory otherwise."""
 
 _BLOCK_BYTES = 1 << 20
-"""Pictures from Parquet files that travel together."""
+"""Images from Parquet files that travel together."""
 
 _READING = 0.5
 """Processors of a reading task. As many as an actor's, and Ray would make the actors read, a row group each."""
@@ -153,7 +153,7 @@ def _results(job: Job, source: Source, start: int, workers: int) -> Iterator[Sco
 
 
 def _chunk_rows(source: Source, start: int) -> Any:
-    """A Ray data set with one row per chunk; pictures in Parquet files are read where the rows are made."""
+    """A Ray data set with one row per chunk; images in Parquet files are read where the rows are made."""
     from ray.data import from_arrow
 
     if source.files:

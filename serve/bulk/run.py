@@ -1,4 +1,4 @@
-"""Bulk scoring: every picture of a source through one artefact, into one Parquet file.
+"""Bulk scoring: every image of a source through one artefact, into one Parquet file.
 
 Two engines, one way: a source is cut into chunks (serve.bulk.source), an engine turns each into rows
 (serve.bulk.worker) in their order, and parts on disk (serve.bulk.parts) become the result. A run that was killed
@@ -47,7 +47,7 @@ class ScoreConfig:
     artefact: Path
     """Folder (its INT8 file where there is one) or ONNX file."""
     source: str
-    """Folder, glob, picture or Parquet file; see serve.bulk.source.open_source."""
+    """Folder, glob, image or Parquet file; see serve.bulk.source.open_source."""
     out: Path
     """The result, a .parquet file."""
     engine: str = "embedded"
@@ -57,9 +57,9 @@ class ScoreConfig:
     threads: int = 1
     """Of one inference. Processes use cores better than threads do: decoding and resizing have one each."""
     batch: int = 16
-    """Pictures of one inference."""
+    """Images of one inference."""
     top: int = 5
-    """Labels per picture."""
+    """Labels per image."""
     column: str | None = None
     key: str | None = None
     """Columns of a Parquet source; see serve.bulk.source.open_source."""
@@ -136,7 +136,7 @@ def score(config: ScoreConfig) -> ScoreReport:
         starts_first = config.engine != "ray"
         run = _Run(total=source.rows - source.rows_before(parts.done), starts_first=starts_first)
         if parts.done:
-            note(f"continuing: {source.rows_before(parts.done)} of {source.rows} pictures are scored")
+            note(f"continuing: {source.rows_before(parts.done)} of {source.rows} images are scored")
         with ExitStack() as stack:
             if parts.done < source.chunks:
                 engine = _engine(config.engine)(job, source, parts.done, config.workers)
@@ -159,7 +159,7 @@ class _Run:
     def follow(self, results: Iterator[Scored], parts: Parts, source: Source) -> None:
         self.ready = self.saved = time.perf_counter()
         left, most = source.chunks - parts.done, 0
-        bar = {"initial": parts.done, "unit": " pictures", "unit_scale": source.rows / source.chunks}
+        bar = {"initial": parts.done, "unit": " images", "unit_scale": source.rows / source.chunks}
         tracked = track(results, total=source.chunks, description="Scoring", **bar)
         with deferred_signals() as stop_if_asked:
             try:

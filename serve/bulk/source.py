@@ -1,4 +1,4 @@
-"""What is to be scored: picture files, or rows of Parquet files; listed once, read chunk by chunk."""
+"""What is to be scored: image files, or rows of Parquet files; listed once, read chunk by chunk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS = ("image", "bytes", "path")
 _MAGIC = b"PAR1"
 
 _STEP_ROWS, _STEP_BYTES = 128, 8 << 20
-"""Rows of a chunk, and what pictures from Parquet files it may hold on average: enough to make the way to a worker and
+"""Rows of a chunk, and what images from Parquet files it may hold on average: enough to make the way to a worker and
 back cost little, few enough for several chunks per worker to be in memory."""
 
 
@@ -34,9 +34,9 @@ class Span:
     file: str
     group: int
     column: str
-    """Of pictures, or of their paths."""
+    """Of images, or of their paths."""
     key: str
-    """Column that names the pictures; "": none."""
+    """Column that names the images; "": none."""
     row: int
     """First row in its file."""
     first: int
@@ -60,11 +60,11 @@ class Source:
     rows: int
     chunks: int
     step: int = 0
-    """Rows of a chunk of picture files; row groups have their own."""
+    """Rows of a chunk of image files; row groups have their own."""
     files: tuple[bytes, ...] = field(default=(), repr=False)
-    """Picture files; none if rows of Parquet files are scored."""
+    """Image files; none if rows of Parquet files are scored."""
     spans: tuple[Span, ...] = field(default=(), repr=False)
-    """Row groups of Parquet files; none if picture files are scored."""
+    """Row groups of Parquet files; none if image files are scored."""
 
     def read(self, start: int) -> Iterator[Chunk]:
         """The chunks from number `start` on, in order.
@@ -88,23 +88,23 @@ class Source:
 def open_source(
     text: str, *, batch: int, column: str | None = None, key: str | None = None, out: Path | None = None
 ) -> Source:
-    """List what a folder, a quoted glob, a picture or a Parquet file names.
+    """List what a folder, a quoted glob, a image or a Parquet file names.
 
-    A folder's pictures are known by their suffix (zoo.artefact.decode.SUFFIXES), at any depth, hidden files and
-    folders left out; a folder with Parquet files but no pictures means those. A glob means every file it matches, `**`
+    A folder's images are known by their suffix (zoo.artefact.decode.SUFFIXES), at any depth, hidden files and
+    folders left out; a folder with Parquet files but no images means those. A glob means every file it matches, `**`
     any depth. Files are sorted by path.
 
     Args:
         text: what the user named.
         batch: rows of an inference, of which a chunk has a whole number.
-        column: of a Parquet file; default: `image`, `bytes` or `path`, else the only column of pictures. It holds
-            encoded pictures, structs of `bytes` and `path` (as Hugging Face writes them), or paths, which are relative
+        column: of a Parquet file; default: `image`, `bytes` or `path`, else the only column of images. It holds
+            encoded images, structs of `bytes` and `path` (as Hugging Face writes them), or paths, which are relative
             to the working directory or to the Parquet file.
-        key: column whose values stand in the result's `path`; default: the picture's path, else FILE#ROW.
+        key: column whose values stand in the result's `path`; default: the image's path, else FILE#ROW.
         out: where the result goes: no part of the source, though the folder or glob may hold it.
 
     Raises:
-        DataError: nothing is there, there are no pictures, or a Parquet file cannot be read or lacks the column.
+        DataError: nothing is there, there are no images, or a Parquet file cannot be read or lacks the column.
         UsageError: a column was named but there is no Parquet file, or it does not have it.
     """
     files = _list(text, out)
@@ -128,7 +128,7 @@ def open_source(
 
 
 def read_span(span: Span, *, start: int = 0) -> Iterator[Chunk]:
-    """Stream a row group: its chunks from number `start` on; one chunk of pictures is in memory at a time.
+    """Stream a row group: its chunks from number `start` on; one chunk of images is in memory at a time.
 
     Raises:
         DataError: the file cannot be read.
@@ -154,7 +154,7 @@ def read_span(span: Span, *, start: int = 0) -> Iterator[Chunk]:
 def _list(text: str, out: Path | None) -> list[bytes]:
     path = Path(text)
     if path.is_file() and _is_same(path, out):
-        raise DataError(f"{text}: is where the result would go, in place of the pictures; name another --out")
+        raise DataError(f"{text}: is where the result would go, in place of the images; name another --out")
     if path.is_dir():
         found = [file for file in _below(text) if not _is_same(Path(os.fsdecode(file)), out)]
         pictures = sorted(file for file in found if Path(os.fsdecode(file)).suffix.lower() in SUFFIXES)
@@ -162,11 +162,11 @@ def _list(text: str, out: Path | None) -> list[bytes]:
             return pictures
         if parquet := sorted(file for file in found if file.endswith(b".parquet")):
             return parquet
-        raise DataError(f"{text}: no pictures below it; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{text}: no images below it; expected files ending in {', '.join(sorted(SUFFIXES))}")
     if path.exists():
         return [os.fsencode(text)]
     if not glob.has_magic(text):
-        raise DataError(f"{text}: nothing is there; name a folder, a glob in quotes, a picture or a Parquet file")
+        raise DataError(f"{text}: nothing is there; name a folder, a glob in quotes, a image or a Parquet file")
     matches = [match for match in _once(glob.glob(text, recursive=True)) if not _is_same(Path(match), out)]  # noqa: PTH207
     if not matches:
         raise DataError(
@@ -199,7 +199,7 @@ def _below(folder: str) -> Iterator[bytes] | list[bytes]:
 def _unreadable(error: OSError) -> NoReturn:
     folder = shown(os.fsencode(error.filename))
     raise DataError(
-        f"{folder}: the folder cannot be read ({error.strerror}), so its pictures would be missing; allow it with "
+        f"{folder}: the folder cannot be read ({error.strerror}), so its images would be missing; allow it with "
         "`chmod u+rx`, or move it away"
     ) from error
 
@@ -274,7 +274,7 @@ def _choose(schema: pa.Schema, column: str | None, file: str) -> str:
             raise unknown_name(f"column of {file}", column, kinds)
         if not _holds_pictures(kinds[column]) and not _is_text(kinds[column]):
             raise DataError(
-                f"{file}: column {column!r} holds {kinds[column]}; expected pictures (binary) or paths (text)"
+                f"{file}: column {column!r} holds {kinds[column]}; expected images (binary) or paths (text)"
             )
         return column
     for name in _COLUMNS:
@@ -285,7 +285,7 @@ def _choose(schema: pa.Schema, column: str | None, file: str) -> str:
         return candidates[0]
     listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
     raise DataError(
-        f"{file}: {len(candidates)} columns of pictures, and none is called {', '.join(_COLUMNS)}; "
+        f"{file}: {len(candidates)} columns of images, and none is called {', '.join(_COLUMNS)}; "
         f"name one with --column; columns: {listed}"
     )
 

@@ -1,4 +1,4 @@
-"""Scoring one chunk of pictures: what runs in every worker of every engine, free of torch.
+"""Scoring one chunk of images: what runs in every worker of every engine, free of torch.
 
 A chunk is a run of neighbouring rows of the source, scored in batches of as many neighbours as an inference takes.
 Kernels may round differently at another batch size, so chunks and batches depend on the source and the settings alone:
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zoo.artefact.predictor import Prediction, Predictor
-from zoo.artefact.preprocess import decode_for, fit, normalise
+from zoo.artefact.preprocess import decode_for, normalise, to_input_size
 from zoo.base.errors import ArtefactError, ImageError, ImageSizeError
 
 __all__ = ["SCHEMA", "Chunk", "Job", "Scorer", "shown"]
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""The columns of the result: either `label` to `probabilities`, or `error`; `bytes` and `sha256` of the picture's file
+"""The columns of the result: either `label` to `probabilities`, or `error`; `bytes` and `sha256` of the image's file
 where it was read."""
 
 
@@ -53,25 +53,25 @@ class Job:
     batch: int
     """Rows of one inference; unreadable ones leave it smaller."""
     top: int
-    """Labels per picture."""
+    """Labels per image."""
     max_pixels: int
     max_image_bytes: int
     formats: tuple[str, ...]
-    """Limits of a picture, as serving has them (serve.settings)."""
+    """Limits of a image, as serving has them (serve.settings)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Neighbouring rows of the source: `N` pictures, in memory or on disk."""
+    """Neighbouring rows of the source: `N` images, in memory or on disk."""
 
     number: int
     """Chunks count from zero."""
     first: int
-    """Row of the first picture; rows count from zero through the whole source."""
+    """Row of the first image; rows count from zero through the whole source."""
     names: tuple[str, ...]
-    """N texts that say which picture it is."""
+    """N texts that say which image it is."""
     images: tuple[bytes | None, ...]
-    """N encoded pictures; None: it is on disk."""
+    """N encoded images; None: it is on disk."""
     files: tuple[bytes | None, ...]
     """N paths as the file system has them; None: it is in memory, or (if that is None too) the row is empty."""
     base: bytes = b""
@@ -101,7 +101,7 @@ class Scorer:
         self(Chunk(number=0, first=0, names=("",), images=(None,), files=(None,)))
 
     def __call__(self, chunk: Chunk) -> pa.RecordBatch:
-        """Score `N` pictures: a record batch of N rows, in their order."""
+        """Score `N` images: a record batch of N rows, in their order."""
         count = len(chunk.names)
         answers: list[Prediction | None] = []
         sizes: list[int | None] = [None] * count
@@ -145,7 +145,7 @@ class Scorer:
         data, file = chunk.images[place], chunk.files[place]
         if data is None:
             if file is None:
-                raise ImageError("the row has no picture")
+                raise ImageError("the row has no image")
             return _read(file, chunk.base, self.job.max_image_bytes)
         _check_size(len(data), self.job.max_image_bytes)
         return data
@@ -153,7 +153,7 @@ class Scorer:
     def _prepare(self, data: bytes, out: npt.NDArray[np.float32]) -> None:
         spec, job = self.predictor.card.use.input, self.job
         image = decode_for(data, spec, max_pixels=job.max_pixels, formats=job.formats)
-        normalise(fit(image, spec, max_pixels=job.max_pixels), spec, out=out)
+        normalise(to_input_size(image, spec, max_pixels=job.max_pixels), spec, out=out)
 
 
 def _read(file: bytes, base: bytes, most: int) -> bytes:

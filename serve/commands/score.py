@@ -16,10 +16,10 @@ from zoo.base.progress import note
 
 __all__ = ["score"]
 
-Pictures = Annotated[str, typer.Argument(help="Folder, glob in quotes, picture, or Parquet file.")]
+Pictures = Annotated[str, typer.Argument(help="Folder, glob in quotes, image, or Parquet file.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0: as many as the cores allow.")]
 Threads = Annotated[int, typer.Option(help="Of one inference, in each process.")]
-Batch = Annotated[int, typer.Option(help="Pictures of one inference.")]
+Batch = Annotated[int, typer.Option(help="Images of one inference.")]
 
 
 @app.command(rich_help_panel=SERVE)
@@ -33,9 +33,9 @@ def score(
     workers: Workers = 0,
     threads: Threads = 1,
     batch: Batch = 16,
-    top: Annotated[int, typer.Option(help="Labels per picture.")] = 5,
-    column: Annotated[str | None, typer.Option(help="Column of the Parquet file with pictures or their paths.")] = None,
-    key: Annotated[str | None, typer.Option(help="Column of the Parquet file that names the pictures.")] = None,
+    top: Annotated[int, typer.Option(help="Labels per image.")] = 5,
+    column: Annotated[str | None, typer.Option(help="Column of the Parquet file with images or their paths.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column of the Parquet file that names the images.")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +65,7 @@ def score(
     if as_json:
         print(json.dumps(dataclasses.asdict(report), default=str))
         return
-    print(f"{out}: {report.images:,} pictures, {report.errors:,} of them without an answer")
+    print(f"{out}: {report.images:,} images, {report.errors:,} of them without an answer")
     for example in report.examples:
         note(f"no answer: {example}")
     if report.memory:
@@ -73,7 +73,7 @@ def score(
         start = report.start_seconds
         ready = "start included" if start is None else f"ready after {start:.1f} s"
         print(
-            f"{report.scored:,} in {report.seconds:.1f} s, {report.images_per_s:,.1f} pictures/s, {report.workers} "
+            f"{report.scored:,} in {report.seconds:.1f} s, {report.images_per_s:,.1f} images/s, {report.workers} "
             f"workers ({ready})"
         )
         print(

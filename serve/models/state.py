@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.models.model import Stamp, stamp
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import write_bytes
 
@@ -92,8 +92,8 @@ def from_json(text: str) -> State:
         document: Any = json.loads(text)
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
-            raise DecodeError(f"it has the schema {schema!r:.80}, this version reads {SCHEMA!r}")
-        return decode(State, document, "state")
+            raise DocumentError(f"it has the schema {schema!r:.80}, this version reads {SCHEMA!r}")
+        return to_dataclass(State, document, "state")
     except (ValueError, RecursionError, UsageError) as error:
         raise ArtefactError(f"cannot be understood: {error}") from error
 

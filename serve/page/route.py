@@ -1,4 +1,4 @@
-"""The page at `/`: pictures in, answers of one or two models beside each other, in any browser.
+"""The page at `/`: images in, answers of one or two models beside each other, in any browser.
 
 Its files are small and belong to this version of the server, so a browser asks each time whether they changed
 (`Cache-Control: no-cache` and a strong ETag, RFC 9110 section 8.8.3) and mostly gets 304.

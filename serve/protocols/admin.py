@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from serve.models.repository import Repository
 from serve.protocols.http import Call, Refused, Reply, json_reply
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 
 __all__ = ["handle"]
 
@@ -123,8 +123,8 @@ def _expect(call: Call, *methods: str) -> None:
 
 def _body(kind: type[T], body: bytes, wanted: str) -> T:
     try:
-        return decode(kind, json.loads(body) if body.strip() else {}, "body")
-    except (DecodeError, ValueError, RecursionError) as error:
+        return to_dataclass(kind, json.loads(body) if body.strip() else {}, "body")
+    except (DocumentError, ValueError, RecursionError) as error:
         raise Refused(400, f"expected a JSON object with {wanted}: {error}") from error
 
 

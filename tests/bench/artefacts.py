@@ -12,16 +12,16 @@ import torch
 
 from tests.zoo.factories import make_card, make_graph, make_input
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.card import Card, Stage
+from zoo.artefact.card import Card, LineageEntry
 from zoo.artefact.predictor import Predictor, draw_golden
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
 from zoo.networks import checkpoint
 from zoo.networks.registry import build
 
-TRAIN = Stage(stage="train", config={}, parent=None, summary={"seconds": 12.5})
+TRAIN = LineageEntry(stage="train", config={}, parent=None, summary={"seconds": 12.5})
 
 
-def write_checkpoint(folder: Path, lineage: tuple[Stage, ...], *, size: int = 32) -> Path:
+def write_checkpoint(folder: Path, lineage: tuple[LineageEntry, ...], *, size: int = 32) -> Path:
     """A LeNet with random weights, and this lineage; it can be run at a size of 28."""
     torch.manual_seed(0)
     card = replace(make_card(spec=make_input(size)), name=folder.name, lineage=lineage)
@@ -29,7 +29,7 @@ def write_checkpoint(folder: Path, lineage: tuple[Stage, ...], *, size: int = 32
     return folder / CHECKPOINT
 
 
-def write_graph(path: Path, lineage: tuple[Stage, ...], **changes: Any) -> Path:
+def write_graph(path: Path, lineage: tuple[LineageEntry, ...], **changes: Any) -> Path:
     """A graph that classifies by mean colour; `seed` draws its weights, the rest changes the card's `inform`."""
     model: onnx.ModelProto = make_graph(seed=changes.pop("seed", 0))
     card: Card = replace(make_card(), name=path.parent.name, lineage=lineage)
@@ -42,20 +42,20 @@ def write_graph(path: Path, lineage: tuple[Stage, ...], **changes: Any) -> Path:
 
 def exported(source: Path, **changes: Any) -> Path:
     """`model.onnx` beside a checkpoint."""
-    entry = Stage(stage="export", config={}, parent=sha256_file(source))
+    entry = LineageEntry(stage="export", config={}, parent=sha256_file(source))
     return write_graph(source.with_name(GRAPH), (*checkpoint.read_card(source).lineage, entry), **changes)
 
 
 def quantized(source: Path, **changes: Any) -> Path:
     """`model.int8.onnx` beside an exported graph."""
-    entry = Stage(stage="quantize", config={}, parent=sha256_file(source))
+    entry = LineageEntry(stage="quantize", config={}, parent=sha256_file(source))
     lineage = (*graph.read_card(source).lineage, entry)
     return write_graph(source.with_name(INT8_GRAPH), lineage, precision="int8", **changes)
 
 
 def pruned(source: Path, folder: Path) -> Path:
     """The checkpoint of a pruned artefact."""
-    entry = Stage(stage="prune", config={}, parent=sha256_file(source))
+    entry = LineageEntry(stage="prune", config={}, parent=sha256_file(source))
     return write_checkpoint(folder, (*checkpoint.read_card(source).lineage, entry))
 
 

@@ -1,4 +1,4 @@
-"""A report that was not measured with a clock, on pictures whose names and labels are hostile."""
+"""A report that was not measured with a clock, on images whose names and labels are hostile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>|`b`"
 
 
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, labels: bool = True) -> Report:
-    """A report on the pruned artefact and its parents, whose pictures have hostile names."""
+    """A report on the pruned artefact and its parents, whose images have hostile names."""
 
     def fake(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
         return {path: [[4.0 / config.threads] * 3] * config.rounds for path in paths}

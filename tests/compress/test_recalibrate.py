@@ -11,7 +11,7 @@ from torch import nn
 from compress.recalibrate import batch_norms, recalibrate, recalibrate_model
 from tests.zoo.factories import make_card, make_dataset, make_input, make_samples
 from zoo.base.errors import ArtefactError, UsageError
-from zoo.data.decoded import Images, Normalise
+from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks import checkpoint
 from zoo.networks.registry import build
 from zoo.training.evaluate import torch_logits
@@ -33,7 +33,7 @@ class Net(nn.Module):
 def test_statistics_are_those_of_the_images() -> None:
     torch.manual_seed(0)
     net, spec = Net(), make_input(8, "L")
-    images = Images(make_samples(32), spec)
+    images = DecodedImages(make_samples(32), spec)
     convolution, norm = net.body[1], net.body[2]
     weights = {name: tensor.clone() for name, tensor in net.named_parameters()}
     assert recalibrate_model(net, images, batch_size=16) == 1
@@ -52,7 +52,7 @@ def test_order_of_batches_does_not_matter() -> None:
     net, samples = Net(), make_samples(32)
     means = []
     for order in (samples, samples[::-1]):
-        recalibrate_model(net, Images(order, make_input(8, "L")), batch_size=16)
+        recalibrate_model(net, DecodedImages(order, make_input(8, "L")), batch_size=16)
         means.append(net.body[2].running_mean.clone())
     assert torch.allclose(*means, atol=1e-6)
 
@@ -62,7 +62,7 @@ def test_a_second_layer_sees_the_first_one_normalise_with_batch_statistics() -> 
     torch.manual_seed(0)
     first, second = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
     net, spec = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Dropout(0.9)), make_input(8, "L")
-    images = Images(make_samples(6), spec)
+    images = DecodedImages(make_samples(6), spec)
     recalibrate_model(net, images, batch_size=3)
     batches = Normalise(spec, torch.device("cpu"))(torch.stack([images[index][0] for index in range(6)])).split(3)
     seen = torch.cat(
@@ -75,7 +75,7 @@ def test_a_second_layer_sees_the_first_one_normalise_with_batch_statistics() -> 
 @pytest.mark.parametrize(("count", "size"), [(1, 8), (8, 1)])
 def test_a_batch_of_one_image_is_refused(count: int, size: int) -> None:
     with pytest.raises(UsageError, match="batches of at least 2 images"):
-        recalibrate_model(Net(), Images(make_samples(count), make_input(8, "L")), batch_size=size)
+        recalibrate_model(Net(), DecodedImages(make_samples(count), make_input(8, "L")), batch_size=size)
 
 
 def test_the_stage_tells_accuracy_before_and_after(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_stage_tells_accuracy_before_and_after(tmp_path: Path) -> None:
     entry, metrics = card.lineage[-1], card.metrics("validation")
     assert metrics is not None
     assert (done.layers, done.images) == (len(batch_norms(healed)), 20)
-    validation = Images(dataset.splits["validation"], spec)
+    validation = DecodedImages(dataset.splits["validation"], spec)
     for network, told in ((model, done.top1_before), (healed, done.top1_after)):
         answers = torch_logits(network, validation).argmax(axis=1)
         assert told == pytest.approx((answers == validation.labels.numpy()).mean())
@@ -107,15 +107,17 @@ def test_networks_without_batchnorm_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.LayerNorm(64))
     assert batch_norms(model) == []
     with pytest.raises(ArtefactError, match="LayerNorm computes its statistics from each image"):
-        recalibrate_model(model, Images(make_samples(2), make_input(8, "L")), batch_size=2)
+        recalibrate_model(model, DecodedImages(make_samples(2), make_input(8, "L")), batch_size=2)
 
 
 @pytest.mark.parametrize("count", [17, 20, 33])
 def test_every_image_has_the_same_weight(count: int) -> None:
     torch.manual_seed(0)
     net, samples, spec = Net(), make_samples(count), make_input(8, "L")
-    recalibrate_model(net, Images(samples, spec), batch_size=16)
-    prepared = Normalise(spec, torch.device("cpu"))(torch.stack([Images(samples, spec)[i][0] for i in range(count)]))
+    recalibrate_model(net, DecodedImages(samples, spec), batch_size=16)
+    prepared = Normalise(spec, torch.device("cpu"))(
+        torch.stack([DecodedImages(samples, spec)[i][0] for i in range(count)])
+    )
     outputs = net.body[1](prepared)
     assert torch.allclose(net.body[2].running_mean, outputs.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(net.body[2].running_var, outputs.var((0, 2, 3), correction=0), rtol=1e-5)

@@ -115,7 +115,7 @@ def test_a_recovery_that_makes_it_worse_keeps_the_start(tmp_path: Path, before: 
     card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(metrics,)))
     torch.manual_seed(0)
     save(build("lenet", classes=3, channels=1), card, source)
-    # Pictures of noise cannot be learnt: no epoch answers all of them.
+    # Images of noise cannot be learnt: no epoch answers all of them.
     config = RecoverConfig(fit=FitConfig(epochs=1, batch_size=4))
     report = recover(source, source, target, config, dataset=dataset, test=False)
     weights = [checkpoint.load(path)[0].state_dict() for path in (source, target)]

@@ -25,7 +25,7 @@ from zoo.artefact.preprocess import preprocess
 from zoo.base.errors import ArtefactError
 from zoo.base.files import sha256_file
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images, Normalise
+from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks import checkpoint
 from zoo.networks.registry import build, classifier, count_macs
 from zoo.training.evaluate import logits_of
@@ -130,7 +130,7 @@ def test_one_preprocessing_for_validation_calibration_serving_and_bench(walk: Wa
     calibrated = Batches(samples, spec)[0]
     assert np.array_equal(seen[0], served)
     assert np.array_equal(calibrated["image"], served)
-    images = Images(samples, spec)
+    images = DecodedImages(samples, spec)
     validated = Normalise(spec, torch.device("cpu"))(torch.stack([images[index][0] for index in range(3)]))
     assert np.array_equal(validated.numpy(), served)
 

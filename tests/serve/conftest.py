@@ -1,4 +1,4 @@
-"""Tiny ONNX artefacts, written without torch: a linear layer on an 8 x 8 picture of its brightness."""
+"""Tiny ONNX artefacts, written without torch: a linear layer on an 8 x 8 image of its brightness."""
 
 import dataclasses
 import gc
@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from zoo.artefact.card import Build, Card, Inform, Input, Metrics, Resize, Stage, Use
+from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Metrics, Resize, Use
 from zoo.artefact.onnx_file import write
 from zoo.artefact.predictor import Predictor, draw_golden
 from zoo.artefact.preprocess import encode_png
@@ -52,7 +52,7 @@ def write_artefact(path: Path, *, seed: int = 0, top1: float | None = None, spoi
         build=Build(architecture="tiny"),
         use=Use(labels=LABELS, input=spec, temperature=8.0),
         inform=Inform(parameters=576, macs=576, bytes=0, metrics=metrics),
-        lineage=(Stage(stage="train", config={}, parent=None),),
+        lineage=(LineageEntry(stage="train", config={}, parent=None),),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     card = write(_model(seed), card, path)

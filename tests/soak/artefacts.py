@@ -1,4 +1,4 @@
-"""Tiny artefacts for the soak, written without torch: a linear layer on the brightness of an 8 x 8 picture."""
+"""Tiny artefacts for the soak, written without torch: a linear layer on the brightness of an 8 x 8 image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from zoo.artefact.card import Build, Card, Inform, Input, Resize, Stage, Use
+from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Resize, Use
 from zoo.artefact.onnx_file import write
 from zoo.artefact.predictor import Predictor, draw_golden
 from zoo.artefact.preprocess import encode_png
@@ -34,7 +34,7 @@ def write_tiny(path: Path, *, seed: int, liar: bool = False) -> Path:
             temperature=8.0,
         ),
         inform=Inform(parameters=576, macs=576, bytes=0, metrics=()),
-        lineage=(Stage(stage="train", config={}, parent=None),),
+        lineage=(LineageEntry(stage="train", config={}, parent=None),),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     card = write(_model(seed), card, path)

@@ -48,7 +48,7 @@ def fault_truncated(case: Case) -> Result:
             result.counts[exchange(case.server.port, starts[place // 2 % len(starts)], then=then)] += 1
     result.expect_no_5xx()
     result.expect(not result.counts["timeout"], "a connection that the client closed was kept open")
-    result.expect(not result.counts["200"], "half a picture got an answer")
+    result.expect(not result.counts["200"], "half a image got an answer")
     expect_memory(result, watch.memory)
     return result
 

@@ -1,4 +1,4 @@
-"""Faults of small or strange picture files that would take much memory or time to decode."""
+"""Faults of small or strange image files that would take much memory or time to decode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.soak.files import claims, floods, png, scans
 __all__ = ["fault_bomb"]
 
 _DECODED_MB = 150.0
-"""The largest picture that is decoded: six bytes for each of 25 million pixels (POCKETZOO_MAX_PIXELS, by default)."""
+"""The largest image that is decoded: six bytes for each of 25 million pixels (POCKETZOO_MAX_PIXELS, by default)."""
 
 _EDGES = (5000, 4999)
 """Just below POCKETZOO_MAX_PIXELS."""
@@ -36,10 +36,10 @@ def _files(case: Case) -> list[tuple[str, str, bytes, frozenset[str]]]:
 
 
 def fault_bomb(case: Case) -> Result:
-    """Pictures that cost much more than their bytes: refused or answered, while others go on being served."""
+    """Images that cost much more than their bytes: refused or answered, while others go on being served."""
     result = Result(name="decompression bombs")
     files, rounds = _files(case), case.many(5, 1)
-    # A file of megabytes is held as a body, as a picture and, for a while, once more by its decoder.
+    # A file of megabytes is held as a body, as a image and, for a while, once more by its decoder.
     largest = 3 * max(len(data) for _, _, data, _ in files) / 1e6
     with case.same_workers(result), watching(case.server, every=0.02, settle=1.0) as watch, probing(case) as probe:
         for name, media, data, allowed in files * rounds:
@@ -48,7 +48,7 @@ def fault_bomb(case: Case) -> Result:
                 result.counts[found] += 1
                 result.expect(found in allowed, f"{path}, {name}: {found}, expected {' or '.join(sorted(allowed))}")
     probe.expect(result, worst=_PROBE_SECONDS)
-    # The allocator keeps a thread's pages for a while, and another thread may decode the next picture meanwhile.
+    # The allocator keeps a thread's pages for a while, and another thread may decode the next image meanwhile.
     expect_memory(result, watch.memory, more=2 * _DECODED_MB + largest)
     return result
 

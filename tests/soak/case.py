@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 FLAT_MB = 64.0
-"""Growth of the workers' resident memory that counts as flat: a few decoded pictures and the allocator's slack."""
+"""Growth of the workers' resident memory that counts as flat: a few decoded images and the allocator's slack."""
 
 _TIMEOUT = 15.0
 _LINGER_RESET = struct.pack("ii", 1, 0)

@@ -30,7 +30,7 @@ def malformed(seed: int, count: int, model: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _files() -> list[tuple[str, bytes]]:
-    """Pictures as JPEG (plain and progressive), PNG, WebP and GIF, with their media types."""
+    """Images as JPEG (plain and progressive), PNG, WebP and GIF, with their media types."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     found = []
     for kind, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {})):
@@ -167,7 +167,7 @@ def _infer(rng: random.Random, files: list[tuple[str, bytes]], model: str) -> by
 
 
 KINDS: dict[str, Callable[[random.Random, list[tuple[str, bytes]], str], bytes]] = {
-    "mutated picture": _picture,
+    "mutated image": _picture,
     "random body": _random_body,
     "form": _form,
     "lengths": _lengths,
@@ -184,8 +184,8 @@ BROKEN_FRAMING = frozenset({"lengths"})
 _UNDECODABLE = frozenset({"413", "415", "422"})
 
 ALLOWED: dict[str, frozenset[str]] = {
-    # A mutation may leave a picture whole, change its size, or its first bytes.
-    "mutated picture": _UNDECODABLE | {"200"},
+    # A mutation may leave a image whole, change its size, or its first bytes.
+    "mutated image": _UNDECODABLE | {"200"},
     # 400: a tensor request that is none, and an empty body.
     "random body": frozenset({"400", "413", "415", "422"}),
     "form": _UNDECODABLE | {"200", "400"},

@@ -1,4 +1,4 @@
-"""Small cards, pictures, graphs and networks that the tests of zoo/ are made from."""
+"""Small cards, images, graphs and networks that the tests of zoo/ are made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from zoo.artefact.card import Build, Card, Draft, Inform, Input, Output, Resize, Stage, Use
+from zoo.artefact.card import Build, Card, Draft, Inform, Input, LineageEntry, Output, Resize, Use
 from zoo.artefact.preprocess import encode_png
 from zoo.data.dataset import Dataset, Sample
 
@@ -54,7 +54,7 @@ def make_card(
         use=Use(labels=tuple(labels), input=spec or make_input(), output=Output()),
         inform=Inform(parameters=1, macs=1, bytes=1),
         lineage=tuple(
-            Stage(stage=stage, config={}, parent=None if i == 0 else "0" * 64) for i, stage in enumerate(stages)
+            LineageEntry(stage=stage, config={}, parent=None if i == 0 else "0" * 64) for i, stage in enumerate(stages)
         ),
     )
 
@@ -71,7 +71,7 @@ def encode(image: Image.Image | npt.NDArray[Any], kind: str = "PNG", **options: 
 
 
 def make_samples(count: int, classes: int = 2, *, seed: int = 0, size: int = 8, prefix: str = "") -> list[Sample]:
-    """Random greyscale pictures, the classes in turn."""
+    """Random greyscale images, the classes in turn."""
     found = []
     for index in range(count):
         data = encode_png(picture(seed * 10_000 + index, size, size, None))

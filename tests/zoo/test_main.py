@@ -110,7 +110,7 @@ def test_predict_answers_images(made: Path, tmp_path: Path) -> None:
     assert text.startswith(f"{image}: ")
     answer = json.loads(run_cli("predict", made / "tiny-resnet", image, "--json", "--top", "10").output)
     assert sum(entry["probability"] for entry in answer["labels"]) == pytest.approx(1, abs=1e-5)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ImageError, match=r"text.png: cannot decode the image"):
         run_cli("predict", made / "tiny-resnet", tmp_path / "text.png")
     with pytest.raises(ArtefactError, match="cannot be read"):

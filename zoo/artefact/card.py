@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError, CardError, UsageError, unknown_name
 
 __all__ = [
@@ -26,12 +26,12 @@ __all__ = [
     "Head",
     "Inform",
     "Input",
+    "LineageEntry",
     "Lora",
     "Metrics",
     "Output",
     "Reference",
     "Resize",
-    "Stage",
     "Use",
     "advance",
     "allow",
@@ -117,7 +117,7 @@ class Resize:
 class Draft:
     """What decoding large JPEG files small (at 1/2, 1/4 or 1/8 of their size) changes: measured before it is on.
 
-    Measured on pictures so large that all of them are decoded small.
+    Measured on images so large that all of them are decoded small.
     """
 
     dataset: str
@@ -125,7 +125,7 @@ class Draft:
     digest: str
     """SHA-256 of the data set; see zoo.data.dataset.Dataset.digest."""
     n: int
-    """Number of pictures."""
+    """Number of images."""
     agreement: float
     """Share of them whose answer stays the same."""
     top1_before: float
@@ -137,7 +137,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise CardError(f"use.input.jpeg_draft.n: expected at least one picture, got {self.n}")
+            raise CardError(f"use.input.jpeg_draft.n: expected at least one image, got {self.n}")
         for name in ("agreement", "top1_before", "top1_after", "max_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CardError(f"use.input.jpeg_draft.{name}: expected a fraction, got {getattr(self, name)}")
@@ -212,10 +212,10 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A self-check: the answer this very file gave to a picture that anyone can draw again."""
+    """A self-check: the answer this very file gave to a image that anyone can draw again."""
 
     rule: str
-    """How the picture is drawn from the seed; see zoo.artefact.preprocess.golden_image."""
+    """How the image is drawn from the seed; see zoo.artefact.preprocess.golden_image."""
     seed: int
     probabilities: tuple[float, ...]
 
@@ -288,7 +288,7 @@ class Inform:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class LineageEntry:
     """One step of the lineage."""
 
     stage: str
@@ -312,7 +312,7 @@ class Card:
     build: Build
     use: Use
     inform: Inform
-    lineage: tuple[Stage, ...] = ()
+    lineage: tuple[LineageEntry, ...] = ()
 
     def metrics(self, split: str) -> Metrics | None:
         """The accuracy on `split` ("validation", "test"), if these bytes were measured on it."""
@@ -355,7 +355,7 @@ def allow(card: Card, stage: str) -> None:
         raise ArtefactError(f"{card.name}: unknown stage {stage!r}")
 
 
-def advance(card: Card, entry: Stage, *, name: str | None = None) -> Card:
+def advance(card: Card, entry: LineageEntry, *, name: str | None = None) -> Card:
     """The card of the artefact that the stage `entry` makes from the artefact of `card`.
 
     Measured facts that belong to the parent's bytes (metrics, golden answer, reference, what decoding JPEG files small
@@ -420,8 +420,8 @@ def from_json(text: str | None, *, where: str) -> Card:
             "write it again with `pocketzoo export`"
         )
     try:
-        return decode(Card, document, "card")
-    except (DecodeError, CardError, UsageError) as error:
+        return to_dataclass(Card, document, "card")
+    except (DocumentError, CardError, UsageError) as error:
         raise CardError(f"{where}: {error}") from None
 
 

@@ -276,7 +276,7 @@ def _loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
 
 
 def _without_padding(image: Image.Image, extent: tuple[float, float, float, float]) -> Image.Image:
-    """An image decoded small, whose last row and column may show the picture's edge only in part, to whole pixels.
+    """An image decoded small, whose last row and column may show the image's edge only in part, to whole pixels.
 
     Taken for whole, they would squeeze everything by up to a pixel, which changes more than scaling itself.
     """
@@ -346,7 +346,7 @@ def _with_defined_range(image: ImageFile.ImageFile) -> Image.Image:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # whatever Pillow raises on a damaged block, the picture itself is fine
+    except Exception:  # whatever Pillow raises on a damaged block, the image itself is fine
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 

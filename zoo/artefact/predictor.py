@@ -51,7 +51,7 @@ def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.ND
 def tolerance(card: Card) -> float:
     """How far golden probabilities may be off: INT8 and FP16 kernels differ between processors, FP32 ones hardly.
 
-    Of a thousand labels none may be probable for a drawn picture, so that a fixed number would let everything pass.
+    Of a thousand labels none may be probable for a drawn image, so that a fixed number would let everything pass.
     """
     most = {"int8": 0.03, "float16": 0.01}.get(card.inform.precision, 1e-3)
     return min(most, max(card.use.golden.probabilities) / 4) if card.use.golden else most
@@ -158,9 +158,9 @@ class Predictor:
 
 
 def draw_golden(predictor: Predictor) -> Golden:
-    """Record the answer to the golden picture, of several, on which the model is most decided.
+    """Record the answer to the golden image, of several, on which the model is most decided.
 
-    A picture near a decision boundary would fail the check on another instruction set without anything being wrong.
+    A image near a decision boundary would fail the check on another instruction set without anything being wrong.
     """
     pictures = [preprocess(golden_image(seed), predictor.card.use.input) for seed in range(_GOLDEN_CANDIDATES)]
     probabilities = np.concatenate([predictor.probabilities(picture[None]) for picture in pictures])

@@ -31,7 +31,6 @@ __all__ = [
     "decode",
     "decode_for",
     "encode_png",
-    "fit",
     "golden_image",
     "least_edge",
     "normalise",
@@ -39,6 +38,7 @@ __all__ = [
     "preprocess",
     "scale_and_shift",
     "sniff",
+    "to_input_size",
 ]
 
 GOLDEN_RULE = "shake256-blocks/1"
@@ -83,7 +83,7 @@ def decode_for(
     )
 
 
-def fit(image: Image.Image, spec: Input, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def to_input_size(image: Image.Image, spec: Input, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Resize and crop a decoded image: uint8 [H, W, C].
 
     The sizes and roundings are torchvision's (Resize of the shorter edge on PIL images, CenterCrop), which is what
@@ -105,10 +105,10 @@ def fit(image: Image.Image, spec: Input, *, max_pixels: int = MAX_PIXELS) -> npt
 
 
 def _size_by_shorter(image: Image.Image, edge: int, max_pixels: int) -> tuple[int, int]:
-    # Of the picture in the file, so that one decoded small is cropped at the very same place.
+    # Of the image in the file, so that one decoded small is cropped at the very same place.
     shorter, longer = sorted(image.info.get(WHOLE_SIZE, image.size))
     target = int(edge * longer / shorter)
-    # Enlarged by no more than the limit of a whole picture; a ratio of 16 to 1 is always fine.
+    # Enlarged by no more than the limit of a whole image; a ratio of 16 to 1 is always fine.
     if target * edge > max(max_pixels, 16 * edge * edge):
         raise ImageSizeError(f"the image is too elongated: {image.width} x {image.height} pixels")
     return (edge, target) if image.width <= image.height else (target, edge)
@@ -156,7 +156,7 @@ def pixels(data: bytes, spec: Input, *, max_pixels: int = MAX_PIXELS) -> npt.NDA
     Raises:
         ImageError: see :func:`decode` and :func:`fit`.
     """
-    return fit(decode_for(data, spec, max_pixels=max_pixels), spec, max_pixels=max_pixels)
+    return to_input_size(decode_for(data, spec, max_pixels=max_pixels), spec, max_pixels=max_pixels)
 
 
 def scale_and_shift(spec: Input) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -215,7 +215,7 @@ def encode_png(array: npt.NDArray[np.uint8]) -> bytes:
 
 
 def golden_image(seed: int) -> bytes:
-    """The picture of the golden self-check (GOLDEN_RULE): 8 x 8 coloured blocks of 32 pixels, as a PNG file.
+    """The image of the golden self-check (GOLDEN_RULE): 8 x 8 coloured blocks of 32 pixels, as a PNG file.
 
     The colours are the output of SHAKE-256 for "shake256-blocks/1:<seed>", so that any machine draws the same ones.
     """

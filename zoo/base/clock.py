@@ -84,8 +84,8 @@ def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tu
     """Run every command once per round, one process at a time, so that drift of the machine hits all alike.
 
     Args:
-        commands: name -> arguments of the Python interpreter (`["-m", "zoo.artefact.latency_worker", ...]`); each prints
-            one JSON object as its last line.
+        commands: name -> arguments of the Python interpreter (`["-m", "zoo.artefact.latency_worker", ...]`); each
+            prints one JSON object as its last line.
         rounds: how often each command runs.
 
     Yields:

@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 
 from zoo.base.errors import unknown_name
 
-__all__ = ["DecodeError", "decode"]
+__all__ = ["DocumentError", "to_dataclass"]
 
 T = TypeVar("T")
 
 
-class DecodeError(ValueError):
+class DocumentError(ValueError):
     """A value that does not fit; the message starts with its place in the document."""
 
 
-def decode(kind: type[T], value: Any, where: str) -> T:
+def to_dataclass(kind: type[T], value: Any, where: str) -> T:
     """Read `value` as an instance of the dataclass `kind`.
 
     Fields may be annotated with other dataclasses, str, int, float, bool, Any, `X | None`, `tuple[X, ...]`,
@@ -55,19 +55,19 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     name = getattr(origin or kind, "__name__", str(kind))
-    raise DecodeError(f"{where}: expected {name}, got {value!r:.80}")
+    raise DocumentError(f"{where}: expected {name}, got {value!r:.80}")
 
 
 def _to_float(value: int, where: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise DecodeError(f"{where}: expected float, got a whole number too large for one") from None
+        raise DocumentError(f"{where}: expected float, got a whole number too large for one") from None
 
 
 def _decode_tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if parts[-1] is not Ellipsis and len(parts) != len(value):
-        raise DecodeError(f"{where}: expected {len(parts)} values, got {len(value)}")
+        raise DocumentError(f"{where}: expected {len(parts)} values, got {len(value)}")
     kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
     return tuple(
         _decode(kind, entry, f"{where}[{index}]") for index, (kind, entry) in enumerate(zip(kinds, value, strict=True))
@@ -76,13 +76,13 @@ def _decode_tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise DecodeError(f"{where}: expected a table of keys, got {value!r:.80}")
+        raise DocumentError(f"{where}: expected a table of keys, got {value!r:.80}")
     hints = typing.get_type_hints(kind)
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     if unknown := sorted(set(value) - set(fields)):
-        raise DecodeError(f"{where}: {unknown_name('key', str(unknown[0]), fields)}")
+        raise DocumentError(f"{where}: {unknown_name('key', str(unknown[0]), fields)}")
     for name, entry in fields.items():
         optional = entry.default is not dataclasses.MISSING or entry.default_factory is not dataclasses.MISSING
         if name not in value and not optional:
-            raise DecodeError(f"{where}: key {name!r} is missing")
+            raise DocumentError(f"{where}: key {name!r} is missing")
     return kind(**{key: _decode(hints[key], entry, f"{where}.{key}") for key, entry in value.items()})

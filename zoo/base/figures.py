@@ -1,4 +1,4 @@
-"""Pictures of results: matplotlib without a display, written atomically."""
+"""Images of results: matplotlib without a display, written atomically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def axes(path: Path, *, width: float = 8.0, height: float = 5.0) -> Iterator[Axe
     """Axes to draw on; leaving the context writes them to `path` as PNG.
 
     Args:
-        path: of the picture; a failing drawing leaves an older one as it was.
+        path: of the image; a failing drawing leaves an older one as it was.
         width: in inches, at 120 pixels each.
         height: in inches.
     """

@@ -1,4 +1,4 @@
-"""Which pictures a command asks an artefact about: files and folders that were named, or a split of its data."""
+"""Which images a command asks an artefact about: files and folders that were named, or a split of its data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.commands.runs import notes_of
 
 if TYPE_CHECKING:
     from zoo.artefact.card import Card
-    from zoo.data.inputs import Pictures
+    from zoo.data.inputs import ImageSet
 
 __all__ = ["Images", "Split", "pictures_of"]
 
@@ -24,7 +24,7 @@ Images = Annotated[
     list[Path] | None,
     typer.Option(
         "--images",
-        help="Picture file, or folder of pictures, whose labels nobody knows. Repeatable.",
+        help="Image file, or folder of images, whose labels nobody knows. Repeatable.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,7 @@ def pictures_of(
     data: str | None = None,
     split: str = "validation",
     labels_needed: bool = False,
-) -> Pictures:
+) -> ImageSet:
     """What was named on the command line, else the split of the data that the artefact was trained on.
 
     Args:
@@ -59,16 +59,16 @@ def pictures_of(
     if split not in ("validation", "test"):
         raise unknown_name("split", split, ("validation", "test"))
     if images and labels_needed:
-        raise UsageError("this needs pictures with labels, and those of --images are not known; name --data instead")
+        raise UsageError("this needs images with labels, and those of --images are not known; name --data instead")
     if images and data:
-        raise UsageError("--images are pictures without labels, --data is a data set with labels; give one of them")
+        raise UsageError("--images are images without labels, --data is a data set with labels; give one of them")
     if images:
         return named(images)
     try:
         notes = notes_of(path, data)
     except ArtefactError as error:
         without = (
-            " with labels, which this needs" if labels_needed else ", or --images FOLDER for pictures without labels"
+            " with labels, which this needs" if labels_needed else ", or --images FOLDER for images without labels"
         )
         raise ArtefactError(f"{error}{without}") from error
     return labelled((notes.test if split == "test" else notes.data).open_for(card), split)

@@ -53,7 +53,7 @@ class Dataset:
     colour: str
     """RGB or L: what the images are."""
     photographs: bool
-    """Photographs are cropped and mirrored; small pictures are stretched to the input and never mirrored."""
+    """Photographs are cropped and mirrored; small images are stretched to the input and never mirrored."""
     location: str | None = None
     """What to give `pocketzoo --data` to open it again."""
     skipped: tuple[str, ...] = ()

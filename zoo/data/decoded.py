@@ -1,4 +1,4 @@
-"""Decoded pictures in memory, and batches of them for training."""
+"""Decoded images in memory, and batches of them for training."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from zoo.base.machine import cores
 from zoo.base.progress import track
 from zoo.data.dataset import Sample
 
-__all__ = ["SAMPLERS", "Images", "Normalise", "canvas", "epoch_order", "outputs"]
+__all__ = ["SAMPLERS", "DecodedImages", "Normalise", "canvas", "epoch_order", "outputs"]
 
 CACHE_BYTES = 2 << 30
-"""Decoded training pictures are kept in memory up to this size; beyond it, threads decode them again."""
+"""Decoded training images are kept in memory up to this size; beyond it, threads decode them again."""
 
 _AHEAD = 3
 """Batches decoded in advance."""
 
 SAMPLERS = ("shuffled", "balanced")
-"""Every picture once, in random order; or as many draws with replacement, each class as likely as any other."""
+"""Every image once, in random order; or as many draws with replacement, each class as likely as any other."""
 
 
 def canvas(spec: Input) -> Input:
-    """The preprocessing of training pictures: the evaluation's, with the margin that its crop cuts off."""
+    """The preprocessing of training images: the evaluation's, with the margin that its crop cuts off."""
     edge = spec.resize.edge
     return spec if edge is None else dataclasses.replace(spec, size=(edge, edge))
 
 
 def epoch_order(labels: torch.Tensor, *, sampler: str, generator: torch.Generator) -> list[int]:
-    """The pictures of one epoch, as indices.
+    """The images of one epoch, as indices.
 
     Args:
-        labels: int64 [N], of the training pictures.
+        labels: int64 [N], of the training images.
         sampler: one of SAMPLERS.
         generator: the only source of randomness; on the CPU.
 
     Returns:
-        N indices: with `balanced`, a picture of a rare class may come several times and one of a common class not at
+        N indices: with `balanced`, a image of a rare class may come several times and one of a common class not at
         all, so that an epoch stays as long as it is.
 
     Raises:
@@ -63,8 +63,8 @@ def epoch_order(labels: torch.Tensor, *, sampler: str, generator: torch.Generato
     raise unknown_name("sampler", sampler, SAMPLERS)
 
 
-class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Labelled pictures as uint8 [C, H, W], decoded as `spec` says and kept in memory where they fit."""
+class DecodedImages(Dataset[tuple[torch.Tensor, int]]):
+    """Labelled images as uint8 [C, H, W], decoded as `spec` says and kept in memory where they fit."""
 
     def __init__(self, samples: Sequence[Sample], spec: Input, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.samples = samples
@@ -93,7 +93,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
             yield from self._decoded_ahead(order)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All pictures once, in their own order."""
+        """All images once, in their own order."""
         return self.batches(
             [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
         )
@@ -144,12 +144,12 @@ class Normalise:
 def outputs(
     network: nn.Module, spec: Input, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
 ) -> Iterator[Any]:
-    """What a network makes of each batch of pictures, without gradients and in the mode that it is in.
+    """What a network makes of each batch of images, without gradients and in the mode that it is in.
 
     Args:
         network: on `device`; gets float32 [B, C, H, W].
         spec: its input.
-        batches: of :class:`Images` decoded as `spec` says; the labels are not looked at.
+        batches: of :class:`DecodedImages` decoded as `spec` says; the labels are not looked at.
         device: where to compute.
     """
     prepare = Normalise(spec, device)

@@ -1,4 +1,4 @@
-"""Your own pictures: a folder with one folder per class.
+"""Your own images: a folder with one folder per class.
 
 Three layouts are understood:
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from zoo.artefact.decode import SUFFIXES
 from zoo.base.errors import DataError
 from zoo.data.dataset import SPLITS, Dataset, Sample, check_disjoint
-from zoo.data.image_files import PictureFile, class_folders, files_of_classes, is_hidden, read_pictures
+from zoo.data.image_files import ImageFile, class_folders, files_of_classes, is_hidden, read_image_files
 from zoo.data.splits import CARVED, stratified
 
 __all__ = ["open_folder"]
@@ -31,7 +31,7 @@ _ALIASES = {
 
 
 def open_folder(root: Path, *, seed: int = 0) -> Dataset:
-    """Open a folder of pictures; every file is decoded once, so that nothing fails in the middle of training.
+    """Open a folder of images; every file is decoded once, so that nothing fails in the middle of training.
 
     Args:
         root: the folder, in one of the layouts above.
@@ -53,7 +53,7 @@ def open_folder(root: Path, *, seed: int = 0) -> Dataset:
     groups = groups or {"all": files_of_classes(root, root)}
     folders = [entry for folder in found.values() or [root] for entry in class_folders(folder)]
     labels = _labels(groups, folders, root)
-    samples, skipped = read_pictures(groups, labels, root)
+    samples, skipped = read_image_files(groups, labels, root)
     splits, rule = _splits(samples, seed)
     check_disjoint(splits)
     if missing := {split for split, members in splits.items() if {m.label for m in members} != set(range(len(labels)))}:
@@ -70,14 +70,14 @@ def open_folder(root: Path, *, seed: int = 0) -> Dataset:
     )
 
 
-def _labels(groups: dict[str, list[PictureFile]], folders: list[Path], root: Path) -> tuple[str, ...]:
+def _labels(groups: dict[str, list[ImageFile]], folders: list[Path], root: Path) -> tuple[str, ...]:
     names = {split: {file.label for file in files} for split, files in groups.items()}
     labels = sorted(set().union(*names.values()))
     for folder in folders:
         visible = (path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder)))
         if folder.name not in labels and any(visible):
             raise DataError(
-                f"{folder}: a class without pictures that can be read; expected files ending in "
+                f"{folder}: a class without images that can be read; expected files ending in "
                 f"{', '.join(sorted(SUFFIXES))}; remove the folder or convert its files"
             )
     if len(labels) < 2:
@@ -87,7 +87,7 @@ def _labels(groups: dict[str, list[PictureFile]], folders: list[Path], root: Pat
         )
     for split, present in names.items():
         if absent := set(labels) - present:
-            raise DataError(f"{root}: class {min(absent)!r} has no pictures in {split}; found there: {sorted(present)}")
+            raise DataError(f"{root}: class {min(absent)!r} has no images in {split}; found there: {sorted(present)}")
     return tuple(labels)
 
 

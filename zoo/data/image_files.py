@@ -1,4 +1,4 @@
-"""Picture files on disk: found class by class, decoded once, and remembered as good."""
+"""Image files on disk: found class by class, decoded once, and remembered as good."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from zoo.data.dataset import Sample
 
 __all__ = [
     "MAX_UNREADABLE",
-    "PictureFile",
+    "ImageFile",
     "class_folders",
     "files_of_classes",
     "is_hidden",
-    "read_pictures",
+    "read_image_files",
 ]
 
 MAX_UNREADABLE = 0.05
-"""More unreadable files than this share is an error: something is wrong with the copy, not with a few pictures."""
+"""More unreadable files than this share is an error: something is wrong with the copy, not with a few images."""
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture that has not been read yet."""
+class ImageFile:
+    """A image that has not been read yet."""
 
     path: Path
     name: str
@@ -46,10 +46,10 @@ def class_folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def files_of_classes(folder: Path, root: Path) -> list[PictureFile]:
-    """Every picture (by suffix) of `folder/CLASS/`, however deep, named relative to `root`."""
+def files_of_classes(folder: Path, root: Path) -> list[ImageFile]:
+    """Every image (by suffix) of `folder/CLASS/`, however deep, named relative to `root`."""
     return [
-        PictureFile(path, path.relative_to(root).as_posix(), group.name)
+        ImageFile(path, path.relative_to(root).as_posix(), group.name)
         for group in class_folders(folder)
         for path in sorted(group.rglob("*"))
         if path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(group)) and path.is_file()
@@ -61,8 +61,8 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def read_pictures(
-    groups: Mapping[str, Sequence[PictureFile]], labels: Sequence[str], root: Path
+def read_image_files(
+    groups: Mapping[str, Sequence[ImageFile]], labels: Sequence[str], root: Path
 ) -> tuple[dict[str, list[Sample]], tuple[str, ...]]:
     """Decode every file once, so that nothing fails in the middle of training; afterwards sizes and times are compared.
 
@@ -98,14 +98,14 @@ def read_pictures(
     return samples, tuple(skipped)
 
 
-def _verify(files: Sequence[PictureFile], root: Path) -> Iterator[tuple[str, str]]:
+def _verify(files: Sequence[ImageFile], root: Path) -> Iterator[tuple[str, str]]:
     """Digest and problem ("" if none) of each file, remembered by path, size and time of change."""
     memory = output_root() / ".index" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
     known = _recall(memory)
     try:
         keys = [f"{file.name}:{(stat := file.path.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
     except OSError as error:
-        raise DataError(f"{root}: a picture is missing: {error}") from error
+        raise DataError(f"{root}: a image is missing: {error}") from error
     unknown = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
     if unknown:
         with ThreadPoolExecutor(max_workers=cores()) as pool:
@@ -124,7 +124,7 @@ def _recall(memory: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _verify_one(file: PictureFile) -> tuple[str, str]:
+def _verify_one(file: ImageFile) -> tuple[str, str]:
     try:
         data = file.path.read_bytes()
         decode(data)

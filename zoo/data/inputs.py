@@ -1,4 +1,4 @@
-"""The pictures that artefacts are asked: a split of a data set, or the user's own files."""
+"""The images that artefacts are asked: a split of a data set, or the user's own files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from zoo.base.statistics.paired import Labels
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.unlabelled import UNKNOWN, open_images
 
-__all__ = ["Pictures", "labelled", "named", "truth"]
+__all__ = ["ImageSet", "labelled", "named", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class ImageSet:
     """What every artefact is asked."""
 
     name: str
     split: str = ""
-    """`train`, `validation` or `test`; "" for pictures without labels."""
+    """`train`, `validation` or `test`; "" for images without labels."""
     samples: Sequence[Sample] = field(repr=False)
     dataset: Dataset | None = field(default=None, repr=False)
     """Knows the labels; None: they are not known."""
@@ -46,22 +46,22 @@ class Pictures:
         return truth(self.dataset, self.split, labels, where=where) if self.dataset is not None else None
 
 
-def labelled(dataset: Dataset, split: str) -> Pictures:
+def labelled(dataset: Dataset, split: str) -> ImageSet:
     """A split of a data set."""
-    return Pictures(name=dataset.name, split=split, samples=dataset.splits[split], dataset=dataset)
+    return ImageSet(name=dataset.name, split=split, samples=dataset.splits[split], dataset=dataset)
 
 
-def named(paths: Sequence[Path]) -> Pictures:
-    """Picture files, and every picture below a folder, in this order; their labels are not known.
+def named(paths: Sequence[Path]) -> ImageSet:
+    """Image files, and every image below a folder, in this order; their labels are not known.
 
     Raises:
-        DataError: a path that is not there, a file that is no picture, a folder without pictures, or with too many
+        DataError: a path that is not there, a file that is no image, a folder without images, or with too many
             unreadable ones.
     """
     samples: list[Sample] = []
     for path in paths:
         samples += [_sample(path)] if path.is_file() else open_images(path)
-    return Pictures(name=" ".join(map(str, paths)), samples=samples)
+    return ImageSet(name=" ".join(map(str, paths)), samples=samples)
 
 
 def truth(dataset: Dataset, split: str, labels: tuple[str, ...], *, where: str) -> Labels:
@@ -86,5 +86,5 @@ def _sample(path: Path) -> Sample:
     try:
         decode(data)
     except ImageError as error:
-        raise DataError(f"{path}: {error}; name another picture") from error
+        raise DataError(f"{path}: {error}; name another image") from error
     return Sample(name=path.name, label=UNKNOWN, digest=hashlib.sha256(data).hexdigest(), source=path)

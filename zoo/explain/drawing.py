@@ -1,4 +1,4 @@
-"""Pages of small pictures with their titles, as PNG: what every command of `pocketzoo explain` draws with."""
+"""Pages of small images with their titles, as PNG: what every command of `pocketzoo explain` draws with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEADING_LINE = 0.2
 _CHARACTER = 0.068
 """Inches of a character, on average."""
 _HEAT = 0.65
-"""Opacity of a heat map: what is left of the picture below it must not change the order of its colours."""
+"""Opacity of a heat map: what is left of the image below it must not change the order of its colours."""
 _DIMMED = (0.25, 0.75)
 """Brightness of black and white below a heat map."""
 _LUMA = (0.299, 0.587, 0.114)
@@ -39,19 +39,19 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One small picture."""
+    """One small image."""
 
     image: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     """uint8 [H, W, 3], or one channel [H, W] that is drawn through `colours` from its least to its largest value."""
     title: str = ""
-    """Above it; lines are wrapped to the picture's width, and cut after the second."""
+    """Above it; lines are wrapped to the image's width, and cut after the second."""
     colour: str = NEUTRAL
     """Of its title, and of its frame where `framed`."""
     framed: bool = False
     overlay: npt.NDArray[np.float32] | None = None
-    """[h, w], stretched over the picture, grey and dimmed, as a heat map: its least value dark, its largest yellow."""
+    """[h, w], stretched over the image, grey and dimmed, as a heat map: its least value dark, its largest yellow."""
     colours: str = "viridis"
-    """Matplotlib's name of the colour map of a picture with one channel."""
+    """Matplotlib's name of the colour map of a image with one channel."""
 
 
 def draw_panels(
@@ -122,7 +122,7 @@ def _even(text: str, width: int) -> str:
 
 
 def _dimmed(image: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """A picture uint8 [H, W, 3] in greys from _DIMMED: float64 [H, W, 3] between 0 and 1."""
+    """A image uint8 [H, W, 3] in greys from _DIMMED: float64 [H, W, 3] between 0 and 1."""
     black, white = _DIMMED
     grey = black + (white - black) * (image @ np.array(_LUMA)) / 255  # [H, W]
     return np.repeat(grey[..., None], 3, axis=2)

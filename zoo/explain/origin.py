@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.card import Stage
+from zoo.artefact.card import LineageEntry
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, checkpoint_path, sha256_file
 from zoo.networks import checkpoint
@@ -36,7 +36,7 @@ def checkpoint_for(artefact: Path) -> Path:
     return beside
 
 
-def _exported_from(lineage: tuple[Stage, ...], path: Path) -> bool:
+def _exported_from(lineage: tuple[LineageEntry, ...], path: Path) -> bool:
     stages = [stage.stage for stage in lineage]
     if "export" not in stages:
         return False

@@ -193,7 +193,7 @@ def input_for(
         colour: "RGB" or "L".
         size: edge of the square input in pixels; None: the argument `img_size`, else what the network was pretrained
             with or made for.
-        photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole picture
+        photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole image
             to the input, which keeps all of a small one.
         arguments: what the network is built with beyond its name.
     """

@@ -36,7 +36,7 @@ from zoo.artefact.card import Input, Metrics
 from zoo.base.errors import DataError
 from zoo.data.augment.pipeline import Augment
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.cutting.truncate import features_of
 from zoo.networks.lora import adaptable
 from zoo.networks.stages import Freezing, stages
@@ -72,7 +72,7 @@ STEPS = 500
 NEIGHBOURS = 5
 
 _PIXELS = 16
-"""Edge to which pictures are averaged down for neighbours in pixels."""
+"""Edge to which images are averaged down for neighbours in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Facts:
     chance: float
     """Accuracy of always answering the most frequent class."""
     pixels: Metrics
-    """Nearest neighbours of the pictures themselves."""
+    """Nearest neighbours of the images themselves."""
     neighbours: Metrics
     """Nearest neighbours in the frozen features."""
     probe: Metrics
@@ -160,7 +160,7 @@ def measure(dataset: Dataset, model: nn.Module, spec: Input, *, random_weights: 
     Raises:
         DataError: a class without training images, or a validation split of one class only.
     """
-    train, validation = Images(dataset.splits["train"], spec), Images(dataset.splits["validation"], spec)
+    train, validation = DecodedImages(dataset.splits["train"], spec), DecodedImages(dataset.splits["validation"], spec)
     features = extract(features_of(model, ""), train, validation)
     probe = fit_probe(features, dataset)
     truth = features.validation_labels
@@ -277,7 +277,7 @@ def _warnings(facts: Facts, similarity: str) -> tuple[str, ...]:
     found = []
     if not facts.signal:
         found.append(
-            "nothing beats answering the most frequent class: look at the labels and at the pictures before training"
+            "nothing beats answering the most frequent class: look at the labels and at the images before training"
         )
     if facts.random_weights:
         found.append("pretrained weights usually need a tenth of the images and time: --weights pretrained or a file")
@@ -305,7 +305,7 @@ def _run(run: Run, strategy: str, similarity: str, facts: Facts, *, small: bool,
     norm = "freeze" if small else "update"
     changes: dict[str, dict[str, Any]] = {
         # A new head on frozen features can learn fast: nothing that is worth keeping is behind it. A few kept views of
-        # each picture make an epoch as fast as one over numbers.
+        # each image make an epoch as fast as one over numbers.
         "head": {"freeze": Freezing(stages=1), "lr": 3e-3, "label_smoothing": 0.1, "views": 3},
         "last-stages": {
             "freeze": Freezing(stages=max(2, math.ceil(facts.stages / 2)), norm=norm),
@@ -339,8 +339,8 @@ def _augment(facts: Facts, strategy: str) -> Augment:
     return Augment(area=(low, 1.0), aspect=1.33, flip=True, padding="border")
 
 
-def _pixels(images: Images) -> npt.NDArray[np.float32]:
-    """Pictures averaged down to 16 x 16: float32 [N, C * 256]."""
+def _pixels(images: DecodedImages) -> npt.NDArray[np.float32]:
+    """Images averaged down to 16 x 16: float32 [N, C * 256]."""
     edge = min(_PIXELS, *images.spec.size)
     parts = [functional.adaptive_avg_pool2d(part.float(), edge).flatten(1) for part, _ in images.in_order(256)]
     found: npt.NDArray[np.float32] = torch.cat(parts).numpy()

@@ -22,7 +22,7 @@ from zoo.artefact.card import Card, Input, Metrics
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import CHECKPOINT, code_commit, write_bytes, write_table
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load
 from zoo.networks.transplant import classifier_tensors, transplant_head
 from zoo.training.evaluate import accuracy, check_labels, torch_logits
@@ -183,16 +183,16 @@ def _saved(forgotten: float, reference: float) -> float | None:
 
 
 class _Judge:
-    """Measures networks; decodes every picture once."""
+    """Measures networks; decodes every image once."""
 
     def __init__(self) -> None:
-        self._decoded: dict[tuple[str, str, Input], Images] = {}
+        self._decoded: dict[tuple[str, str, Input], DecodedImages] = {}
 
     def top1(self, model: nn.Module, spec: Input, dataset: Dataset, split: str) -> Metrics:
-        """The accuracy of `model` on a split of pictures that are preprocessed as `spec` says."""
+        """The accuracy of `model` on a split of images that are preprocessed as `spec` says."""
         samples, key = dataset.splits[split], (dataset.digest, split, spec)
         if key not in self._decoded:
-            self._decoded[key] = Images(samples, spec)
+            self._decoded[key] = DecodedImages(samples, spec)
         logits = torch_logits(model, self._decoded[key])
         truth = np.array([sample.label for sample in samples], dtype=np.int64)
         return accuracy(logits, truth, dataset=dataset.name, split=split)

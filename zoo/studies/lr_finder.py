@@ -27,12 +27,12 @@ from zoo.base.figures import axes
 from zoo.base.progress import track
 from zoo.base.seeds import generator_for
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images, canvas, epoch_order
+from zoo.data.decoded import DecodedImages, canvas, epoch_order
 from zoo.networks.stages import eval_frozen, trained_at
 from zoo.training.loop import l2sp as penalty
 from zoo.training.loop.config import FitConfig, loss_of, optimizer_of
 from zoo.training.loop.distributed import World, pick_device
-from zoo.training.loop.feeds import Pictures, WholeFeed
+from zoo.training.loop.feeds import TrainingImages, WholeFeed
 from zoo.training.loop.losses import Loss
 from zoo.training.recipe import Run
 from zoo.training.stage import starting_point
@@ -92,7 +92,7 @@ class Suggestions:
 def find_rate(run: Run, dataset: Dataset, parent: Path | None, config: RangeTest | None = None) -> Curve:
     """The range test of a recipe's run, with its own network, layers to train, optimizer, augmentation and loss.
 
-    With gradual unfreezing it looks at the first epoch. A mask and unlabelled pictures are left out.
+    With gradual unfreezing it looks at the first epoch. A mask and unlabelled images are left out.
 
     Args:
         run: what would be trained.
@@ -115,8 +115,8 @@ def find_rate(run: Run, dataset: Dataset, parent: Path | None, config: RangeTest
     optimizer = optimizer_of(model, fit)
     model.train()
     eval_frozen(model, fit.freeze, 0)
-    train = Images(dataset.splits["train"], canvas(spec))
-    pictures = Pictures(
+    train = DecodedImages(dataset.splits["train"], canvas(spec))
+    pictures = TrainingImages(
         train=train,
         validation=train,
         spec=spec,
@@ -210,7 +210,7 @@ def draw(curve: Curve, found: Suggestions, path: Path, *, title: str, current: f
     Args:
         curve: what was measured.
         found: what it suggests.
-        path: of the picture.
+        path: of the image.
         title: above it.
         current: the learning rate that the recipe has, to compare.
     """
@@ -274,14 +274,14 @@ def _with_penalty(loss: Loss, model: nn.Module, fit: FitConfig) -> Loss:
     return penalised
 
 
-def _endless(model: nn.Module, pictures: Pictures, fit: FitConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _endless(model: nn.Module, pictures: TrainingImages, fit: FitConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of one size, epoch after epoch; drawn as in training."""
     feed = WholeFeed(model, model, pictures)
     size = min(fit.batch_size, len(pictures.train))
     for epoch in itertools.count():
         generator = generator_for(fit.seed, epoch, "order")
         order = epoch_order(pictures.train.labels, sampler=fit.sampler, generator=generator)
-        # An incomplete batch has a noisier loss, and one of a single picture no variance for BatchNorm.
+        # An incomplete batch has a noisier loss, and one of a single image no variance for BatchNorm.
         chunks = [order[begin : begin + size] for begin in range(0, len(order) - size + 1, size)]
         yield from feed.batches(epoch, chunks, 0)
 
@@ -301,7 +301,7 @@ def _paired(rates: list[float], batches: Iterable[Any]) -> Iterator[tuple[float,
         try:
             yield rate, next(source)
         except StopIteration:
-            raise TrainingError(f"the training pictures ran out after {step} of {len(rates)} steps") from None
+            raise TrainingError(f"the training images ran out after {step} of {len(rates)} steps") from None
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, value: torch.Tensor, rate: float, clip: float) -> None:

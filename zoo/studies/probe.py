@@ -1,7 +1,7 @@
 """Linear probes: how well frozen features of a layer separate the classes, and the best of them as a checkpoint.
 
 A probe is a linear classifier on features that are not trained (Alain & Bengio 2016, arXiv 1610.01644). It takes one
-pass over the pictures, so it is the cheapest way to learn what pretraining is worth on a data set, and with few images
+pass over the images, so it is the cheapest way to learn what pretraining is worth on a data set, and with few images
 often the most accurate. `N` images, `F` features, `K` labels.
 """
 
@@ -23,13 +23,13 @@ from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from zoo.artefact.card import Card, Input, Metrics, Stage
+from zoo.artefact.card import Card, Input, LineageEntry, Metrics
 from zoo.artefact.predictor import softmax
 from zoo.base.errors import DataError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, code_commit, sha256_file
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import save
 from zoo.networks.cutting.truncate import features_of, truncate
 from zoo.networks.registry import count_macs, last_layers
@@ -53,7 +53,7 @@ __all__ = [
 CLASSIFIERS = ("logistic", "svm")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) that is tried on validation; for standardised features. A larger C than 1
-fits the training pictures exactly wherever there are fewer pictures than features, and so changes nothing more."""
+fits the training images exactly wherever there are fewer images than features, and so changes nothing more."""
 
 _ITERATIONS = 2000
 _BATCH = 64
@@ -64,7 +64,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Extracted:
-    """What a frozen layer says about the training and validation pictures."""
+    """What a frozen layer says about the training and validation images."""
 
     layer: str
     train: npt.NDArray[np.float32] = field(repr=False)
@@ -105,13 +105,13 @@ def probe(
     layers: Sequence[str] = ("",),
     classifiers: Sequence[str] = ("logistic",),
 ) -> list[ProbeReport]:
-    """Probe layers of a frozen network; every picture is decoded once, every layer computed once.
+    """Probe layers of a frozen network; every image is decoded once, every layer computed once.
 
     Regularisation is chosen on the validation split and the accuracy reported on the same, so the best of many layers
     is a little optimistic; the test split is not read.
 
     Args:
-        dataset: training and validation pictures.
+        dataset: training and validation images.
         model: stays as it is.
         spec: the network's input.
         layers: names of layers; empty: the pooled features before the classifier.
@@ -122,13 +122,13 @@ def probe(
 
     Raises:
         UsageError: unknown layer or classifier (with close matches).
-        DataError: a class without training pictures.
+        DataError: a class without training images.
     """
     for name in classifiers:
         if name not in CLASSIFIERS:
             raise unknown_name("classifier", name, CLASSIFIERS)
     trunks = {layer: features_of(model, layer) for layer in layers}
-    train, validation = Images(dataset.splits["train"], spec), Images(dataset.splits["validation"], spec)
+    train, validation = DecodedImages(dataset.splits["train"], spec), DecodedImages(dataset.splits["validation"], spec)
     reports = []
     for layer, trunk in trunks.items():
         features = extract(trunk, train, validation, layer=layer)
@@ -136,13 +136,13 @@ def probe(
     return reports
 
 
-def extract(trunk: nn.Module, train: Images, validation: Images, *, layer: str = "") -> Extracted:
-    """The features of pictures, in evaluation mode: no dropout, BatchNorm with its stored statistics.
+def extract(trunk: nn.Module, train: DecodedImages, validation: DecodedImages, *, layer: str = "") -> Extracted:
+    """The features of images, in evaluation mode: no dropout, BatchNorm with its stored statistics.
 
     Args:
         trunk: from inputs [B, C, H, W] to features [B, F], as zoo.networks.cutting.truncate.features_of makes them.
-        train: decoded training pictures.
-        validation: decoded validation pictures.
+        train: decoded training images.
+        validation: decoded validation images.
         layer: its name, for the record.
     """
     begin = time.perf_counter()
@@ -158,19 +158,19 @@ def extract(trunk: nn.Module, train: Images, validation: Images, *, layer: str =
 
 
 def fit_probe(features: Extracted, dataset: Dataset, *, classifier: str = "logistic") -> ProbeReport:
-    """The linear classifier whose C is best on the validation pictures.
+    """The linear classifier whose C is best on the validation images.
 
     Of equally accurate ones it is the one of the least log-loss at its best temperature. Features are standardised
-    with mean and standard deviation of the training pictures only. Logistic regression is multinomial; the SVM is
+    with mean and standard deviation of the training images only. Logistic regression is multinomial; the SVM is
     one-against-rest with squared hinge loss.
 
     Raises:
-        DataError: a class without training pictures.
+        DataError: a class without training images.
     """
     begin = time.perf_counter()
     present = set(features.train_labels.tolist())
     if missing := [label for index, label in enumerate(dataset.labels) if index not in present]:
-        raise DataError(f"{dataset.name}: no training picture of {', '.join(missing[:5])}; a probe needs every class")
+        raise DataError(f"{dataset.name}: no training image of {', '.join(missing[:5])}; a probe needs every class")
     mean, std = features.train.mean(axis=0, dtype=np.float64), features.train.std(axis=0, dtype=np.float64)
     std[std < 1e-12] = 1.0
     standard = (features.train - mean) / std
@@ -220,7 +220,7 @@ def write_probe(run: Run, dataset: Dataset, model: nn.Module, card: Card, report
     network = truncate(model, report.layer, len(dataset.labels)) if report.layer else model
     install(network, report)
     network.eval()
-    entry = Stage(
+    entry = LineageEntry(
         stage="train",
         config={
             "method": "probe",

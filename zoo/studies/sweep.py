@@ -1,7 +1,7 @@
 """Search for good settings of a recipe with Optuna: resumable, by several processes at once, never looking at the test.
 
 A trial trains one run of a recipe with other values of some keys; its worth is the best validation top-1. Everything is
-kept under `output/sweeps/NAME/`: study.db (SQLite), a folder per trial, best.toml, tables and pictures.
+kept under `output/sweeps/NAME/`: study.db (SQLite), a folder per trial, best.toml, tables and images.
 
 Akiba et al. 2019, "Optuna" (arXiv 1907.10902); the sampler is the tree-structured Parzen estimator of Bergstra et al.
 2011, "Algorithms for Hyper-Parameter Optimization", section 4.

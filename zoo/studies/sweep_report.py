@@ -1,4 +1,4 @@
-"""What a study knows: its best settings as a recipe, tables of trials and correlations, pictures."""
+"""What a study knows: its best settings as a recipe, tables of trials and correlations, images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SweepReport:
 def write_report(
     study: optuna.Study, recipe: Sequence[Run], run: Run, keys: Sequence[str], folder: Path
 ) -> SweepReport:
-    """Write best.toml, trials.csv, correlations.csv and pictures; arguments as for zoo.studies.sweep; `keys` searched.
+    """Write best.toml, trials.csv, correlations.csv and images; arguments as for zoo.studies.sweep; `keys` searched.
 
     Raises:
         TrainingError: no trial was completed.

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.settings import merge, nested, parse_value
 from zoo.training.recipe import Run, read_toml
@@ -84,8 +84,8 @@ def varied(run: Run, settings: Mapping[str, Any]) -> Run:
     """
     changes = (nested(key, plain(value)) for key, value in settings.items())
     try:
-        return decode(Run, merge(plain_run(run), *changes), "search")
-    except DecodeError as error:
+        return to_dataclass(Run, merge(plain_run(run), *changes), "search")
+    except DocumentError as error:
         raise UsageError(str(error)) from None
 
 
@@ -107,8 +107,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Map
 
 def _distribution(value: Any, where: str) -> Distribution:
     try:
-        found = decode(_Range, value, where)
-    except DecodeError as error:
+        found = to_dataclass(_Range, value, where)
+    except DocumentError as error:
         raise UsageError(str(error)) from None
     try:
         return _optuna(found, whole=all(isinstance(value.get(name, 0), int) for name in ("low", "high", "step")))

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.artefact.card import KEY, Card, from_json, to_json
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, UNMERGED, checkpoint_path, write_atomically
 from zoo.data.dataset import Dataset
@@ -126,8 +126,8 @@ def read_adapter(path: Path) -> tuple[Adapter, Card, dict[str, torch.Tensor]]:
             f"{path}: no `{_KEY}` in its metadata, so it is no adapter file; `pocketzoo adapter extract` writes one"
         )
     try:
-        adapter = decode(Adapter, json.loads(metadata[_KEY]), _KEY)
-    except (ValueError, DecodeError) as error:
+        adapter = to_dataclass(Adapter, json.loads(metadata[_KEY]), _KEY)
+    except (ValueError, DocumentError) as error:
         raise ArtefactError(f"{path}: {error}") from error
     if adapter.schema != _SCHEMA:
         raise ArtefactError(f"{path}: its schema is {adapter.schema!r}, this version reads {_SCHEMA!r}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.card import Card, Stage
+from zoo.artefact.card import Card, LineageEntry
 from zoo.base.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.training.workspace import card_if_readable
 
@@ -65,7 +65,7 @@ def _with_digest(digest: str | None, path: Path, places: Sequence[Path]) -> Path
     return next((found for found in (*beside, *others) if found != path and sha256_file(found) == digest), None)
 
 
-def _folders(before: tuple[Stage, ...], digest: str | None, places: Sequence[Path]) -> Iterator[Path]:
+def _folders(before: tuple[LineageEntry, ...], digest: str | None, places: Sequence[Path]) -> Iterator[Path]:
     """Folders whose checkpoint has this lineage.
 
     A checkpoint's lineage holds the seconds and results of each of its stages, so that it tells trainings apart, and

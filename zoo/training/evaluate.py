@@ -26,7 +26,7 @@ from zoo.data.dataset import Dataset, Sample
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo.data.decoded import Images
+    from zoo.data.decoded import DecodedImages
 
 __all__ = [
     "Averages",
@@ -79,8 +79,8 @@ class Averages:
     f1: float
 
 
-def torch_logits(model: nn.Module, images: Images, *, batch_size: int = 128) -> Logits:
-    """Logits float32 [N, K] of decoded pictures, from a torch model in evaluation mode, on the GPU if there is one.
+def torch_logits(model: nn.Module, images: DecodedImages, *, batch_size: int = 128) -> Logits:
+    """Logits float32 [N, K] of decoded images, from a torch model in evaluation mode, on the GPU if there is one.
 
     The model ends in the mode and on the device in which it was.
     """
@@ -102,7 +102,7 @@ def logits_of(classify: Classifier, samples: Sequence[Sample], spec: Input, *, b
     """Logits float32 [N, K] from any function that maps inputs [B, C, H, W] to logits [B, K].
 
     Raises:
-        ImageError: a picture cannot be decoded, or is too elongated; names it.
+        ImageError: a image cannot be decoded, or is too elongated; names it.
     """
     starts = range(0, len(samples), batch_size)
     chunks = track(starts, total=len(starts), description="Evaluating")
@@ -124,7 +124,7 @@ def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, st
 
     Raises:
         ArtefactError, CardError, CheckError: the file cannot be used.
-        ImageError: a picture cannot be used; names it.
+        ImageError: a image cannot be used; names it.
     """
     if path.suffix != ".safetensors":
         predictor = Predictor(path)

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 
-from zoo.artefact.card import Build, Card, Inform, Input, Stage, Use
+from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Use
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, UNMERGED, code_commit, output_root, sha256_file
 from zoo.networks.checkpoint import read_card, save
@@ -133,7 +133,7 @@ def import_network(
     with torch.inference_mode():
         if not network.eval()(torch.zeros(1, *plan.input.shape)).isfinite().all():
             raise ArtefactError(f"{name} answers with what is no number: the weights of {source.source} are broken")
-    entry = Stage(
+    entry = LineageEntry(
         stage="import",
         config=config,
         parent=None,
@@ -217,17 +217,17 @@ def _input(name: str, config: Any, size: int | None, arguments: Mapping[str, Any
     """The preprocessing that the network was evaluated with by those who trained it."""
     if config is None and name not in TORCHVISION:
         raise UsageError(
-            f"nobody has published what pictures {name} was trained with, so it cannot be imported as it is; "
+            f"nobody has published what images {name} was trained with, so it cannot be imported as it is; "
             f"train it: pocketzoo train --model {name} --data FOLDER"
         )
     squash = config is not None and config.crop_mode == "squash"
     if config is not None and (config.crop_mode == "border" or (squash and config.crop_pct != 1)):
         raise UsageError(
-            f"{name} was evaluated on pictures that were resized with crop_mode={config.crop_mode!r}, "
+            f"{name} was evaluated on images that were resized with crop_mode={config.crop_mode!r}, "
             f"crop_pct={config.crop_pct:g} (timm.data), which the preprocessing here cannot do; "
             f"choose other weights: pocketzoo models '{name.split('.')[0]}*' --pretrained"
         )
-    # "squash" stretches the whole picture to the input, which is how small pictures are treated here.
+    # "squash" stretches the whole image to the input, which is how small images are treated here.
     return input_for(name, colour="RGB", size=size, photographs=not squash, arguments=arguments)
 
 

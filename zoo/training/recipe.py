@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.artefact.card import Head
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.settings import merge, nested, parse_setting
 from zoo.data.splits import Thin
@@ -304,8 +304,8 @@ def load_recipe(
     }
     tables = [merge(defaults, entry, override, flags) for entry in entries]
     try:
-        recipe = decode(Recipe, {"run": tables}, path.name)
-    except DecodeError as error:
+        recipe = to_dataclass(Recipe, {"run": tables}, path.name)
+    except DocumentError as error:
         raise UsageError(str(error)) from None
     _check(recipe, path)
     return recipe

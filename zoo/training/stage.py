@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo.artefact.card import Build, Card, Inform, Lora, Stage, Use, advance
+from zoo.artefact.card import Build, Card, Inform, LineageEntry, Lora, Use, advance
 from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.data.dataset import Dataset
-from zoo.data.decoded import Images, canvas
+from zoo.data.decoded import DecodedImages, canvas
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.heads import add_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
@@ -142,7 +142,7 @@ def merge(
     begin = time.perf_counter()
     model, card = load(source)
     count = merge_lora(model) if card.build.lora else 0
-    entry = Stage(
+    entry = LineageEntry(
         stage="merge",
         config={},
         parent=digest,
@@ -171,10 +171,10 @@ def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
 def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
     """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
     check_labels(card, dataset)
-    validation = torch_logits(model, Images(dataset.splits["validation"], card.use.input))
+    validation = torch_logits(model, DecodedImages(dataset.splits["validation"], card.use.input))
     card = with_validation(card, validation, dataset)
     if test:
-        logits = torch_logits(model, Images(dataset.splits["test"], card.use.input))
+        logits = torch_logits(model, DecodedImages(dataset.splits["test"], card.use.input))
         truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
         final = accuracy(logits, truth, dataset=dataset.name, split="test")
         card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
@@ -197,22 +197,22 @@ def _train(
     spec = card.use.input
     report = fit(
         model,
-        train=Images(dataset.splits["train"], canvas(spec)),
-        validation=Images(dataset.splits["validation"], spec),
+        train=DecodedImages(dataset.splits["train"], canvas(spec)),
+        validation=DecodedImages(dataset.splits["validation"], spec),
         spec=spec,
         config=run.train,
         folder=target.parent,
         resume=resume,
         title=run.artefact,
         identity=[config, digest],
-        unlabelled=Images(dataset.unlabelled, canvas(spec)) if run.unlabelled else None,
+        unlabelled=DecodedImages(dataset.unlabelled, canvas(spec)) if run.unlabelled else None,
         semi=run.unlabelled,
         mask=run.mask,
         on_epoch=on_epoch,
     )
     if not join_world().first:
         return
-    entry = Stage(
+    entry = LineageEntry(
         stage="train",
         config=config,
         parent=digest,

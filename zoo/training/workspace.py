@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zoo.artefact.card import Card, Stage
-from zoo.base.documents import DecodeError, decode
+from zoo.artefact.card import Card, LineageEntry
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError, DataError, PocketzooError, UsageError
 from zoo.base.files import write_bytes
 from zoo.data.catalogue import open_dataset
@@ -91,11 +91,11 @@ def read_notes(folder: Path) -> Notes:
     """
     path = folder / _FILE
     try:
-        return decode(Notes, json.loads(path.read_text(encoding="utf-8")), str(path))
+        return to_dataclass(Notes, json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError as error:
         raise ArtefactError(f"{folder.name} has no {_FILE}, which says where its data is; add --data") from error
-    except (OSError, ValueError, DecodeError) as error:
-        reason = error if isinstance(error, DecodeError) else f"{path}: {getattr(error, 'strerror', None) or error}"
+    except (OSError, ValueError, DocumentError) as error:
+        reason = error if isinstance(error, DocumentError) else f"{path}: {getattr(error, 'strerror', None) or error}"
         raise ArtefactError(f"{reason}; this file says where the data of {folder.name} is; add --data") from error
 
 
@@ -133,7 +133,9 @@ def without_data(folder: Path, card: Card, source: DataSource | None = None) -> 
 
 
 def is_current(
-    done: Card | Sequence[Stage] | None, steps: Sequence[tuple[str, Mapping[str, Any] | None]], parent: str | None
+    done: Card | Sequence[LineageEntry] | None,
+    steps: Sequence[tuple[str, Mapping[str, Any] | None]],
+    parent: str | None,
 ) -> bool:
     """Whether a lineage ends with exactly these stages, the first of them made from `parent`.
 

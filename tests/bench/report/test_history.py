@@ -10,15 +10,15 @@ import pytest
 from bench.report.history import LOG, read_curves, read_peers
 from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_card
-from zoo.artefact.card import Card, Stage
+from zoo.artefact.card import Card, LineageEntry
 
 _HEAD = "epoch,lr,loss,validation_loss,validation_top1,seconds\n"
 _ROWS = "1,0.001,2.0,1.5,0.4,3.0\n2,0.002,nan,1.0,0.6,3.0\n"
 
 
 def card(epochs: int = 2, best: int = 2) -> Card:
-    trained = Stage(stage="train", config={}, parent=None, summary={"epochs": epochs, "best_epoch": best})
-    pruned = Stage(stage="prune", config={}, parent="0" * 64, summary={})
+    trained = LineageEntry(stage="train", config={}, parent=None, summary={"epochs": epochs, "best_epoch": best})
+    pruned = LineageEntry(stage="prune", config={}, parent="0" * 64, summary={})
     return dataclasses.replace(make_card(), lineage=(trained, pruned))
 
 

@@ -28,7 +28,7 @@ from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import sha256_file
 from zoo.base.statistics.intervals import Ratio
 from zoo.base.statistics.paired import compare_answers, worst_losses
-from zoo.data.inputs import Pictures, labelled, truth
+from zoo.data.inputs import ImageSet, labelled, truth
 from zoo.data.unlabelled import open_images
 from zoo.training.evaluate import calibration_error, logits_of
 from zoo.training.workspace import DataSource, Notes, write_notes
@@ -59,7 +59,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return family(tmp_path / "output")
 
 
-def measure(artefact: Path, against: Path | None = None, pictures: Pictures | None = None) -> Report:
+def measure(artefact: Path, against: Path | None = None, pictures: ImageSet | None = None) -> Report:
     config = LatencyConfig(threads=2, rounds=2)
     pictures = pictures or labelled(DATASET, "validation")
     return measure_report(artefact, pictures, against=against, latency=config, command="pocketzoo report x")
@@ -133,14 +133,14 @@ def test_pictures_without_labels_give_agreement_alone(files: dict[str, Path], tm
         path = tmp_path / "pictures" / f"{index}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encode(picture(index)))
-    pictures = Pictures(name="pictures", samples=open_images(tmp_path / "pictures"))
+    pictures = ImageSet(name="pictures", samples=open_images(tmp_path / "pictures"))
     done = measure(files["pruned"], pictures=pictures)
     assert done.lines[0].metrics is None
     assert (done.comparisons[0].n, done.comparisons[0].paired, done.comparisons[0].worst) == (9, None, ())
     assert 0 <= done.comparisons[0].agreement <= 1
     values = document(done)
     assert (values["n"], values["split"], values["files"][0]["metrics"]) == (9, None, None)
-    assert "n = 9 images of pictures, without labels" in markdown(done.artefact, sections(done))
+    assert "n = 9 images of images, without labels" in markdown(done.artefact, sections(done))
 
 
 def test_a_file_that_was_not_worth_writing_is_told_of(files: dict[str, Path], tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_what_cannot_be_compared(files: dict[str, Path], tmp_path: Path) -> None
     with pytest.raises(ArtefactError, match="no ONNX file at"):
         artefact_files(tmp_path / "nothing")
     with pytest.raises(DataError, match="validation split has no images"):
-        Pictures(name="birds", split="validation", samples=[])
+        ImageSet(name="birds", split="validation", samples=[])
     card = make_card(("a", "b", "c"), stages=("train", "export"))
     write_artefact(tmp_path / "letters" / "model.onnx", replace(card, name="letters"))
     with pytest.raises(DataError, match="only files with the same labels can be compared"):
@@ -251,7 +251,7 @@ def test_the_command_writes_both_files(files: dict[str, Path], tmp_path: Path) -
 def test_wrong_usage(described: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown split 'tset'; did you mean test"):
         run_cli("report", described, "--split", "tset")
-    with pytest.raises(UsageError, match="--images are pictures without labels"):
+    with pytest.raises(UsageError, match="--images are images without labels"):
         run_cli("report", described, "--images", tmp_path, "--data", "digits")
     with pytest.raises(DataError, match="does not know the label"):
         run_cli("report", described)

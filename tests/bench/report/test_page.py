@@ -134,7 +134,7 @@ def test_pictures_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     done = measured(tmp_path, monkeypatch, labels=False)
     _, reader = page_of(done)
     assert document(done)["answers"] is None
-    assert sum("The pictures have no labels" in cell for cell in reader.cells) == 4
+    assert sum("The images have no labels" in cell for cell in reader.cells) == 4
     assert (reader.alts, len(reader.titles)) == ([], 11)
 
 

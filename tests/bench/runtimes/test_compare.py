@@ -24,7 +24,7 @@ from zoo.artefact.latency import LatencyConfig
 from zoo.artefact.onnx_file import read_card
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import sha256_file
-from zoo.data.inputs import Pictures, labelled
+from zoo.data.inputs import ImageSet, labelled
 
 DATASET = make_dataset(12)
 CONFIG = CompareConfig(latency=LatencyConfig(rounds=2, threads=1))
@@ -81,7 +81,7 @@ def test_files_are_identified_before_they_are_measured(files: dict[str, Path], p
 
     processes.time = time  # type: ignore[method-assign]
     config = CompareConfig(peers=("ort",), latency=LatencyConfig(rounds=1, threads=1))
-    pictures = Pictures(name="mine", samples=make_samples(2))
+    pictures = ImageSet(name="mine", samples=make_samples(2))
     rows = compare(families([files["parent"]])[0], config, pictures=pictures)
     assert rows[0]["file"] == "model.onnx"
     assert rows[0]["digest"] == before
@@ -148,7 +148,7 @@ def test_accuracy_of_every_variant(files: dict[str, Path], processes: Processes)
 
 
 def test_agreement_alone_without_labels(files: dict[str, Path], processes: Processes) -> None:
-    pictures = Pictures(name="mine", samples=make_samples(6))
+    pictures = ImageSet(name="mine", samples=make_samples(6))
     rows = compare(families([files["parent"]])[0], CONFIG, calibration=make_samples(3), pictures=pictures)
     assert [(row["top1"], row["agreement"], row["split"], row["pictures"]) for row in rows[-2:]] == [
         (None, 1.0, None, 6),
@@ -319,7 +319,7 @@ def test_the_command_calibrates_with_the_images_that_quantize_takes(
 
 
 def test_wrong_usage(files: dict[str, Path], processes: Processes, birds: Path) -> None:
-    with pytest.raises(UsageError, match="--images are pictures without labels, --accuracy wants labels"):
+    with pytest.raises(UsageError, match="--images are images without labels, --accuracy wants labels"):
         run_cli("bench", "compare", files["parent"], "--images", birds, "--accuracy")
     with pytest.raises(ArtefactError, match="add --data"):
         run_cli("bench", "compare", files["parent"], "--accuracy")

@@ -20,7 +20,7 @@ from tests.zoo.factories import make_input
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError
-from zoo.data.decoded import Images, Normalise
+from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks.checkpoint import load
 from zoo.training.ancestry import find_parent
 
@@ -59,7 +59,7 @@ def test_norms_get_the_scale_and_statistics_of_trained_ones() -> None:
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.zeros_(norm.weight)
-    images = Images(noise(8, 8), make_input(8))
+    images = DecodedImages(noise(8, 8), make_input(8))
     _settle(model, images)
     assert norm.weight.tolist() == [1.0] * 4
     normalised = norm(

@@ -148,7 +148,7 @@ def test_bad_settings_and_pictures_are_refused(tmp_path):
         with pytest.raises(UsageError, match=next(iter(wrong)).split("_")[-1]):
             ServingConfig(**wrong)
     path = write_tiny(tmp_path / "tiny" / "model.onnx", seed=0)
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(ImageError):
         measure(path, ServingConfig(image=tmp_path / "text.jpg"))
 

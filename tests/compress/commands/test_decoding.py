@@ -119,7 +119,7 @@ def test_other_images_say_nothing_about_the_cards_own_accuracy(graph: Path, phot
 
 
 def _worse(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
-    """Pictures decoded small get another answer: the first `lost` of those that were recognised."""
+    """Images decoded small get another answer: the first `lost` of those that were recognised."""
     real = command._compare
 
     def compare(predictor: Predictor, samples: Any) -> Any:

@@ -15,7 +15,7 @@ from compress.search import strategy, workbench
 from compress.search.candidates import Task
 from tests.conftest import run_cli
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.card import Stage
+from zoo.artefact.card import LineageEntry
 from zoo.artefact.latency import LatencyConfig
 from zoo.base.commandline import app
 from zoo.base.errors import ArtefactError, UsageError
@@ -140,7 +140,7 @@ def test_mistakes(output: Path) -> None:
         run_cli("optimize", output / "net")
     card = checkpoint.read_card(output / "net" / CHECKPOINT)
     model, _ = checkpoint.load(output / "net" / CHECKPOINT)
-    imported = dataclasses.replace(card, lineage=(Stage(stage="import", config={}, parent=None),))
+    imported = dataclasses.replace(card, lineage=(LineageEntry(stage="import", config={}, parent=None),))
     checkpoint.save(model, imported, output / "imported" / CHECKPOINT)
     with pytest.raises(ArtefactError, match="quantize ARTEFACT --calibrate FOLDER"):
         run_cli("optimize", output / "imported")

@@ -129,7 +129,7 @@ def test_it_is_pruned_without_data(artefact, tmp_path):
 
 def test_what_needs_data_asks_for_it(artefact, tmp_path):
     teacher = shutil.copy(artefact / CHECKPOINT, tmp_path / "teacher.safetensors")
-    with pytest.raises(DataError, match="has no data to calibrate on: name a folder of pictures with --calibrate"):
+    with pytest.raises(DataError, match="has no data to calibrate on: name a folder of images with --calibrate"):
         run_cli("quantize", artefact)
     with pytest.raises(ArtefactError, match="add --data"):
         run_cli("recover", artefact, "--teacher", teacher)

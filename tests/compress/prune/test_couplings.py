@@ -47,7 +47,7 @@ class Custom(nn.Module):
             {"0": 8, "2": 6},
         ),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 9), nn.Tanh(), nn.Linear(9, 3), nn.Softmax(1)), {"1": 9}),
-        # A convolution per channel of the picture, and no classifier but a pool: what is input or output stays.
+        # A convolution per channel of the image, and no classifier but a pool: what is input or output stays.
         (
             lambda: nn.Sequential(
                 nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 7, 1), nn.Conv2d(7, 3, 1), nn.AdaptiveAvgPool2d(1)
@@ -99,7 +99,7 @@ class Between(nn.Module):
 
 
 class Branching(nn.Module):
-    """Goes another way for dark pictures than for light ones."""
+    """Goes another way for dark images than for light ones."""
 
     def __init__(self) -> None:
         super().__init__()

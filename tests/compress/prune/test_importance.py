@@ -17,7 +17,7 @@ from compress.prune.importance import IMPORTANCES, comparable, score, scores
 from compress.prune.structure import Cut, Part, Structure
 from tests.zoo.factories import TINY_VIT, make_input, make_samples
 from zoo.base.errors import UsageError
-from zoo.data.decoded import Images, Normalise
+from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks.registry import build
 
 SPEC = make_input(8, "L")
@@ -110,7 +110,7 @@ def test_bn_is_the_scale_of_batch_norm() -> None:
 @pytest.mark.parametrize("layout", [SINGLES, PAIRS])
 def test_taylor_is_the_square_of_centred_feature_times_gradient_of_each_image(layout: Part) -> None:
     made = structure()
-    net, images = cast(Net, made.model), Images(make_samples(5, classes=3), SPEC)
+    net, images = cast(Net, made.model), DecodedImages(make_samples(5, classes=3), SPEC)
     pixels = Normalise(SPEC, torch.device("cpu"))(torch.stack([images[index][0] for index in range(5)]))
     features = functional.relu(net.norm(net.conv(pixels))).detach()  # [5, 4, 6, 6]
     # The linear layer has a mean per position, since each is an input of its own there.
@@ -134,7 +134,7 @@ def test_taylor_is_the_square_of_centred_feature_times_gradient_of_each_image(la
 def test_without_centring_taylor_would_be_weight_times_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Euler: the sum of x dL/dx over a linear layer's input is that of its weights times their gradients."""
     made = structure()
-    net, images = cast(Net, made.model), Images(make_samples(1, classes=3), SPEC)
+    net, images = cast(Net, made.model), DecodedImages(make_samples(1, classes=3), SPEC)
     monkeypatch.setattr(importance._Tap, "changes", lambda tap: torch.cat(tap._moved))
     (found,) = scores(made, [SINGLES], "taylor", images=images)
     pixels = Normalise(SPEC, torch.device("cpu"))(images[0][0].unsqueeze(0))
@@ -145,7 +145,7 @@ def test_without_centring_taylor_would_be_weight_times_gradient(monkeypatch: pyt
 
 
 def test_taylor_does_not_depend_on_the_size_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = Images(make_samples(7, classes=3), SPEC)
+    images = DecodedImages(make_samples(7, classes=3), SPEC)
     (whole,) = scores(structure(), [SINGLES], "taylor", images=images)
     monkeypatch.setattr(importance, "_PIXELS", 3 * 64)
     (parts,) = scores(structure(), [SINGLES], "taylor", images=images)
@@ -161,7 +161,7 @@ def test_what_a_head_is_worth_is_seen_at_its_projection() -> None:
         for part in range(2):
             model.blocks[1].attn.qkv.weight[part * 48 + 5 : (part + 1) * 48 : 16] = 0
     made = Structure(model, make_input(32))
-    images = Images(make_samples(4, classes=3), make_input(32))
+    images = DecodedImages(make_samples(4, classes=3), make_input(32))
     found = {
         (part.name, part.kind): one
         for part, one in zip(made.parts, scores(made, made.parts, "taylor", images=images), strict=True)
@@ -173,7 +173,7 @@ def test_what_a_head_is_worth_is_seen_at_its_projection() -> None:
 
 def test_taylor_sees_what_a_channel_is_worth() -> None:
     made = structure()
-    net, images = cast(Net, made.model), Images(make_samples(8, classes=3), SPEC)
+    net, images = cast(Net, made.model), DecodedImages(make_samples(8, classes=3), SPEC)
     with torch.no_grad():
         # Channel 2 is never read, channel 1 is always zero: neither can change the loss, whatever its weights.
         net.left.weight[:, 2] = 0

@@ -14,7 +14,7 @@ from compress.prune.importance import IMPORTANCES
 from compress.prune.stage import plan, prunable, prune, prune_model
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input, make_samples
 from zoo.base.errors import ArtefactError, UsageError
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks import checkpoint
 from zoo.networks.registry import build, count_macs
 from zoo.networks.shrink import attentions
@@ -145,7 +145,7 @@ def test_the_global_scope_leaves_a_share_of_every_group() -> None:
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_every_importance_prunes_to_the_same_size(importance: str) -> None:
-    images = Images(make_samples(6, classes=3), make_input(32))
+    images = DecodedImages(make_samples(6, classes=3), make_input(32))
     pruned, done = prune_model(resnet(), make_input(32), PruneConfig(macs=0.5, importance=importance), images=images)
     assert 0.49 < done.ratio <= 0.5
     assert torch.isfinite(pruned(torch.zeros(1, 3, 32, 32))).all()
@@ -322,7 +322,7 @@ def test_a_broken_promise_is_an_error(monkeypatch: pytest.MonkeyPatch, config: P
 
 def test_scores_that_are_no_numbers() -> None:
     model, spec = lenet(), make_input(28, "L")
-    images = Images(make_samples(6, classes=3), spec)
+    images = DecodedImages(make_samples(6, classes=3), spec)
     with torch.no_grad():
         next(model.parameters())[0] = torch.inf
     with pytest.raises(ArtefactError, match=r"LeNet: the importance taylor of .* is no number.*use --importance l2"):

@@ -18,7 +18,7 @@ from compress.search.workbench import Settings, Workbench
 from tests.compress.simulated import World
 from tests.zoo.factories import LABELS, make_card, make_dataset, make_input, write_artefact
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.card import Stage
+from zoo.artefact.card import LineageEntry
 from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
 from zoo.data.dataset import Dataset, Sample
@@ -325,7 +325,9 @@ def test_settings_out_of_range(changes: dict[str, Any], words: str) -> None:
 
 def trained(config: dict[str, Any], **more: Any) -> Any:
     card = make_card(stages=("train",))
-    return dataclasses.replace(card, lineage=(Stage(stage="train", config={"fit": config, **more}, parent=None),))
+    return dataclasses.replace(
+        card, lineage=(LineageEntry(stage="train", config={"fit": config, **more}, parent=None),)
+    )
 
 
 def test_recovery_has_the_settings_of_the_training() -> None:

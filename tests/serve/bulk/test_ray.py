@@ -68,7 +68,7 @@ def test_the_same_rows_as_embedded(tmp_path: Path) -> None:
         *((str(tmp_path / "model.onnx"), source, "--out", str(out), *options) for source, out in sources.items())
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("150 pictures, 1 of them without an answer") == 2
+    assert done.stdout.count("150 images, 1 of them without an answer") == 2
     assert "Traceback" not in done.stderr and "INFO" not in done.stderr and "WARNING" not in done.stderr
     for source, out in sources.items():
         embedded = tmp_path / "embedded.parquet"
@@ -76,7 +76,7 @@ def test_the_same_rows_as_embedded(tmp_path: Path) -> None:
             artefact=tmp_path / "model.onnx", source=source, out=embedded, batch=8, workers=1, force=True
         )
         score(config)
-        # Bit for bit: the same pictures stand in the same batches.
+        # Bit for bit: the same images stand in the same batches.
         assert pq.read_table(out).equals(pq.read_table(embedded))
 
 

@@ -30,7 +30,7 @@ COMMAND = "import serve.bulk.run, zoo.main; serve.bulk.run._PART_ROWS = 128; zoo
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model.onnx`, a folder of pictures with a broken one, and 1,200 rows that take some milliseconds each."""
+    """`model.onnx`, a folder of images with a broken one, and 1,200 rows that take some milliseconds each."""
     folder = tmp_path_factory.mktemp("score")
     write_artefact(folder / "model.onnx")
     (folder / "photos").mkdir()
@@ -182,7 +182,7 @@ def test_bad_input_ends_before_anything_is_scored(place, tmp_path, monkeypatch):
     out = tmp_path / "r.parquet"
     for changes, kind, message in (
         ({"out": tmp_path / "gone" / "r.parquet"}, UsageError, "there is no folder"),
-        ({"source": str(tmp_path)}, DataError, "no pictures below it"),
+        ({"source": str(tmp_path)}, DataError, "no images below it"),
         ({"artefact": tmp_path}, ArtefactError, "no ONNX file"),
         ({"engine": "rays"}, UsageError, "unknown engine 'rays'; did you mean ray"),
         ({"batch": 0}, UsageError, "--batch: expected at least 1, got 0"),

@@ -68,7 +68,7 @@ def test_the_result_is_no_part_of_its_source(tmp_path):
     pattern = str(tmp_path / "*.parquet")
     assert len(_names(open_source(pattern, batch=1))) == 2
     assert len(_names(open_source(pattern, batch=1, out=tmp_path / "out.parquet"))) == 1
-    with pytest.raises(DataError, match="is where the result would go, in place of the pictures"):
+    with pytest.raises(DataError, match="is where the result would go, in place of the images"):
         open_source(str(tmp_path / "a.parquet"), batch=1, out=tmp_path / "a.parquet")
 
 
@@ -96,11 +96,11 @@ def test_names_that_are_not_unicode_are_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty", "no pictures below it; expected files ending in"),
+        ("empty", "no images below it; expected files ending in"),
         ("missing", "nothing is there; name a folder, a glob in quotes"),
         ("*.png", "the glob matches no file"),
-        ("none.parquet", r"0 columns of pictures, .* columns: a \(int64\), b \(string\)"),
-        ("two.parquet", "2 columns of pictures, .* name one with --column"),
+        ("none.parquet", r"0 columns of images, .* columns: a \(int64\), b \(string\)"),
+        ("two.parquet", "2 columns of images, .* name one with --column"),
         ("rowless.parquet", "no rows to score"),
         ("text.parquet", "not a Parquet file that can be read"),
         ("mixed/*", "1 Parquet files and 1 others"),
@@ -127,7 +127,7 @@ def test_columns_of_parquet(tmp_path):
         open_source(text, batch=2, column="pixel")
     with pytest.raises(UsageError, match=r"unknown column of .*'ids'; did you mean id"):
         open_source(text, batch=2, key="ids")
-    with pytest.raises(DataError, match="column 'count' holds int64; expected pictures"):
+    with pytest.raises(DataError, match="column 'count' holds int64; expected images"):
         open_source(text, batch=2, column="count")
     _touch(tmp_path, "1.png")
     with pytest.raises(UsageError, match="--column and --key belong to Parquet files"):

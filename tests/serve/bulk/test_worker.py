@@ -1,4 +1,4 @@
-"""Pictures to rows in one process."""
+"""Images to rows in one process."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_a_sentence_in_its_row(artefact, tmp_path):
         "empty",
         "cannot decode",
         "pixels",
-        "no picture",
+        "no image",
         "No such file",
         "not a regular",
         "not a regular",

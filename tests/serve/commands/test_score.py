@@ -25,8 +25,8 @@ def _write(folder: Path) -> Path:
 def test_score_tells_what_it_did(tmp_path):
     artefact, out = _write(tmp_path), tmp_path / "r.parquet"
     result = run_cli("score", artefact, tmp_path / "photos", "--out", out, "--workers", "1")
-    assert "2 pictures, 1 of them without an answer" in result.stdout
-    assert "pictures/s, 1 workers" in result.stdout and "peak memory after a tenth" in result.stdout
+    assert "2 images, 1 of them without an answer" in result.stdout
+    assert "images/s, 1 workers" in result.stdout and "peak memory after a tenth" in result.stdout
     assert "no answer: " in result.stderr and "2.png: cannot decode" in result.stderr
     assert pq.read_table(out)["label"].null_count == 1
     again = run_cli("score", artefact, tmp_path / "photos", "--out", out, "--json")
@@ -50,6 +50,6 @@ def test_bench_score_keeps_its_row(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench.scoring, "alternate", alternate)
     result = run_cli("bench", "score", artefact, tmp_path / "photos", "--rounds", "2")
-    assert "95.0 pictures/s" in result.stdout and "95.0% (95.0% to 95.0%) of the fastest loop" in result.stdout
+    assert "95.0 images/s" in result.stdout and "95.0% (95.0% to 95.0%) of the fastest loop" in result.stdout
     (row,) = read(tmp_path / "bench" / SCORE)
     assert (row["artefact"], row["ratio"], row["n"]) == ("tiny", 0.95, 1)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.observe.drift import ENOUGH, WINDOW, Follower, class_distance
-from zoo.artefact.card import Build, Card, Inform, Input, Reference, Resize, Stage, Use
+from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Reference, Resize, Use
 
 LABELS = ("cat", "dog", "fox")
 
@@ -16,7 +16,7 @@ def card(reference: Reference | None, labels=LABELS) -> Card:
         build=Build(architecture="tiny"),
         use=Use(labels=labels, input=spec, reference=reference),
         inform=Inform(parameters=1, macs=1, bytes=0),
-        lineage=(Stage(stage="train", config={}, parent=None),),
+        lineage=(LineageEntry(stage="train", config={}, parent=None),),
     )
 
 

@@ -274,7 +274,7 @@ def test_the_keyboard_reaches_everything_in_order_and_works_it(open_page):
 def test_refusals_are_told_in_the_words_of_the_server(open_page, picture, tmp_path, received):
     page = open_page()
     torn = tmp_path / "torn.jpg"
-    torn.write_bytes(b"no picture")
+    torn.write_bytes(b"no image")
     page.choose_files("#file", torn)
     page.wait(DONE % 1)
     assert page.text(".failed .state") == "Cannot decode the image: image file is truncated."

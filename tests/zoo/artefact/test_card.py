@@ -19,12 +19,12 @@ from zoo.artefact.card import (
     Golden,
     Inform,
     Input,
+    LineageEntry,
     Lora,
     Metrics,
     Output,
     Reference,
     Resize,
-    Stage,
     Use,
     advance,
     allow,
@@ -77,7 +77,7 @@ def cards(draw: st.DrawFn) -> Card:
         Metrics, dataset=TEXTS, split=TEXTS, n=COUNTS, top1=SHARES, low=SHARES, high=SHARES, top5=st.none() | SHARES
     )
     stage = st.builds(
-        Stage,
+        LineageEntry,
         stage=TEXTS,
         config=TABLES,
         parent=st.none() | TEXTS,
@@ -227,7 +227,7 @@ def test_only_json_is_written(value):
         (lambda: dataclasses.replace(make_input(), colour="HSV"), r"colour: expected 'RGB' or 'L', got 'HSV'"),
         (lambda: make_input(mean=(0.5,)), r"RGB wants 3 values of mean and std"),
         (lambda: make_input(std=(1.0, 0.0, 1.0)), r"std: expected positive values"),
-        (lambda: make_draft(n=0), r"jpeg_draft\.n: expected at least one picture, got 0"),
+        (lambda: make_draft(n=0), r"jpeg_draft\.n: expected at least one image, got 0"),
         (lambda: make_draft(agreement=1.5), r"jpeg_draft\.agreement: expected a fraction, got 1\.5"),
         (lambda: make_draft(top1_after=-0.1), r"jpeg_draft\.top1_after: expected a fraction"),
         (lambda: make_input(0), r"size: expected \(height, width\) in pixels, got \(0, 0\)"),
@@ -314,7 +314,7 @@ def _measured() -> Card:
 @pytest.mark.parametrize("stage", sorted(_FREE))
 def test_advancing_appends_and_forgets_measurements(stage):
     card = _measured()
-    entry = Stage(stage=stage, config={"a": 1}, parent="0" * 64)
+    entry = LineageEntry(stage=stage, config={"a": 1}, parent="0" * 64)
     after = advance(card, entry, name="smaller")
     assert (after.name, after.lineage) == ("smaller", (*card.lineage, entry))
     assert (after.inform.metrics, after.use.golden, after.use.reference) == ((), None, None)
@@ -325,12 +325,12 @@ def test_advancing_appends_and_forgets_measurements(stage):
 
 def test_advancing_wants_the_parents_digest():
     with pytest.raises(ArtefactError, match="stage 'prune' must record the digest of the file it read"):
-        advance(_measured(), Stage(stage="prune", config={}, parent=None))
+        advance(_measured(), LineageEntry(stage="prune", config={}, parent=None))
 
 
 def test_advancing_checks_the_order():
     with pytest.raises(ArtefactError, match="run `pocketzoo export` first"):
-        advance(_measured(), Stage(stage="quantize", config={}, parent="0" * 64))
+        advance(_measured(), LineageEntry(stage="quantize", config={}, parent="0" * 64))
 
 
 def test_metrics_by_split():

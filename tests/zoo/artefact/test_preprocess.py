@@ -24,13 +24,13 @@ from zoo.artefact.preprocess import (
     decode,
     decode_for,
     encode_png,
-    fit,
     golden_image,
     least_edge,
     normalise,
     pixels,
     preprocess,
     scale_and_shift,
+    to_input_size,
 )
 from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError
 
@@ -235,7 +235,7 @@ def test_what_the_crop_throws_away_is_not_computed_and_changes_nothing(seed, hei
     whole = image.resize((edge, target) if width <= height else (target, edge), KERNELS[kernel])
     left, top = round((whole.width - size[1]) / 2), round((whole.height - size[0]) / 2)
     wanted = np.asarray(whole.crop((left, top, left + size[1], top + size[0])))
-    ours = fit(image, spec)
+    ours = to_input_size(image, spec)
     assert ours.shape == (*size, channels or 1)
     assert np.array_equal(ours.reshape(wanted.shape), wanted)
 
@@ -248,7 +248,7 @@ def test_photographs_are_resized_as_a_whole_would_be(kernel, shape):
     whole = image.resize((256, target) if shape[1] <= shape[0] else (target, 256), KERNELS[kernel])
     left, top = round((whole.width - 224) / 2), round((whole.height - 224) / 2)
     wanted = np.asarray(whole.crop((left, top, left + 224, top + 224)))
-    assert np.array_equal(fit(image, photo_input(224, 256, kernel)), wanted)
+    assert np.array_equal(to_input_size(image, photo_input(224, 256, kernel)), wanted)
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
@@ -303,7 +303,7 @@ def test_normalisation_is_one_float32_multiplication_and_addition(seed, shape, c
 def test_the_three_steps_are_preprocess():
     for spec in (make_input(8), photo_input(8, 10), make_input(8, "L")):
         for data in SEEDS:
-            assert np.array_equal(normalise(fit(decode_for(data, spec), spec), spec), preprocess(data, spec))
+            assert np.array_equal(normalise(to_input_size(decode_for(data, spec), spec), spec), preprocess(data, spec))
 
 
 def test_limits_reach_the_decoder():

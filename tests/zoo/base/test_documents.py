@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zoo.base.documents import DecodeError, decode
+from zoo.base.documents import DocumentError, to_dataclass
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def test_reads_every_kind_of_field():
         "table": {"x": 1},
         "rest": [{"free": None}],
     }
-    found = decode(Outer, document, "doc")
+    found = to_dataclass(Outer, document, "doc")
     assert found == Outer("n", 3, True, Inner(2.0), Inner(0.5), (1, 2), ("a", 2.0), {"x": 1}, [{"free": None}])
     assert isinstance(found.inner.rate, float)
 
 
 def test_defaults_and_none():
-    assert decode(Outer, {"name": "n", "maybe": None}, "doc") == Outer("n")
+    assert to_dataclass(Outer, {"name": "n", "maybe": None}, "doc") == Outer("n")
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_defaults_and_none():
     ],
 )
 def test_messages_start_with_the_place(document, message):
-    with pytest.raises(DecodeError) as caught:
-        decode(Outer, document, "doc")
+    with pytest.raises(DocumentError) as caught:
+        to_dataclass(Outer, document, "doc")
     assert str(caught.value).startswith(message)
 
 
 def test_long_values_are_cut_in_messages():
-    with pytest.raises(DecodeError) as caught:
-        decode(Outer, {"name": "n", "count": "x" * 1000}, "doc")
+    with pytest.raises(DocumentError) as caught:
+        to_dataclass(Outer, {"name": "n", "count": "x" * 1000}, "doc")
     assert len(str(caught.value)) < 130

@@ -1,4 +1,4 @@
-"""Pictures are PNG files, written atomically, the same each time."""
+"""Images are PNG files, written atomically, the same each time."""
 
 from __future__ import annotations
 

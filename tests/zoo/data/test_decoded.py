@@ -1,4 +1,4 @@
-"""Decoded pictures and batches of them."""
+"""Decoded images and batches of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.zoo.factories import encode, make_input, make_samples, photo_input, p
 from zoo.artefact.preprocess import normalise, pixels
 from zoo.base.errors import DataError, UsageError
 from zoo.data.dataset import Sample
-from zoo.data.decoded import Images, Normalise, canvas, epoch_order
+from zoo.data.decoded import DecodedImages, Normalise, canvas, epoch_order
 
 SAMPLES = make_samples(5, size=9)
 SPEC = make_input(6, "L")
@@ -24,7 +24,7 @@ def test_the_canvas_keeps_what_the_crop_cuts_off():
 
 
 def test_pictures_are_the_evaluations_pixels():
-    images = Images(SAMPLES, SPEC)
+    images = DecodedImages(SAMPLES, SPEC)
     assert len(images) == 5 and images.labels.tolist() == [0, 1, 0, 1, 0]
     for index, sample in enumerate(SAMPLES):
         picture_, label = images[index]
@@ -34,7 +34,7 @@ def test_pictures_are_the_evaluations_pixels():
 
 def test_cached_and_uncached_give_the_same_batches():
     order = [[4, 0], [2], [3, 1]]
-    cached, uncached = (list(Images(SAMPLES, SPEC, cache_bytes=size).batches(order)) for size in (10**6, 0))
+    cached, uncached = (list(DecodedImages(SAMPLES, SPEC, cache_bytes=size).batches(order)) for size in (10**6, 0))
     assert len(cached) == len(uncached) == 3
     for (ours, labels), (theirs, their_labels) in zip(cached, uncached, strict=True):
         assert torch.equal(ours, theirs) and torch.equal(labels, their_labels)
@@ -49,7 +49,7 @@ def test_pictures_are_decoded_ahead_but_not_all_at_once(monkeypatch):
         return np.moveaxis(pixels(sample.read(), spec), -1, 0)
 
     monkeypatch.setattr("zoo.data.decoded._channels_first", count)
-    images = Images(make_samples(40, size=9), SPEC, cache_bytes=0)
+    images = DecodedImages(make_samples(40, size=9), SPEC, cache_bytes=0)
     batches = images.in_order(2)
     first, _ = next(batches)
     assert first.shape == (2, 1, 6, 6)
@@ -60,8 +60,8 @@ def test_pictures_are_decoded_ahead_but_not_all_at_once(monkeypatch):
 
 
 def test_the_picture_that_fails_in_a_batch_is_named_and_ends_the_threads():
-    broken = Sample(name="broken.png", label=0, digest="", source=b"no picture")
-    batches = Images([*SAMPLES, broken], SPEC, cache_bytes=0).in_order(2)
+    broken = Sample(name="broken.png", label=0, digest="", source=b"no image")
+    batches = DecodedImages([*SAMPLES, broken], SPEC, cache_bytes=0).in_order(2)
     assert len(next(batches)[0]) == 2
     with pytest.raises(DataError, match=r"broken\.png: cannot decode the image"):
         list(batches)
@@ -70,7 +70,7 @@ def test_the_picture_that_fails_in_a_batch_is_named_and_ends_the_threads():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
 def test_in_order_gives_every_picture_once(batch_size):
-    images = Images(SAMPLES, SPEC)
+    images = DecodedImages(SAMPLES, SPEC)
     parts = [part for part, _ in images.in_order(batch_size)]
     assert max(map(len, parts)) <= batch_size
     assert torch.equal(torch.cat(parts), torch.stack([images[index][0] for index in range(5)]))
@@ -80,7 +80,7 @@ def test_in_order_gives_every_picture_once(batch_size):
 def test_a_picture_that_cannot_be_resized_is_named(cache_bytes):
     long = Sample(name="long.png", label=0, digest="", source=encode(np.zeros((1, 500_000), np.uint8)))
     with pytest.raises(DataError, match=r"long\.png: the image is too elongated: 500000 x 1 pixels"):
-        Images([long], photo_input(224, 256), cache_bytes=cache_bytes)[0]
+        DecodedImages([long], photo_input(224, 256), cache_bytes=cache_bytes)[0]
 
 
 def test_normalisation_is_the_cards():
@@ -109,7 +109,7 @@ def test_balanced_draws_every_class_as_often():
     drawn = torch.tensor(orders).flatten()
     shares = torch.bincount(LABELS[drawn]) / len(drawn)
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
-    # Within a class, every picture is as likely as any other.
+    # Within a class, every image is as likely as any other.
     rare = torch.bincount(drawn, minlength=100)[95:]
     assert rare.float().std() < 0.12 * rare.float().mean()
 

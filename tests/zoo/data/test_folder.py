@@ -1,4 +1,4 @@
-"""Folders of pictures: layouts, dirt, and what is remembered of them."""
+"""Folders of images: layouts, dirt, and what is remembered of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("output")
 
 
 def _fill(root: Path, groups: dict[str, int], *, start: int = 0) -> Path:
-    """`{"train/cat": 4}` -> four different pictures in that folder."""
+    """`{"train/cat": 4}` -> four different images in that folder."""
     for number, (place, count) in enumerate(groups.items()):
         (root / place).mkdir(parents=True, exist_ok=True)
         for index in range(count):
@@ -76,7 +76,7 @@ def test_names_with_spaces_hidden_files_and_other_files(tmp_path):
     _fill(tmp_path, {"big cat": 4, "dog (small)": 4, ".git/x": 1, "big cat/.thumbnails": 2, "notes": 0})
     (tmp_path / "big cat" / "a b ü.JPG").write_bytes(encode(picture(99), "JPEG"))
     for hidden in (".DS_Store", "._0.png", "readme.txt"):
-        (tmp_path / "big cat" / hidden).write_bytes(b"no picture")
+        (tmp_path / "big cat" / hidden).write_bytes(b"no image")
     (tmp_path / "big cat" / "more").mkdir()
     (tmp_path / "big cat" / "more" / "deep.png").write_bytes(encode(picture(98)))
     dataset = open_folder(tmp_path)
@@ -114,10 +114,10 @@ def test_one_image_in_two_splits(tmp_path):
     ("groups", "message"),
     [
         ({"cat": 5}, r"a folder for each of at least two classes, found \['cat'\]"),
-        ({}, r"found no pictures \(files ending in \.bmp, "),
+        ({}, r"found no images \(files ending in \.bmp, "),
         (
             {"train/cat": 3, "train/dog": 3, "val/cat": 3},
-            r"class 'dog' has no pictures in validation; found there",
+            r"class 'dog' has no images in validation; found there",
         ),
         ({"val/cat": 3, "test/cat": 3}, r"has test, validation but no `train` folder"),
         ({"train/cat": 3, "val/cat": 3, "valid/cat": 3}, r"val and valid both mean validation; keep one of them"),
@@ -190,7 +190,7 @@ def test_a_class_of_unknown_files_is_refused(tmp_path, output):
     _fill(tmp_path / "pets", {"cat": 10, "dog": 10})
     (tmp_path / "pets/hen").mkdir()
     (tmp_path / "pets/hen/1.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"pets/hen: a class without pictures that can be read; expected files ending"):
+    with pytest.raises(DataError, match=r"pets/hen: a class without images that can be read; expected files ending"):
         open_folder(tmp_path / "pets")
 
 

@@ -1,4 +1,4 @@
-"""Picture files that are read once (test_folder has what folders of them may look like)."""
+"""Image files that are read once (test_folder has what folders of them may look like)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.zoo.factories import encode, picture
 from zoo.base.errors import DataError
-from zoo.data.image_files import PictureFile, files_of_classes, read_pictures
+from zoo.data.image_files import ImageFile, files_of_classes, read_image_files
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_files_class_by_class(root):
 
 def test_samples_of_several_groups_in_order(root):
     files = files_of_classes(root, root)
-    samples, skipped = read_pictures({"a": files[:1], "b": files[1:]}, ("dog", "cat"), root)
+    samples, skipped = read_image_files({"a": files[:1], "b": files[1:]}, ("dog", "cat"), root)
     assert skipped == ()
     assert {group: [(s.name, s.label) for s in found] for group, found in samples.items()} == {
         "a": [("cat/1.png", 1)],
@@ -39,8 +39,8 @@ def test_samples_of_several_groups_in_order(root):
 
 
 def test_a_missing_and_an_unreadable_file(root):
-    with pytest.raises(DataError, match=r"a picture is missing: .*7\.png"):
-        read_pictures({"a": [PictureFile(root / "7.png", "7.png", "cat")]}, ("cat",), root)
+    with pytest.raises(DataError, match=r"a image is missing: .*7\.png"):
+        read_image_files({"a": [ImageFile(root / "7.png", "7.png", "cat")]}, ("cat",), root)
     (root / "dog/3.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"1 of 3 files are unreadable, more than 5%: dog/3\.png: cannot decode"):
-        read_pictures({"a": files_of_classes(root, root)}, ("cat", "dog"), root)
+        read_image_files({"a": files_of_classes(root, root)}, ("cat", "dog"), root)

@@ -1,4 +1,4 @@
-"""Pictures without labels: any layout, in the order of their paths, each once."""
+"""Images without labels: any layout, in the order of their paths, each once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_any_layout(layout):
         for path, content in paths.items():
             _put(root / path, content)
         if not wanted:
-            with pytest.raises(DataError, match=r"photos: no pictures below it; expected files ending in \.bmp"):
+            with pytest.raises(DataError, match=r"photos: no images below it; expected files ending in \.bmp"):
                 open_images(root)
             return
         found = open_images(root)
@@ -62,18 +62,18 @@ def test_the_first_of_equal_pictures_stays(tmp_path):
 def test_unreadable_pictures_are_skipped_with_a_note(tmp_path, capsys):
     for number in range(20):
         _put(tmp_path / f"{number}.png", encode(picture(number)))
-    _put(tmp_path / "broken.jpg", b"no picture")
+    _put(tmp_path / "broken.jpg", b"no image")
     assert len(open_images(tmp_path)) == 20
     assert "skipped broken.jpg: cannot decode" in capsys.readouterr().err
-    _put(tmp_path / "too.jpg", b"no picture either")
+    _put(tmp_path / "too.jpg", b"no image either")
     with pytest.raises(DataError, match=r"2 of 22 files are unreadable, more than 5%: broken\.jpg: "):
         open_images(tmp_path)
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"gone: expected a folder of pictures, found nothing there; name the folder"):
+    with pytest.raises(DataError, match=r"gone: expected a folder of images, found nothing there; name the folder"):
         open_images(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"1\.png: expected a folder of pictures, found a file there"):
+    with pytest.raises(DataError, match=r"1\.png: expected a folder of images, found a file there"):
         open_images(_put(tmp_path / "1.png", CONTENTS[0]))
 
 

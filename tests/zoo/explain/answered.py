@@ -1,4 +1,4 @@
-"""Answers made up from logits, to pictures of noise."""
+"""Answers made up from logits, to images of noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page of pictures must not hide: the order of heat, whatever lies below it."""
+"""What a page of images must not hide: the order of heat, whatever lies below it."""
 
 from __future__ import annotations
 

@@ -231,6 +231,6 @@ def test_torchvisions_weights_or_an_error_with_their_address(name, monkeypatch):
     assert source.source.startswith("torchvision:") and source.source.endswith("Net_Weights.IMAGENET1K_V1")
     assert (asked["url"], asked["check_hash"]) == (entry.url, True)
     first = next(iter(donor.state_dict()))
-    # Grey pictures are seen as the sum of the three colours' filters.
+    # Grey images are seen as the sum of the three colours' filters.
     torch.testing.assert_close(model.state_dict()[first], donor.state_dict()[first].sum(1, keepdim=True))
     assert not model.get_classifier().weight.any()

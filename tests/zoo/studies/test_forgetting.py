@@ -12,7 +12,7 @@ import torch
 from tests.conftest import run_cli
 from tests.zoo.factories import TINY_VIT
 from zoo.base.errors import ArtefactError, UsageError
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.studies.forgetting import _saved, forgetting, split_runs, write_forgetting
 from zoo.training.evaluate import torch_logits
@@ -93,7 +93,7 @@ def test_the_old_accuracy_is_that_of_the_old_classifier_on_the_new_features(outp
     old, card = load(output / "old" / "model.safetensors")
     new, _ = load(output / "full" / "model.safetensors")
     new.head = old.head
-    images = Images(source_of(FIRST).open().splits["validation"], card.use.input)
+    images = DecodedImages(source_of(FIRST).open().splits["validation"], card.use.input)
     answers = torch.from_numpy(torch_logits(new, images)).argmax(dim=1)
     assert row.old.top1 == pytest.approx((answers == images.labels).double().mean().item())
 

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from tests.zoo.factories import TINY_VIT
 from zoo.base.errors import DataError, UsageError
 from zoo.data.catalogue import open_dataset
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load
 from zoo.networks.cutting.truncate import features_of
 from zoo.studies.probe import STRENGTHS, Extracted, extract, fit_probe, install, probe, write_probe
@@ -98,13 +98,13 @@ def test_statistics_are_of_the_training_images_only():
 
 def test_a_class_without_training_images():
     features = made(3)
-    with pytest.raises(DataError, match="no training picture of d; a probe needs every class"):
+    with pytest.raises(DataError, match="no training image of d; a probe needs every class"):
         fit_probe(features, labelled(4))
 
 
 def test_features_are_those_of_evaluation_mode_and_leave_the_network_alone(network):
     dataset, model, card = network
-    images = Images(dataset.splits["train"], card.use.input)
+    images = DecodedImages(dataset.splits["train"], card.use.input)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
@@ -122,7 +122,7 @@ def test_a_network_of_two_heads_answers_what_the_probe_answers():
     run = Run(model="deit_tiny_distilled_patch16_224", arguments=TINY_VIT, data="digits", size=32, images_per_split=40)
     model, card = starting_point(run, dataset, None)
     (found,) = probe(dataset, model, card.use.input)
-    images = Images(dataset.splits["validation"], card.use.input)
+    images = DecodedImages(dataset.splits["validation"], card.use.input)
     features = extract(features_of(model, ""), images, images).train
     install(model, found)
     logits = torch_logits(model, images)
@@ -135,8 +135,8 @@ def test_a_network_of_two_heads_answers_what_the_probe_answers():
 def test_layers_times_classifiers(network, monkeypatch):
     dataset, model, card = network
     decoded = []
-    original = Images._decode_all
-    monkeypatch.setattr(Images, "_decode_all", lambda self: decoded.append(1) or original(self))
+    original = DecodedImages._decode_all
+    monkeypatch.setattr(DecodedImages, "_decode_all", lambda self: decoded.append(1) or original(self))
     found = probe(dataset, model, card.use.input, layers=("layer1", ""), classifiers=("svm", "logistic"))
     assert [(entry.layer, entry.classifier, entry.dim) for entry in found] == [
         ("layer1", "svm", 64),
@@ -146,7 +146,7 @@ def test_layers_times_classifiers(network, monkeypatch):
     ]
     assert all(entry.validation.n == 60 and entry.validation.split == "validation" for entry in found)
     assert all(entry.validation.top1 > 0.3 for entry in found), "chance is 0.1"
-    assert len(decoded) == 2, "training and validation pictures, once"
+    assert len(decoded) == 2, "training and validation images, once"
 
 
 @pytest.mark.parametrize("layer", ["", "layer2"])
@@ -155,11 +155,11 @@ def test_a_checkpoint_answers_as_the_probe(layer, tmp_path):
     model, card = starting_point(RUN, dataset, None)
     (found,) = probe(dataset, model, card.use.input, layers=(layer,))
     features = extract(
-        features_of(model, layer), *[Images(dataset.splits[s], card.use.input) for s in ("train", "validation")]
+        features_of(model, layer), *[DecodedImages(dataset.splits[s], card.use.input) for s in ("train", "validation")]
     )
     path = write_probe(RUN, dataset, model, card, found, tmp_path / "probe")
     again, written = load(path)
-    logits = torch_logits(again, Images(dataset.splits["validation"], card.use.input))
+    logits = torch_logits(again, DecodedImages(dataset.splits["validation"], card.use.input))
     assert logits == pytest.approx(features.validation @ found.weight.T + found.bias, abs=1e-3)
     assert [(metrics.split, metrics.n) for metrics in written.inform.metrics] == [("validation", 60), ("test", 60)]
     assert written.metrics("validation").top1 == found.validation.top1
@@ -188,7 +188,7 @@ def test_other_families(run):
     model, card = starting_point(run, dataset, None)
     (found,) = probe(dataset, model, card.use.input)
     install(model, found)
-    logits = torch_logits(model, Images(dataset.splits["validation"], card.use.input))
+    logits = torch_logits(model, DecodedImages(dataset.splits["validation"], card.use.input))
     truth = np.array([sample.label for sample in dataset.splits["validation"]])
     assert (logits.argmax(axis=1) == truth).mean() == found.validation.top1 > 0.3
 

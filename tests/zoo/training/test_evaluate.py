@@ -14,7 +14,7 @@ from tests.zoo.factories import make_card, make_dataset, make_input
 from zoo.artefact.card import Metrics
 from zoo.artefact.predictor import softmax
 from zoo.base.errors import DataError, UsageError
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.training.evaluate import (
     Averages,
     ClassMetrics,
@@ -91,7 +91,7 @@ def test_both_ways_to_logits_agree():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)).train()
     samples = dataset.splits["test"]
-    ours = torch_logits(model, Images(samples, spec), batch_size=3)
+    ours = torch_logits(model, DecodedImages(samples, spec), batch_size=3)
     assert model.training and ours.shape == (7, 3) and ours.dtype == np.float32
 
     @torch.inference_mode()

@@ -181,7 +181,7 @@ def test_networks_that_are_refused():
 def test_a_network_of_unknown_preprocessing_is_refused(tmp_path, labels):
     path = tmp_path / "w.pt"
     torch.save(build("lenet", classes=3, channels=3).state_dict(), path)
-    _refused("nobody has published what pictures lenet was trained with", "lenet", weights=str(path), labels=labels)
+    _refused("nobody has published what images lenet was trained with", "lenet", weights=str(path), labels=labels)
 
 
 def test_files_that_are_refused(tmp_path, labels):

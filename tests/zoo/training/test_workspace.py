@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.zoo.factories import make_card
-from zoo.artefact.card import Stage
+from zoo.artefact.card import LineageEntry
 from zoo.base.errors import ArtefactError, DataError
 from zoo.data.catalogue import open_dataset
 from zoo.data.splits import Thin
@@ -83,7 +83,7 @@ def test_the_same_data_set_by_name_keeps_what_was_left_out(tmp_path):
 
 
 def _card(*entries: tuple[str, dict[str, object], str | None]):
-    lineage = tuple(Stage(stage=stage, config=config, parent=parent) for stage, config, parent in entries)
+    lineage = tuple(LineageEntry(stage=stage, config=config, parent=parent) for stage, config, parent in entries)
     return dataclasses.replace(make_card(), lineage=lineage)
 
 

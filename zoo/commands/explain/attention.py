@@ -16,9 +16,9 @@ __all__ = ["attention"]
 @explain.command()
 def attention(
     artefacts: Annotated[
-        list[Path], typer.Argument(help="Folders of artefacts, like output/vit-lora; a row of the picture each.")
+        list[Path], typer.Argument(help="Folders of artefacts, like output/vit-lora; a row of the image each.")
     ],
-    image: Annotated[Path, typer.Option("--image", help="Picture file.", show_default=False)],
+    image: Annotated[Path, typer.Option("--image", help="Image file.", show_default=False)],
     method: Annotated[
         str,
         typer.Option(
@@ -40,9 +40,9 @@ def attention(
     fusion: Annotated[str, typer.Option(help="Of the heads in rollout: mean, max or min.")] = "mean",
     out: Out = None,
 ) -> None:
-    """Draw which parts of a picture vision transformers attend to.
+    """Draw which parts of a image vision transformers attend to.
 
-    Each network gets the picture as its own card says, and is shown as it gets it.
+    Each network gets the image as its own card says, and is shown as it gets it.
     """
     from zoo.base.errors import unknown_name
     from zoo.explain.inside.attention import FUSIONS

@@ -1,4 +1,4 @@
-"""What the commands that draw pictures of a network and its answers share: their group, and where pictures go."""
+"""What the commands that draw images of a network and its answers share: their group, and where images go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.base.errors import UsageError
 
 __all__ = ["Out", "explain", "picture_path", "say"]
 
-explain = typer.Typer(help="Pictures of what a network looks at, and of where it errs.", no_args_is_help=True)
+explain = typer.Typer(help="Images of what a network looks at, and of where it errs.", no_args_is_help=True)
 app.add_typer(explain, name="explain", rich_help_panel=LOOK)
 
 Out = Annotated[
@@ -24,7 +24,7 @@ Out = Annotated[
 
 
 def picture_path(artefact: Path, out: Path | None, name: str, suffix: str = ".png") -> Path:
-    """Where a picture goes: `out`, else `<artefact's folder>/explain/<name>.png`.
+    """Where a image goes: `out`, else `<artefact's folder>/explain/<name>.png`.
 
     Raises:
         UsageError: `out` has another suffix.
@@ -38,5 +38,5 @@ def picture_path(artefact: Path, out: Path | None, name: str, suffix: str = ".pn
 
 
 def say(path: Path) -> None:
-    """Print where a picture was written."""
+    """Print where a image was written."""
     print(short(path.resolve()))

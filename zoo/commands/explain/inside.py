@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["features", "filters", "gradcam", "guided"]
 
-Image = Annotated[Path, typer.Argument(help="Picture file.")]
+Image = Annotated[Path, typer.Argument(help="Image file.")]
 Layer = Annotated[
     str, typer.Option("--layer", help="Name of a layer; `pocketzoo explain summary` lists them.", show_default=False)
 ]
@@ -51,7 +51,7 @@ def features(
     most: Annotated[int, typer.Option(min=1, help="Number of channels, strongest first.")] = 32,
     out: Out = None,
 ) -> None:
-    """Draw what the channels of a layer make of a picture."""
+    """Draw what the channels of a layer make of a image."""
     from zoo.explain.inside.features import draw_features, feature_maps
     from zoo.explain.inside.network import picture
 
@@ -96,7 +96,7 @@ def guided(
 @explain.command()
 def gradcam(
     artefact: Artefact,
-    images: Annotated[list[Path], typer.Argument(help="Picture files, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     layer: Annotated[
         str | None,
         typer.Option(help="Name of a layer. Default: the last whose places the answer depends on.", show_default=False),
@@ -104,10 +104,10 @@ def gradcam(
     label: Annotated[
         str | None, typer.Option(help="What to look for. Default: the network's own answer.", show_default=False)
     ] = None,
-    most: Annotated[int, typer.Option(min=1, help="Number of pictures; of more, the first.")] = 30,
+    most: Annotated[int, typer.Option(min=1, help="Number of images; of more, the first.")] = 30,
     out: Out = None,
 ) -> None:
-    """Draw which places of pictures speak for a label, by Grad-CAM; for CNNs and vision transformers."""
+    """Draw which places of images speak for a label, by Grad-CAM; for CNNs and vision transformers."""
     from zoo.data.inputs import named
     from zoo.explain.inside.gradcam import default_layer, draw_heats, explain_labels
     from zoo.explain.inside.network import picture
@@ -156,14 +156,14 @@ def _read(image: Path) -> bytes:
     from zoo.data.inputs import named
 
     if image.is_dir():
-        raise UsageError(f"{image} is a folder, expected one picture file")
+        raise UsageError(f"{image} is a folder, expected one image file")
     return named(_existing([image])).samples[0].read()
 
 
 def _existing(paths: Sequence[Path]) -> Sequence[Path]:
     for path in paths:
         if not path.exists():
-            raise UsageError(f"there is no picture at {path}; name a picture file")
+            raise UsageError(f"there is no image at {path}; name a image file")
     return paths
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["changes", "confusion", "losses", "pairs", "predictions"]
 
-Count = Annotated[int, typer.Option(min=1, help="Pictures to draw, at most.")]
+Count = Annotated[int, typer.Option(min=1, help="Images to draw, at most.")]
 NoImages = Annotated[list[Path] | None, typer.Option("--images", hidden=True)]
 """Accepted, to say why it cannot help."""
 
@@ -37,13 +37,13 @@ def predictions(
     data: Data = None,
     split: Split = "validation",
     count: Count = 30,
-    seed: Annotated[int, typer.Option(help="Draws the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the images.")] = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """A grid of pictures with answers and probabilities, right and wrong told apart at a glance.
+    """A grid of images with answers and probabilities, right and wrong told apart at a glance.
 
-    Of a split the labels come in turn, the pictures at random. A folder's INT8 file answers where there is one, its
+    Of a split the labels come in turn, the images at random. A folder's INT8 file answers where there is one, its
     checkpoint where there is no ONNX file.
     """
     from zoo.explain.predictions.outputs import answer
@@ -63,8 +63,7 @@ def predictions(
         return
     right = answers.right
     print(
-        f"{answers.name}: {len(answers.samples)} pictures"
-        + (f", {int(right.sum())} right" if right is not None else "")
+        f"{answers.name}: {len(answers.samples)} images" + (f", {int(right.sum())} right" if right is not None else "")
     )
     say(target)
 
@@ -103,11 +102,11 @@ def pairs(
     data: Data = None,
     split: Split = "validation",
     images: NoImages = None,
-    count: Annotated[int, typer.Option(min=1, help="Pairs of labels, at most; six pictures of each are drawn.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="Pairs of labels, at most; six images of each are drawn.")] = 5,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """The most confused pairs of labels, with pictures of each.
+    """The most confused pairs of labels, with images of each.
 
     A folder's INT8 file answers where there is one.
     """
@@ -145,7 +144,7 @@ def losses(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """The pictures with the highest loss: -ln of the true label's calibrated probability.
+    """The images with the highest loss: -ln of the true label's calibrated probability.
 
     A folder's INT8 file answers where there is one.
     """
@@ -187,10 +186,10 @@ def changes(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """The pictures that a compressed file answers otherwise than its original: lost, gained, or wrong both times.
+    """The images that a compressed file answers otherwise than its original: lost, gained, or wrong both times.
 
     A folder's INT8 file is compared with the network before any pruning, in FP32; name another file with --against to
-    see what one step did. Where no answer changed, the pictures are drawn whose probabilities moved most.
+    see what one step did. Where no answer changed, the images are drawn whose probabilities moved most.
     """
     from zoo.explain.predictions.changes import compare_changes, draw_changes, sentence
     from zoo.explain.predictions.outputs import answer
@@ -206,7 +205,7 @@ def changes(
         return
     print(sentence(found))
     if not found.changed:
-        print("no answer changed; the picture shows where the probabilities moved most")
+        print("no answer changed; the image shows where the probabilities moved most")
     say(target)
 
 
@@ -275,7 +274,7 @@ def _accuracy(answers: Answers, truth: Any) -> str:
 
 
 def _row(answers: Answers, place: int) -> dict[str, Any]:
-    """What is known of one picture and its answer."""
+    """What is known of one image and its answer."""
     from zoo.artefact.predictor import softmax
 
     probabilities = softmax(answers.logits[place], answers.card.use.temperature)
@@ -292,7 +291,7 @@ def _row(answers: Answers, place: int) -> dict[str, Any]:
 
 
 def _changed(found: Changes, count: int) -> dict[str, Any]:
-    """Counts, and by group every picture with another answer; of the others those that are drawn."""
+    """Counts, and by group every image with another answer; of the others those that are drawn."""
     from zoo.explain.predictions.changes import shown
 
     groups = {name: places for name, places in found.groups.items() if name != "moved"}

@@ -1,6 +1,6 @@
 """Brightness, contrast, saturation and hue of a whole batch: one linear map of the colours per image.
 
-`B` is the batch size, `C` the channels (1 or 3), `h`, `w` the size of the pictures. Strengths are one number per image.
+`B` is the batch size, `C` the channels (1 or 3), `h`, `w` the size of the images. Strengths are one number per image.
 """
 
 from __future__ import annotations

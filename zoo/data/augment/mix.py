@@ -1,4 +1,4 @@
-"""MixUp and CutMix: pictures and labels of a batch combined with those of the same batch in reverse order.
+"""MixUp and CutMix: images and labels of a batch combined with those of the same batch in reverse order.
 
 `B` is the batch size, `C` the channels, `h`, `w` the size of the input, `K` the number of labels.
 """
@@ -28,9 +28,9 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix a batch as `config.mixup` and `config.cutmix` say; where both are on, one of them is drawn for the batch.
 
-    MixUp (Zhang et al. 2018, section 2): lambda of the picture plus 1 - lambda of its partner. CutMix (Yun et al. 2019,
+    MixUp (Zhang et al. 2018, section 2): lambda of the image plus 1 - lambda of its partner. CutMix (Yun et al. 2019,
     section 3.1): a rectangle of the partner's, and lambda is exactly the share of pixels outside of it. Lambda is drawn
-    from Beta(alpha, alpha), once for the batch; the i-th picture's partner is the i-th from the end.
+    from Beta(alpha, alpha), once for the batch; the i-th image's partner is the i-th from the end.
 
     Args:
         inputs: float32 [B, C, h, w]; not changed.
@@ -63,10 +63,10 @@ def mix(
 
 
 def _cut_and_paste(inputs: torch.Tensor, share: float, across: float, down: float) -> tuple[torch.Tensor, float]:
-    """Paste a rectangle of each picture's partner; also returns the share of pixels that stayed."""
+    """Paste a rectangle of each image's partner; also returns the share of pixels that stayed."""
     height, width = inputs.shape[-2:]
     tall, wide = height * math.sqrt(1 - share), width * math.sqrt(1 - share)
-    # Its centre may lie anywhere, so an edge of the picture may cut it off.
+    # Its centre may lie anywhere, so an edge of the image may cut it off.
     top, bottom = (min(max(round(down * height + side * tall / 2), 0), height) for side in (-1, 1))
     left, right = (min(max(round(across * width + side * wide / 2), 0), width) for side in (-1, 1))
     mixed = inputs.clone()

@@ -1,7 +1,7 @@
 """Augmentation of a whole batch at once: one random affine map per image, then colours, noise and erasing.
 
 `B` is the size of the batch at hand, `T` that of the whole batch it is a part of, `C` the channels, `H`, `W` the size
-of the stored pictures, `h`, `w` that of the input.
+of the stored images, `h`, `w` that of the input.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _STRENGTHS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How training pictures are varied. The defaults cut out the centre, as evaluation does."""
+    """How training images are varied. The defaults cut out the centre, as evaluation does."""
 
     area: tuple[float, float] = (1.0, 1.0)
-    """Smallest and largest share of the picture's area that fills the input; above 1 zooms out. With `aspect`, this is
-    Inception's random resized crop. Once `area`, `aspect`, `rotate` or `shift` is set, 1 means the picture with the
+    """Smallest and largest share of the image's area that fills the input; above 1 zooms out. With `aspect`, this is
+    Inception's random resized crop. Once `area`, `aspect`, `rotate` or `shift` is set, 1 means the image with the
     margin that evaluation cuts off."""
     aspect: float = 1.0
     """Width is stretched against height by a factor between 1/aspect and aspect."""
@@ -49,27 +49,27 @@ class Augment:
     shift: float = 0.0
     """Largest shift, as a share of the edge, either way; on top of the free choice of where a smaller area lies."""
     flip: bool = False
-    """Mirror every second picture, left to right."""
+    """Mirror every second image, left to right."""
     padding: str = "zeros"
-    """What lies outside the picture: `zeros`, `border` or `reflection`."""
+    """What lies outside the image: `zeros`, `border` or `reflection`."""
     brightness: float = 0.0
     """Largest change of the factor of every value: 0.2 draws factors from 0.8 to 1.2."""
     contrast: float = 0.0
-    """Largest change of the factor of the distance from the picture's mean grey."""
+    """Largest change of the factor of the distance from the image's mean grey."""
     saturation: float = 0.0
-    """Largest change of the factor of the distance from the pixel's grey; an error for greyscale pictures."""
+    """Largest change of the factor of the distance from the pixel's grey; an error for greyscale images."""
     hue: float = 0.0
-    """Largest turn of the colour circle, either way, as a share of it, at most 0.5; an error for greyscale pictures."""
+    """Largest turn of the colour circle, either way, as a share of it, at most 0.5; an error for greyscale images."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise, in steps of 0..255, drawn for every value of every picture."""
+    """Standard deviation of Gaussian noise, in steps of 0..255, drawn for every value of every image."""
     randaugment: int = 0
-    """Random operations per picture (Cubuk et al. 2020, RandAugment); 0: none. The paper's N."""
+    """Random operations per image (Cubuk et al. 2020, RandAugment); 0: none. The paper's N."""
     magnitude: float = 9.0
     """Strength of RandAugment's operations, 0 to 10. The paper's M."""
     vary_magnitude: bool = False
     """Every operation draws its own strength up to `magnitude` (as Sohn et al. 2020, FixMatch, section 2.3)."""
     erase: float = 0.0
-    """Probability of erasing a rectangle of a picture (Zhong et al. 2017, Random Erasing); the paper's is 0.5."""
+    """Probability of erasing a rectangle of a image (Zhong et al. 2017, Random Erasing); the paper's is 0.5."""
     erase_area: tuple[float, float] = (0.02, 0.4)
     """Smallest and largest share of the input that is erased."""
     erase_aspect: float = 10 / 3
@@ -85,7 +85,7 @@ class Augment:
 
     @property
     def plain(self) -> bool:
-        """Whether a picture always looks the same."""
+        """Whether a image always looks the same."""
         changing = ("area", "aspect", "rotate", "shift", "flip", "noise", "randaugment", "erase", "mixup", "cutmix")
         colours = ("brightness", "contrast", "saturation", "hue")
         return all(getattr(self, name) == getattr(_PLAIN, name) for name in changing + colours)
@@ -169,7 +169,7 @@ def augment(
         float32 [B, C, h, w], still in 0..255.
 
     Raises:
-        UsageError: saturation or hue is asked of greyscale pictures.
+        UsageError: saturation or hue is asked of greyscale images.
         ValueError: the part lies outside of the whole batch.
     """
     total = len(images) if total is None else total
@@ -210,7 +210,7 @@ def augment(
 def _check_colours(config: Augment, *, channels: int) -> None:
     for name in ("saturation", "hue"):
         if getattr(config, name) and channels == 1:
-            raise UsageError(f"augment.{name}: the pictures are greyscale and have no colours; set it to 0")
+            raise UsageError(f"augment.{name}: the images are greyscale and have no colours; set it to 0")
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
@@ -227,7 +227,7 @@ def _crops(count: int, config: Augment, size: tuple[int, int], generator: torch.
     width, height = area.sqrt() * stretch.exp(), area.sqrt() * (-stretch).exp()
     angle = uniform(-1, 1) * math.radians(config.rotate)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if config.flip else torch.ones(count)
-    # A smaller area may lie anywhere inside the picture; the shift moves it further.
+    # A smaller area may lie anywhere inside the image; the shift moves it further.
     across = uniform(-1, 1) * (1 - width).clamp(min=0) + uniform(-2, 2) * config.shift
     down = uniform(-1, 1) * (1 - height).clamp(min=0) + uniform(-2, 2) * config.shift
     # Coordinates run from -1 to 1 along both edges, so pixels are square only where the edges are equal.

@@ -1,9 +1,9 @@
-"""Data sets that are published as arrays of small pictures: MNIST, Fashion-MNIST, CIFAR-10.
+"""Data sets that are published as arrays of small images: MNIST, Fashion-MNIST, CIFAR-10.
 
-`N` is the number of pictures, `H` and `W` their size.
+`N` is the number of images, `H` and `W` their size.
 
-Each picture becomes a PGM or PPM file in memory (a header and its pixels), which takes no time to make and is decoded
-like any other file: 70,000 MNIST pictures took 0.02 s and 58 MB this way, 3.1 s and 22 MB as PNG; 60,000 of CIFAR-10
+Each image becomes a PGM or PPM file in memory (a header and its pixels), which takes no time to make and is decoded
+like any other file: 70,000 MNIST images took 0.02 s and 58 MB this way, 3.1 s and 22 MB as PNG; 60,000 of CIFAR-10
 0.04 s and 187 MB against 7.7 s and 149 MB (measured on the developers' machine).
 """
 
@@ -46,7 +46,7 @@ def mnist(seed: int = 0) -> Dataset:
 
 
 def fashion_mnist(seed: int = 0) -> Dataset:
-    """60,000 pictures of clothes to train on and 10,000 for the test, 28 x 28 greyscale, 10 kinds.
+    """60,000 images of clothes to train on and 10,000 for the test, 28 x 28 greyscale, 10 kinds.
 
     Xiao, Rasul & Vollgraf 2017, Fashion-MNIST; https://github.com/zalandoresearch/fashion-mnist
     Arguments and errors of :func:`mnist`. The publisher's address is plain http; the checksum is what vouches for it.
@@ -112,7 +112,7 @@ def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 
 
 def _samples(split: str, images: npt.NDArray[np.uint8], labels: Iterable[int], classes: int) -> list[Sample]:
-    """Pictures uint8 [N, H, W] or [N, H, W, 3] as PGM or PPM files."""
+    """Images uint8 [N, H, W] or [N, H, W, 3] as PGM or PPM files."""
     kind = "P5" if images.ndim == 3 else "P6"
     header = f"{kind} {images.shape[2]} {images.shape[1]} 255\n".encode()
     found = []

@@ -1,4 +1,4 @@
-"""Data sets that come inside PyPI packages: real pictures with no download."""
+"""Data sets that come inside PyPI packages: real images with no download."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _dataset(
 ) -> Dataset:
     samples = []
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        # The digest is of the pixels: a PNG encoder may change between versions, the picture does not.
+        # The digest is of the pixels: a PNG encoder may change between versions, the image does not.
         digest = hashlib.sha256(image.tobytes()).hexdigest()
         samples.append(Sample(name=f"{name}:{index}", label=int(label), digest=digest, source=encode_png(image)))
     train, validation, test = stratified(samples, fractions, seed=_SEED)

@@ -8,7 +8,7 @@ https://www.robots.ox.ac.uk/~vgg/data/flowers/102/
 from __future__ import annotations
 
 from zoo.data.dataset import Dataset
-from zoo.data.image_files import PictureFile, read_pictures
+from zoo.data.image_files import ImageFile, read_image_files
 from zoo.data.sources.download import Remote, data_root, fetch, unpack
 from zoo.data.sources.official import official_dataset
 
@@ -40,8 +40,8 @@ def flowers102(seed: int = 0) -> Dataset:
     for split, official in (("train", "train"), ("validation", "val"), ("test", "test")):
         part = Flowers102(str(root), split=official)
         files[split] = [
-            PictureFile(path, path.name, labels[label])
+            ImageFile(path, path.name, labels[label])
             for path, label in zip(part._image_files, part._labels, strict=True)
         ]
-    samples, skipped = read_pictures(files, labels, folder)
+    samples, skipped = read_image_files(files, labels, folder)
     return official_dataset("flowers102", labels, samples, seed=seed, skipped=skipped)

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from zoo.data.dataset import Dataset, Sample
-from zoo.data.image_files import read_pictures
+from zoo.data.image_files import read_image_files
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset, train_and_val
 
@@ -80,7 +80,7 @@ def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
     name = f"imagewoof2-{edge}"
     unpack(Remote(url=f"{_ADDRESS}/{name}.tgz"), data_root(), [name])
     root = data_root() / name
-    samples, skipped = read_pictures(train_and_val(root, tuple(_BREEDS)), tuple(_BREEDS), root)
+    samples, skipped = read_image_files(train_and_val(root, tuple(_BREEDS)), tuple(_BREEDS), root)
     return samples["train"], samples["test"], skipped
 
 

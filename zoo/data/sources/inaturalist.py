@@ -8,7 +8,7 @@ zoo.data.sources.download.
 from __future__ import annotations
 
 from zoo.data.dataset import Dataset
-from zoo.data.image_files import read_pictures
+from zoo.data.image_files import read_image_files
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset, train_and_val
 
@@ -33,6 +33,6 @@ def inaturalist10(seed: int = 0) -> Dataset:
     """
     unpack(Remote(url=_URL), data_root(), [_FOLDER])
     root = data_root() / _FOLDER
-    samples, skipped = read_pictures(train_and_val(root, _CLASSES), _CLASSES, root)
+    samples, skipped = read_image_files(train_and_val(root, _CLASSES), _CLASSES, root)
     held_out = "the folder `val`"
     return official_dataset("inaturalist10", _CLASSES, samples, seed=seed, held_out=held_out, skipped=skipped)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoo.base.errors import DataError
 from zoo.data.dataset import Dataset, Sample
-from zoo.data.image_files import PictureFile, files_of_classes
+from zoo.data.image_files import ImageFile, files_of_classes
 from zoo.data.splits import CARVED, stratified, without_leaks
 
 __all__ = ["official_dataset", "train_and_val"]
@@ -57,8 +57,8 @@ def official_dataset(
     )
 
 
-def train_and_val(root: Path, classes: Sequence[str]) -> dict[str, list[PictureFile]]:
-    """The pictures of `root/train/CLASS` as `train` and those of `root/val/CLASS` as `test`.
+def train_and_val(root: Path, classes: Sequence[str]) -> dict[str, list[ImageFile]]:
+    """The images of `root/train/CLASS` as `train` and those of `root/val/CLASS` as `test`.
 
     Raises:
         DataError: one of both folders has other classes than `classes`.
@@ -68,7 +68,7 @@ def train_and_val(root: Path, classes: Sequence[str]) -> dict[str, list[PictureF
         files[split] = files_of_classes(folder, root) if folder.is_dir() else []
         if (found := {file.label for file in files[split]}) != set(classes):
             raise DataError(
-                f"{folder}: expected pictures in the folders {sorted(classes)}, found {sorted(found)}; "
+                f"{folder}: expected images in the folders {sorted(classes)}, found {sorted(found)}; "
                 "is it the right archive?"
             )
     return files

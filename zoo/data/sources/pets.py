@@ -10,7 +10,7 @@ import dataclasses
 
 from zoo.base.errors import DataError
 from zoo.data.dataset import Dataset
-from zoo.data.image_files import PictureFile, read_pictures
+from zoo.data.image_files import ImageFile, read_image_files
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset
 
@@ -54,12 +54,12 @@ def _open(name: str, seed: int) -> Dataset:
     }
     files = {
         split: [
-            PictureFile(path, path.name, breeds[label])
+            ImageFile(path, path.name, breeds[label])
             for path, label in zip(official[part]._images, official[part]._labels, strict=True)
         ]
         for split, part in (("train", "trainval"), ("test", "test"))
     }
-    samples, skipped = read_pictures(files, breeds, root / "oxford-iiit-pet")
+    samples, skipped = read_image_files(files, breeds, root / "oxford-iiit-pet")
     dataset = official_dataset(name, breeds, samples, seed=seed, skipped=skipped)
     groups = {f"{kind}s": tuple(breed for breed in breeds if species[breed] == kind) for kind in _SPECIES}
     dataset = dataclasses.replace(dataset, groups=groups)

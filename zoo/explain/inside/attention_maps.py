@@ -61,7 +61,7 @@ class Attended:
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules in which every token of a picture attends to every other one: name -> module.
+    """The modules in which every token of a image attends to every other one: name -> module.
 
     Raises:
         ArtefactError: there is none, or several read the same tokens side by side.
@@ -76,7 +76,7 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
         others = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
         wanted = ", ".join(sorted({kind.__name__ for kind in _KINDS}))
         raise ArtefactError(
-            f"{_kind(model)} has no attention among all patches of a picture: looked for timm's {wanted}, "
+            f"{_kind(model)} has no attention among all patches of a image: looked for timm's {wanted}, "
             f"found {', '.join(others) or 'no attention'}; `pocketzoo explain gradcam` shows where such a network looks"
         )
     return found
@@ -194,8 +194,8 @@ def _check(model: nn.Module, maps: list[torch.Tensor], images: int) -> None:
     if len(shapes) > 1 or any(found.shape[0] != images for found in maps):
         seen = ", ".join(sorted({f"{found.shape[0] // images} x {found.shape[-1]} tokens" for found in maps}))
         raise ArtefactError(
-            f"{_kind(model)} cuts the picture differently from block to block (groups of {seen}), so its attention is "
-            "not one map of the picture; `pocketzoo explain gradcam` shows where it looks"
+            f"{_kind(model)} cuts the image differently from block to block (groups of {seen}), so its attention is "
+            "not one map of the image; `pocketzoo explain gradcam` shows where it looks"
         )
 
 

@@ -1,4 +1,4 @@
-"""One picture through the eyes of several vision transformers: a row for each, what it looks at in columns."""
+"""One image through the eyes of several vision transformers: a row for each, what it looks at in columns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Map = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one network looks at in one picture; maps are float32 [rows, columns] of patches."""
+    """What one network looks at in one image; maps are float32 [rows, columns] of patches."""
 
     name: str
     image: npt.NDArray[np.uint8]
@@ -69,19 +69,19 @@ def views(
     block: int | None = None,
     fusion: str = "mean",
 ) -> list[View]:
-    """A picture's file seen by each artefact.
+    """A image's file seen by each artefact.
 
     Args:
         artefacts: folders, checkpoints, or ONNX files beside their checkpoint.
-        data: the bytes of the picture's file; each artefact's own card says how it is preprocessed.
+        data: the bytes of the image's file; each artefact's own card says how it is preprocessed.
         label: whose evidence the gradient shows, where the artefact knows it; else, and for None, its own answer.
         block: whose heads are shown, from 0; None: the last.
         fusion: see :func:`zoo.explain.inside.attention.rollout`.
 
     Raises:
         UsageError: no artefact knows the label, or there is no such block or fusion.
-        ArtefactError: a checkpoint that cannot be opened, or a network without attention over the whole picture.
-        ImageError: the picture cannot be read.
+        ArtefactError: a checkpoint that cannot be opened, or a network without attention over the whole image.
+        ImageError: the image cannot be read.
     """
     # A row is named after the checkpoint: the answer of a quantized file beside it may be another.
     paths = [checkpoint_for(artefact) for artefact in artefacts]
@@ -127,7 +127,7 @@ def view(
 
     Args:
         model: a vision transformer; stays as it is.
-        inputs: the preprocessed picture, float [1, C, H, W].
+        inputs: the preprocessed image, float [1, C, H, W].
         image: the same to look at, uint8 [H, W, 3].
         labels: of the network's outputs.
         name: of its row.
@@ -138,7 +138,7 @@ def view(
 
     Raises:
         UsageError: there is no such block or fusion.
-        ArtefactError: the network has no attention over the whole picture.
+        ArtefactError: the network has no attention over the whole image.
     """
     blocks = len(attention_layers(model))
     chosen = blocks - 1 if block is None else block
@@ -175,7 +175,7 @@ def draw_views(path: Path, found: Sequence[View], *, method: str, title: str) ->
         path: of the PNG file.
         found: what each network looks at.
         method: one of METHODS; `all`: the mean of the heads, rollout and gradient.
-        title: of the picture.
+        title: of the image.
 
     Raises:
         UsageError: an unknown method.

@@ -1,4 +1,4 @@
-"""Feature maps: what the channels of a layer make of one picture."""
+"""Feature maps: what the channels of a layer make of one image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MOST = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a layer returns for a picture."""
+    """What a layer returns for a image."""
 
     layer: str
     shape: tuple[int, ...]
-    """Of the layer's output for one picture."""
+    """Of the layer's output for one image."""
     maps: npt.NDArray[np.float32]
     """float32 [C, h, w]."""
     prefix: int
@@ -34,11 +34,11 @@ class Features:
 
 
 def feature_maps(model: nn.Module, inputs: torch.Tensor, layer: str) -> Features:
-    """A layer's output for one picture as feature maps.
+    """A layer's output for one image as feature maps.
 
     Args:
         model: in evaluation mode.
-        inputs: one picture, float32 [1, channels, H, W].
+        inputs: one image, float32 [1, channels, H, W].
         layer: its name.
 
     Raises:
@@ -58,14 +58,14 @@ def strongest(maps: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.int64]
 def draw_features(
     path: Path, found: Features, image: npt.NDArray[np.uint8], *, name: str, title: str, most: int = MOST
 ) -> None:
-    """Draw a picture and the strongest channels of a layer as PNG.
+    """Draw a image and the strongest channels of a layer as PNG.
 
     Args:
         path: of the PNG file.
         found: what to draw.
-        image: the picture as the network sees it, uint8 [H, W, 3].
+        image: the image as the network sees it, uint8 [H, W, 3].
         name: of the network.
-        title: of the picture.
+        title: of the image.
         most: number of channels; see :func:`strongest`.
 
     Raises:

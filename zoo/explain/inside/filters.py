@@ -34,10 +34,10 @@ def first_filters(model: nn.Module, inputs: torch.Tensor) -> Filters:
 
     Args:
         model: in evaluation mode.
-        inputs: any picture, float32 [1, C, H, W].
+        inputs: any image, float32 [1, C, H, W].
 
     Raises:
-        UsageError: its first layer with weights is no convolution of the picture's own channels.
+        UsageError: its first layer with weights is no convolution of the image's own channels.
     """
     called: list[tuple[str, nn.Module]] = []
 
@@ -59,7 +59,7 @@ def first_filters(model: nn.Module, inputs: torch.Tensor) -> Filters:
     if not isinstance(first, nn.Conv2d) or first.weight.shape[1] != inputs.shape[1] or inputs.shape[1] not in (1, 3):
         raise UsageError(
             f"the first layer with weights of {type(model).__name__} is {name or 'nowhere'} ({type(first).__name__}), "
-            f"expected a convolution of the picture's {inputs.shape[1]} channels; "
+            f"expected a convolution of the image's {inputs.shape[1]} channels; "
             "see `pocketzoo explain features` for what its layers return"
         )
     return Filters(layer=name, weights=first.weight.detach().float().cpu().numpy())

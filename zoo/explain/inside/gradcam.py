@@ -1,4 +1,4 @@
-"""Grad-CAM: which places of a picture speak for a label (Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2).
+"""Grad-CAM: which places of a image speak for a label (Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2).
 
 Of a layer with feature maps A_k and a label's logit y, a_k is the mean of dy/dA_k over the places, and the map is
 ReLU(sum_k a_k A_k); Captum's LayerGradCam computes it. Tokens of a transformer are laid out as maps first, without
@@ -8,7 +8,7 @@ Which layer: the last one whose places the answer depends on. After the last con
 the pooling. In a ViT that pools patches it is the last block's output, or the norm after it. In a ViT that reads its
 class token, the patches of the last block's output reach nothing any more and have no gradient; what still reaches
 the class token is what its last attention reads: the output of that block's first norm. Layers that leave fewer than
-4 x 4 places are passed over for one that leaves more, where there is one: on small pictures the last ones leave none.
+4 x 4 places are passed over for one that leaves more, where there is one: on small images the last ones leave none.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _COARSE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """Where a network sees a label in a picture."""
+    """Where a network sees a label in a image."""
 
     title: str
-    """Of the picture."""
+    """Of the image."""
     image: npt.NDArray[np.uint8]
     """uint8 [H, W, 3], as the network sees it."""
     label: str
@@ -55,10 +55,10 @@ class Heat:
 
 
 def gradcam(model: nn.Module, inputs: torch.Tensor, labels: Sequence[int], layer: str) -> npt.NDArray[np.float32]:
-    """Grad-CAM of one label per picture: float32 [B, h, w], at least 0, not scaled.
+    """Grad-CAM of one label per image: float32 [B, h, w], at least 0, not scaled.
 
     Args:
-        model: in evaluation mode, from pictures to logits [B, K]; stays as it is.
+        model: in evaluation mode, from images to logits [B, K]; stays as it is.
         inputs: float32 [B, C, H, W].
         labels: B indices of logits.
         layer: whose output is explained; maps or tokens.
@@ -97,7 +97,7 @@ def default_layer(model: nn.Module, inputs: torch.Tensor) -> str:
 
     Args:
         model: in evaluation mode; stays as it is.
-        inputs: a picture, float32 [1, C, H, W].
+        inputs: a image, float32 [1, C, H, W].
 
     Raises:
         UsageError: there is none.
@@ -124,7 +124,7 @@ def default_layer(model: nn.Module, inputs: torch.Tensor) -> str:
 
 def _outputs(model: nn.Module, inputs: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     """The layers outside attention in the order in which they end, and the best logit's gradients of their outputs."""
-    # Within attention maps are queries and keys, or products of both; none is a picture's.
+    # Within attention maps are queries and keys, or products of both; none is a image's.
     inner = {
         part
         for module in model.modules()
@@ -164,11 +164,11 @@ def explain_labels(
     label: int | None = None,
     temperature: float = 1.0,
 ) -> list[Heat]:
-    """Grad-CAM for pictures one by one.
+    """Grad-CAM for images one by one.
 
     Args:
         model: in evaluation mode; stays as it is.
-        pictures: of each its title, the input [1, C, H, W], and the picture uint8 [H, W, 3].
+        pictures: of each its title, the input [1, C, H, W], and the image uint8 [H, W, 3].
         labels: the names of the logits.
         layer: see :func:`gradcam`.
         label: which logit is explained; None: the largest.
@@ -198,7 +198,7 @@ def explain_labels(
 
 
 def draw_heats(path: Path, heats: Sequence[Heat], *, name: str, layer: str) -> None:
-    """Draw pictures, each with its heat map beside it, as PNG.
+    """Draw images, each with its heat map beside it, as PNG.
 
     Args:
         path: of the PNG file.

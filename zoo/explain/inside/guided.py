@@ -52,12 +52,12 @@ class Unit:
     activation: float
     """There."""
     gradient: npt.NDArray[np.float32]
-    """float32 [C, H, W], with respect to the normalised picture."""
+    """float32 [C, H, W], with respect to the normalised image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """Units of a layer, explained for one picture."""
+    """Units of a layer, explained for one image."""
 
     layer: str
     units: tuple[Unit, ...]
@@ -72,11 +72,11 @@ class Guided:
 def guided(
     model: nn.Module, inputs: torch.Tensor, layer: str, *, units: Sequence[int] | None = None, most: int = MOST
 ) -> Guided:
-    """Guided backpropagation from units of a layer, each where it is most active, to a picture.
+    """Guided backpropagation from units of a layer, each where it is most active, to a image.
 
     Args:
         model: in evaluation mode; stays as it is.
-        inputs: one picture, float32 [1, C, H, W].
+        inputs: one image, float32 [1, C, H, W].
         layer: its name; returns maps, tokens or a vector.
         units: indices of channels or features; None: the `most` most active ones, most active first.
         most: see `units`.
@@ -119,14 +119,14 @@ def draw_guided(
     title: str,
     labels: Mapping[int, str] | None = None,
 ) -> None:
-    """Draw a picture and the gradients of units as PNG.
+    """Draw a image and the gradients of units as PNG.
 
     Args:
         path: of the PNG file.
         found: what to draw; each gradient on its own scale, up to the 99 % quantile of what is not zero.
-        image: the picture as the network sees it, uint8 [H, W, 3].
+        image: the image as the network sees it, uint8 [H, W, 3].
         name: of the network.
-        title: of the picture.
+        title: of the image.
         labels: what units are called, where they are the network's answers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One picture for a network: what every explanation that looks inside a network begins with."""
+"""One image for a network: what every explanation that looks inside a network begins with."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["picture"]
 
 
 def picture(data: bytes, card: Card) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
-    """A picture's file as the network gets it, and the same to look at.
+    """A image's file as the network gets it, and the same to look at.
 
     Args:
         data: the bytes of the file.
         card: of the network.
 
     Returns:
-        The input float32 [1, C, H, W], and the picture before it was normalised, uint8 [H, W, 3], grey where C is 1.
+        The input float32 [1, C, H, W], and the image before it was normalised, uint8 [H, W, 3], grey where C is 1.
 
     Raises:
         ImageError: it cannot be decoded, or is too large or too elongated.

@@ -1,4 +1,4 @@
-"""A compressed artefact against what it was made from: the pictures that it answers otherwise. `N` pictures."""
+"""A compressed artefact against what it was made from: the images that it answers otherwise. `N` images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ GROUPS = {
     "changed": "another answer; the truth is not known",
     "moved": "the same answer, probability moved most",
 }
-"""What the pictures of a group have in common."""
+"""What the images of a group have in common."""
 
 _COLUMNS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What two files answer to the same N pictures."""
+    """What two files answer to the same N images."""
 
     before: Answers
     after: Answers
@@ -40,22 +40,22 @@ class Changes:
     movement: npt.NDArray[np.float64]
     """[N]: total variation distance of both files' calibrated probabilities, 0 to 1."""
     agreement: float
-    """Share of the pictures that both answer with the same label."""
+    """Share of the images that both answer with the same label."""
     paired: Paired | None
     """The difference of the accuracies; None where the labels are not known."""
 
     @property
     def changed(self) -> int:
-        """Pictures with another answer."""
+        """Images with another answer."""
         return sum(len(places) for group, places in self.groups.items() if group != "moved")
 
 
 def compare_changes(before: Answers, after: Answers) -> Changes:
-    """Find the pictures that two files answer differently.
+    """Find the images that two files answer differently.
 
     Args:
         before: the parent's answers.
-        after: the compressed file's, to the same pictures.
+        after: the compressed file's, to the same images.
 
     Raises:
         DataError: the files have different labels.
@@ -91,7 +91,7 @@ def compare_changes(before: Answers, after: Answers) -> Changes:
 def shown(changes: Changes, count: int) -> dict[str, tuple[int, ...]]:
     """Which places of each group to draw, at most `count` in all: fairly shared, groups without any left out.
 
-    Where there is room, the pictures with unchanged answers follow whose probabilities moved most: a row, or two where
+    Where there is room, the images with unchanged answers follow whose probabilities moved most: a row, or two where
     no answer changed.
     """
     groups = {name: places for name, places in changes.groups.items() if places and name != "moved"}
@@ -107,9 +107,9 @@ def shown(changes: Changes, count: int) -> dict[str, tuple[int, ...]]:
 
 
 def sentence(changes: Changes) -> str:
-    """How many answers changed, and which way, with the number of pictures."""
+    """How many answers changed, and which way, with the number of images."""
     n = len(changes.after.samples)
-    text = f"{changes.after.name} against {changes.before.name} on {n:,} pictures of {changes.after.source}: "
+    text = f"{changes.after.name} against {changes.before.name} on {n:,} images of {changes.after.source}: "
     if not changes.changed:
         text += f"all {n:,} answers are the same"
     else:
@@ -123,16 +123,16 @@ def sentence(changes: Changes) -> str:
 
 
 def draw_changes(path: Path, changes: Changes, *, count: int = 30) -> None:
-    """Draw pictures with both answers, group by group, and write the page as PNG.
+    """Draw images with both answers, group by group, and write the page as PNG.
 
     Args:
         path: of the PNG file.
         changes: what to draw.
-        count: pictures, at most.
+        count: images, at most.
 
     Raises:
         ArtefactError: the file cannot be written.
-        ImageError: a picture cannot be decoded.
+        ImageError: a image cannot be decoded.
     """
     rows: list[Sequence[Panel | None]] = []
     titles: list[str] = []

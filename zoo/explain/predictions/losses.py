@@ -1,4 +1,4 @@
-"""The pictures that an artefact is most wrong about: those with the highest loss."""
+"""The images that an artefact is most wrong about: those with the highest loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """One of the pictures."""
+    """One of the images."""
 
     place: int
     """Its index among all."""
@@ -29,13 +29,13 @@ class Loss:
 
 
 def top_losses(logits: Logits, labels: Labels, temperature: float, count: int) -> tuple[Loss, ...]:
-    """The pictures with the highest cross-entropy, highest first; of equal ones the earlier.
+    """The images with the highest cross-entropy, highest first; of equal ones the earlier.
 
     Args:
         logits: [N, K].
         labels: [N], the true labels.
         temperature: divides the logits: the loss is that of calibrated probabilities.
-        count: how many pictures; fewer where there are not as many.
+        count: how many images; fewer where there are not as many.
     """
     losses = -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(len(labels)), labels]
     order = np.argsort(-losses, kind="stable")[:count]
@@ -43,22 +43,22 @@ def top_losses(logits: Logits, labels: Labels, temperature: float, count: int) -
 
 
 def draw_losses(path: Path, answers: Answers, losses: Sequence[Loss]) -> None:
-    """Draw pictures with their losses, answers and true labels, six in a row, and write the page as PNG.
+    """Draw images with their losses, answers and true labels, six in a row, and write the page as PNG.
 
     Args:
         path: of the PNG file.
-        answers: to all pictures, whose labels are known.
+        answers: to all images, whose labels are known.
         losses: which to draw, in this order; numbered from 1.
 
     Raises:
         ArtefactError: the file cannot be written.
-        ImageError: a picture cannot be decoded.
+        ImageError: a image cannot be decoded.
     """
     panels = [
         told(answers, entry.place, more=f"{number}. loss {entry.loss:.2f}") for number, entry in enumerate(losses, 1)
     ]
     heading = (
-        f"{answers.name}: of {len(answers.samples):,} pictures of {answers.source}, the {len(losses)} with the highest "
+        f"{answers.name}: of {len(answers.samples):,} images of {answers.source}, the {len(losses)} with the highest "
         "loss (-ln of the true label's calibrated probability)"
     )
     draw_panels(path, grid(panels, _COLUMNS), heading=heading)

@@ -1,4 +1,4 @@
-"""What an artefact answers to pictures, and how an answer is written below or above one. `N` pictures, `K` labels."""
+"""What an artefact answers to images, and how an answer is written below or above one. `N` images, `K` labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.artefact.preprocess import pixels
 from zoo.base.errors import ImageError
 from zoo.base.statistics.paired import Labels
 from zoo.data.dataset import Sample
-from zoo.data.inputs import Pictures
+from zoo.data.inputs import ImageSet
 from zoo.explain.drawing import NEUTRAL, RIGHT, WRONG, Panel
 from zoo.training.evaluate import Logits, file_logits
 
@@ -28,13 +28,13 @@ _FEWEST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one file answers to N pictures."""
+    """What one file answers to N images."""
 
     name: str
     """Folder and file, as in tables."""
     card: Card
     source: str
-    """The pictures, in words."""
+    """The images, in words."""
     samples: Sequence[Sample] = field(repr=False)
     """[N]"""
     logits: Logits = field(repr=False)
@@ -63,19 +63,19 @@ class Answers:
         return None if self.truth is None else self.best == self.truth
 
 
-def answer(path: Path, card: Card, pictures: Pictures, places: Sequence[int] | None = None) -> Answers:
+def answer(path: Path, card: Card, pictures: ImageSet, places: Sequence[int] | None = None) -> Answers:
     """Ask an artefact's file.
 
     Args:
         path: an ONNX file, or a checkpoint, which needs torch.
         card: the file's.
         pictures: to ask about.
-        places: of the pictures to ask about, the only ones that are read; None: all.
+        places: of the images to ask about, the only ones that are read; None: all.
 
     Raises:
         ArtefactError, CardError, CheckError: the file cannot be used.
         DataError: the data set has labels that the artefact does not know, or a file of it has gone.
-        ImageError: a picture cannot be used; names it.
+        ImageError: a image cannot be used; names it.
     """
     name = f"{path.resolve().parent.name}/{path.name}"
     truth = pictures.truth(card.use.labels, where=name)
@@ -93,7 +93,7 @@ def answer(path: Path, card: Card, pictures: Pictures, places: Sequence[int] | N
 
 
 def seen(sample: Sample, card: Card) -> npt.NDArray[np.uint8]:
-    """The part of a picture that a network gets, before it is normalised: uint8 [H, W, 3], grey for one channel.
+    """The part of a image that a network gets, before it is normalised: uint8 [H, W, 3], grey for one channel.
 
     Raises:
         ImageError: it cannot be decoded, or is too elongated; names it.
@@ -113,12 +113,12 @@ def percent(probability: float) -> str:
 
 
 def told(answers: Answers, place: int, *, more: str = "") -> Panel:
-    """A picture with its answer: right and wrong by colour and mark, probability first, since labels may be long.
+    """A image with its answer: right and wrong by colour and mark, probability first, since labels may be long.
 
     Below a wrong answer stands the truth with its probability; where it is not known, the second best answer.
 
     Args:
-        answers: to all pictures.
+        answers: to all images.
         place: of this one.
         more: a line above.
     """

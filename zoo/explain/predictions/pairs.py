@@ -1,4 +1,4 @@
-"""The labels that an artefact confuses most, with pictures of each confusion."""
+"""The labels that an artefact confuses most, with images of each confusion."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["draw_pairs", "examples"]
 
 
 def examples(answers: Answers, pair: Pair, count: int) -> npt.NDArray[np.int64]:
-    """The pictures of a confusion, the most confident answers first: places int64 [at most `count`].
+    """The images of a confusion, the most confident answers first: places int64 [at most `count`].
 
     Args:
-        answers: to all pictures, whose labels are known.
+        answers: to all images, whose labels are known.
         pair: which confusion.
         count: at most.
     """
@@ -34,19 +34,19 @@ def draw_pairs(path: Path, answers: Answers, pairs: Sequence[Pair], *, count: in
 
     Args:
         path: of the PNG file.
-        answers: to all pictures, whose labels are known.
+        answers: to all images, whose labels are known.
         pairs: at least one, in this order.
-        count: pictures of a row, at most.
+        count: images of a row, at most.
 
     Raises:
         ArtefactError: the file cannot be written.
-        ImageError: a picture cannot be decoded.
+        ImageError: a image cannot be decoded.
     """
     panels = [[told(answers, int(place)) for place in examples(answers, pair, count)] for pair in pairs]
     rows = [grid(row, len(row))[0] for row in panels]
     what = f"the {len(pairs)} most confused pairs" if len(pairs) > 1 else "the most confused pair"
     heading = (
-        f"{answers.name}: {what} of labels among {len(answers.samples):,} pictures of {answers.source}; "
+        f"{answers.name}: {what} of labels among {len(answers.samples):,} images of {answers.source}; "
         "the most confident errors first"
     )
     titles = [f"{pair.true} → {pair.answered}\n{pair.count} of {pair.n} ({pair.share:.1%})" for pair in pairs]

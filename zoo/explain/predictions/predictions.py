@@ -1,4 +1,4 @@
-"""A grid of pictures with an artefact's answers: right and wrong told apart at a glance."""
+"""A grid of images with an artefact's answers: right and wrong told apart at a glance."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COLUMNS = 10
 
 
 def sample_places(truth: Labels | None, n: int, *, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw pictures at random, the labels in turn: of ten labels each third of thirty pictures shows every label.
+    """Draw images at random, the labels in turn: of ten labels each third of thirty images shows every label.
 
     Args:
-        truth: int64 [N], the true labels; None where they are not known: all pictures are then as likely.
-        n: N, the number of pictures to draw from.
+        truth: int64 [N], the true labels; None where they are not known: all images are then as likely.
+        n: N, the number of images to draw from.
         count: how many to draw; fewer where there are not as many.
         seed: of the drawing.
 
@@ -41,16 +41,16 @@ def sample_places(truth: Labels | None, n: int, *, count: int, seed: int) -> npt
 
 
 def draw_predictions(path: Path, answers: Answers, *, note: str = "") -> None:
-    """Draw every picture with its answer, ten in a row, and write the page as PNG.
+    """Draw every image with its answer, ten in a row, and write the page as PNG.
 
     Args:
         path: of the PNG file.
         answers: what to draw, in this order.
-        note: how the pictures were chosen, for the heading.
+        note: how the images were chosen, for the heading.
 
     Raises:
         ArtefactError: the file cannot be written.
-        ImageError: a picture cannot be decoded.
+        ImageError: a image cannot be decoded.
     """
     panels = [told(answers, place) for place in range(len(answers.samples))]
     draw_panels(path, grid(panels, COLUMNS), heading=_heading(answers, note))
@@ -58,7 +58,7 @@ def draw_predictions(path: Path, answers: Answers, *, note: str = "") -> None:
 
 def _heading(answers: Answers, note: str) -> str:
     n = len(answers.samples)
-    what = f"{answers.name}: {n} picture{'s' if n != 1 else ''} of {answers.source}"
+    what = f"{answers.name}: {n} image{'s' if n != 1 else ''} of {answers.source}"
     if answers.right is None:
         below = "Without true labels: the two most probable answers."
     elif answers.right.all():

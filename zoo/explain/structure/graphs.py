@@ -88,7 +88,7 @@ def write_torchscript(model: nn.Module, card: Card, out: Path) -> float:
 
     Returns:
         The largest difference between the logits of the network and of its trace, for batches of one, two and seven
-        golden pictures.
+        golden images.
 
     Raises:
         ArtefactError: torch cannot trace the network.

@@ -1,6 +1,6 @@
-"""The layers of a network by name: what they return for a picture, and which of it belongs to which place.
+"""The layers of a network by name: what they return for a image, and which of it belongs to which place.
 
-Letters in shapes: B pictures, C channels, h and w places (pixels of a feature map, or patches), N tokens, F features.
+Letters in shapes: B images, C channels, h and w places (pixels of a feature map, or patches), N tokens, F features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Places", "check_output", "find_layer", "layer_output", "places_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """How a layer's output is spread over the picture."""
+    """How a layer's output is spread over the image."""
 
     layout: str
     """`maps` for [B, C, h, w], `maps, channels last` for [B, h, w, C], `tokens` for [B, N, C]."""
@@ -62,7 +62,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def layer_output(model: nn.Module, inputs: torch.Tensor, layer: str) -> torch.Tensor:
-    """What a layer returns for pictures; of a layer that is called several times, the last time.
+    """What a layer returns for images; of a layer that is called several times, the last time.
 
     Args:
         model: in evaluation mode.
@@ -105,20 +105,20 @@ def check_output(model: nn.Module, layer: str, outputs: Sequence[object]) -> tor
 
 
 def places_of(model: nn.Module, layer: str, output: torch.Tensor, inputs: torch.Tensor) -> Places:
-    """Where in the picture the parts of a layer's output belong.
+    """Where in the image the parts of a layer's output belong.
 
     Args:
         model: the network.
         layer: its layer's name, for messages.
         output: of that layer, for `inputs`.
-        inputs: pictures [B, channels, H, W].
+        inputs: images [B, channels, H, W].
 
     Raises:
-        UsageError: the output is neither feature maps nor tokens of a picture.
+        UsageError: the output is neither feature maps nor tokens of a image.
     """
     refusal = UsageError(
         f"the output of layer {layer!r} is {list(output.shape)}, expected maps [B, C, H, W] or tokens [B, N, C] of "
-        f"{len(inputs)} pictures; take a layer that is further out, like a whole block (`pocketzoo explain summary` "
+        f"{len(inputs)} images; take a layer that is further out, like a whole block (`pocketzoo explain summary` "
         "lists the layers and their shapes)"
     )
     if len(output) != len(inputs) or output.ndim not in (3, 4):

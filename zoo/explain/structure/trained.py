@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from zoo.artefact.card import Card, Stage
-from zoo.base.documents import DecodeError, decode
+from zoo.artefact.card import Card, LineageEntry
+from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError
 from zoo.networks.stages import Freezing, phases, trained_at
 
@@ -61,12 +61,12 @@ def training_of(model: nn.Module, card: Card) -> Training | None:
     return Training(stage=last.stage, count=count, names=names, share=share, why=why)
 
 
-def _kept(entry: Stage) -> bool:
+def _kept(entry: LineageEntry) -> bool:
     """Whether the training is recorded, and the network has its weights: a recovery may have made them no better."""
     return "trainable" in entry.summary and entry.summary.get("best_epoch") != 0
 
 
-def _unknowable(last: Stage, after: list[str]) -> str:
+def _unknowable(last: LineageEntry, after: list[str]) -> str:
     if "merge" in after:
         return "the trained weights are those of LoRA adapters, which were merged; lora.safetensors has them apart"
     if "prune" in after:
@@ -81,8 +81,8 @@ def _names(model: nn.Module, config: Mapping[str, Any]) -> tuple[frozenset[str] 
     fit = config.get("fit", {})
     may = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
-        freezing = decode(Freezing, fit.get("freeze", {}), "freeze")
+        freezing = to_dataclass(Freezing, fit.get("freeze", {}), "freeze")
         epoch = phases(freezing, int(fit.get("epochs", 1)))[-1][-1]
         return frozenset(trained_at(model, freezing, epoch, may=may)), ""
-    except (DecodeError, UsageError) as error:  # settings of another version of this project
+    except (DocumentError, UsageError) as error:  # settings of another version of this project
         return None, f"the recorded settings of the training cannot be used: {error}"

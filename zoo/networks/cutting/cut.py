@@ -1,8 +1,8 @@
 """Compute frozen parts once: cut a network into the part that training leaves as it is and the rest.
 
-What training does not change can be computed once per picture instead of once per picture and epoch.
+What training does not change can be computed once per image instead of once per image and epoch.
 
-`B` is the batch size, `C` the channels, `H`, `W` the size of the pictures, `K` the number of labels.
+`B` is the batch size, `C` the channels, `H`, `W` the size of the images, `K` the number of labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchvision.ops import StochasticDepth
 from zoo.base.errors import PocketzooError
 from zoo.networks.cutting.tracing import ROOT, Moving, Shape, TooDeepError, Traced, has_tensors, moving, restored, trace
 
-__all__ = ["Split", "SplitError", "cut_bytes", "split"]
+__all__ = ["Cut", "CutError", "cut_bytes", "cut_network"]
 
 WORTHWHILE = 0.1
 """A cut that saves a smaller share of an epoch's arithmetic is not worth the memory."""
@@ -31,12 +31,12 @@ _DROPOUTS = (nn.modules.dropout._DropoutNd, DropBlock2d, DropPath, StochasticDep
 _HEAVY = frozenset({"baddbmm", "bmm", "einsum", "linear", "matmul", "mm", "scaled_dot_product_attention"})
 
 
-class SplitError(PocketzooError):
+class CutError(PocketzooError):
     """A network that cannot be cut; it can still be trained whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Cut:
     """A network in two parts that share its own modules and parameters; it is not copied and not changed."""
 
     frozen: nn.Module
@@ -55,7 +55,9 @@ class Split:
         return self.saved >= WORTHWHILE
 
 
-def split(model: nn.Module, trainable: Collection[str], example: torch.Tensor, *, live: Collection[str] = ()) -> Split:
+def cut_network(
+    model: nn.Module, trainable: Collection[str], example: torch.Tensor, *, live: Collection[str] = ()
+) -> Cut:
     """Cut a network before everything that training changes.
 
     Dropout within the frozen part is off. Dropout between the frozen part and the rest, as before most classifiers,
@@ -76,13 +78,13 @@ def split(model: nn.Module, trainable: Collection[str], example: torch.Tensor, *
         try:
             images = _noise(example)
             return _verified(model, _cut_until_clean(model, changing, images), images)
-        except SplitError:
+        except CutError:
             raise
         except Exception as error:  # what another's network does with stand-ins for tensors is open
-            raise SplitError(_refusal(model, f"{type(error).__name__}: {error}")) from error
+            raise CutError(_refusal(model, f"{type(error).__name__}: {error}")) from error
 
 
-def cut_bytes(found: Split, example: torch.Tensor) -> int:
+def cut_bytes(found: Cut, example: torch.Tensor) -> int:
     """Bytes per image at the cut.
 
     Args:
@@ -144,7 +146,7 @@ def _noise(example: torch.Tensor) -> torch.Tensor:
     return noise.to(example)
 
 
-def _cut_until_clean(model: nn.Module, changing: Moving, images: torch.Tensor) -> Split:
+def _cut_until_clean(model: nn.Module, changing: Moving, images: torch.Tensor) -> Cut:
     """Cut; where the inside of a module resists, keep that module whole and start over."""
     whole: set[str] = set()
     while True:
@@ -153,21 +155,21 @@ def _cut_until_clean(model: nn.Module, changing: Moving, images: torch.Tensor) -
                 return _cut(model, changing, whole, images)
         except TooDeepError as error:
             if error.path in ("", ROOT) or error.path in whole:
-                raise SplitError(_refusal(model, str(error))) from error
+                raise CutError(_refusal(model, str(error))) from error
             whole.add(error.path)
 
 
-def _cut(model: nn.Module, changing: Moving, whole: Collection[str], images: torch.Tensor) -> Split:
+def _cut(model: nn.Module, changing: Moving, whole: Collection[str], images: torch.Tensor) -> Cut:
     traced = trace(model, changing, whole, images)
     if next(iter(reversed(traced.graph.nodes))) not in traced.moving:
-        raise SplitError(f"what is trained does not change what {type(model).__name__} answers")
+        raise CutError(f"what is trained does not change what {type(model).__name__} answers")
     rest = _rest_of(traced)
     cut = _values(traced, rest)
     for node in cut:
         _check_batch(traced, node)
     frozen = _Frozen(_frozen_graph(traced, cut))
     remaining = _Rest(_rest_graph(traced, rest, cut), model)
-    return Split(frozen=frozen, rest=remaining, cut=tuple(node.name for node in cut), saved=0.0)
+    return Cut(frozen=frozen, rest=remaining, cut=tuple(node.name for node in cut), saved=0.0)
 
 
 def _rest_of(traced: Traced) -> set[fx.Node]:
@@ -327,7 +329,7 @@ def _module(traced: Traced, graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(targets, graph)
 
 
-def _verified(model: nn.Module, found: Split, images: torch.Tensor) -> Split:
+def _verified(model: nn.Module, found: Cut, images: torch.Tensor) -> Cut:
     """The split with its share of the arithmetic, once its parts were seen to compute what the network does."""
     model.eval()
     expected = model(images)
@@ -339,11 +341,11 @@ def _verified(model: nn.Module, found: Split, images: torch.Tensor) -> Split:
         logits = found.rest(own)
     if not _close(logits, expected, 1e-4):
         worst = (logits - expected).abs().max().item()
-        raise SplitError(_refusal(model, f"its parts differ from the whole by up to {worst:.2g}"))
+        raise CutError(_refusal(model, f"its parts differ from the whole by up to {worst:.2g}"))
     for alone, value in zip(found.frozen(images[:1]), values, strict=True):
         # Kernels differ between batch sizes, and NVIDIA's round to 10 bits (TF32).
         if not _close(alone, value[:1], 1e-2):
-            raise SplitError(_refusal(model, "what it makes of an image depends on the others"))
+            raise CutError(_refusal(model, "what it makes of an image depends on the others"))
     rest = cast(_Rest, found.rest)
     rest.overwritten = frozenset(
         index for index, (value, version) in enumerate(zip(own, versions, strict=True)) if value._version != version

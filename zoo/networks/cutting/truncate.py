@@ -109,7 +109,7 @@ def truncate(model: nn.Module, layer: str, classes: int) -> Truncated:
         classes: number of labels.
 
     Raises:
-        UsageError: an unknown layer (with close matches), one whose output is no picture, tokens or vector of an
+        UsageError: an unknown layer (with close matches), one whose output is no image, tokens or vector of an
             image, or a network whose way to the layer cannot be followed.
     """
     features, width = _features(model, layer, _cut(model, _known(model, layer)))

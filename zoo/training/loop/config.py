@@ -62,8 +62,8 @@ class FitConfig:
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
     views: int = 0
-    """What frozen layers make of each training picture is computed for so many augmented views and kept; 0: pictures
-    are varied anew in each epoch, and only pictures without augmentation are kept."""
+    """What frozen layers make of each training image is computed for so many augmented views and kept; 0: images
+    are varied anew in each epoch, and only images without augmentation are kept."""
     precision: str = "auto"
     """float32, bf16 (mixed precision), or auto: bf16 on a GPU."""
     compile: bool = False

@@ -1,4 +1,4 @@
-"""Where a training step's inputs come from: whole pictures, or what the frozen part of a network made of them once.
+"""Where a training step's inputs come from: whole images, or what the frozen part of a network made of them once.
 
 `B` is the batch size, `C`, `H`, `W` colours, height and width of the input, `K` the number of labels.
 """
@@ -19,22 +19,22 @@ from zoo.artefact.card import Input
 from zoo.base.seeds import generator_for
 from zoo.data.augment.mix import mix, mixes
 from zoo.data.augment.pipeline import Augment, augment
-from zoo.data.decoded import CACHE_BYTES, Images, Normalise, outputs
-from zoo.networks.cutting.cut import Split, SplitError, cut_bytes, split
+from zoo.data.decoded import CACHE_BYTES, DecodedImages, Normalise, outputs
+from zoo.networks.cutting.cut import Cut, CutError, cut_bytes, cut_network
 from zoo.training.loop.distributed import World, gather, interleaved
 from zoo.training.loop.norms import even_chunks
 
-__all__ = ["CutFeed", "Feed", "Pictures", "WholeFeed", "cut_feed"]
+__all__ = ["CutFeed", "Feed", "TrainingImages", "WholeFeed", "cut_feed"]
 
 _CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What a run trains and validates on, and how its pictures become inputs."""
+class TrainingImages:
+    """What a run trains and validates on, and how its images become inputs."""
 
-    train: Images
-    validation: Images
+    train: DecodedImages
+    validation: DecodedImages
     spec: Input
     augment: Augment
     classes: int
@@ -60,13 +60,13 @@ class Feed(Protocol):
         """This process's rows of `chunks[first:]`: what `network` takes, and int64 [B] or float32 [B, K] targets."""
 
     def validation_logits(self) -> npt.NDArray[np.float32]:
-        """Logits [N, K] of the validation pictures, in every process."""
+        """Logits [N, K] of the validation images, in every process."""
 
 
 class WholeFeed:
-    """Every picture goes through the whole network at each step."""
+    """Every image goes through the whole network at each step."""
 
-    def __init__(self, model: nn.Module, network: nn.Module, pictures: Pictures) -> None:
+    def __init__(self, model: nn.Module, network: nn.Module, pictures: TrainingImages) -> None:
         self.model = model
         self.network = network
         self.pictures = pictures
@@ -77,7 +77,7 @@ class WholeFeed:
         """Inputs [B, C, H, W] and targets; what is random depends on (seed, epoch, step) alone."""
         pictures, mixed = self.pictures, mixes(self.pictures.augment)
         rows = [pictures.world.rows(len(chunk)) for chunk in chunks]
-        # A picture's partner in MixUp may be another process's, so each process varies the whole batch then.
+        # A image's partner in MixUp may be another process's, so each process varies the whole batch then.
         own = [chunk if mixed else chunk[part] for chunk, part in zip(chunks, rows, strict=True)]
         for step, (images, labels) in enumerate(pictures.train.batches(own[first:]), start=first):
             generator = generator_for(pictures.seed, epoch, step, "augment")
@@ -107,7 +107,7 @@ class CutFeed:
     def __init__(
         self,
         model: nn.Module,
-        parts: Split,
+        parts: Cut,
         views: Sequence[tuple[torch.Tensor, ...]],
         validation: tuple[torch.Tensor, ...],
         labels: torch.Tensor,
@@ -142,7 +142,7 @@ class CutFeed:
 
 
 def cut_feed(
-    model: nn.Module, trained: set[str], live: set[str], pictures: Pictures, *, views: int, epochs: int
+    model: nn.Module, trained: set[str], live: set[str], pictures: TrainingImages, *, views: int, epochs: int
 ) -> CutFeed | str:
     """Compute the frozen part of a network once, if that is possible and pays.
 
@@ -151,7 +151,7 @@ def cut_feed(
         trained: names of the parameters that learn.
         live: names of the BatchNorm layers whose statistics move.
         pictures: what to train and validate on.
-        views: how many augmented views of each training picture to keep; 0: augmentation is drawn anew each epoch,
+        views: how many augmented views of each training image to keep; 0: augmentation is drawn anew each epoch,
             so there is nothing to keep unless there is none.
         epochs: how often they will be used.
 
@@ -160,9 +160,9 @@ def cut_feed(
     """
     count = 1 if pictures.augment.plain else views
     if mixes(pictures.augment):
-        return "MixUp and CutMix blend pictures anew at each step"
+        return "MixUp and CutMix blend images anew at each step"
     if not count:
-        return "augmentation is drawn anew in each epoch; train.views = K keeps K views of each picture instead"
+        return "augmentation is drawn anew in each epoch; train.views = K keeps K views of each image instead"
     if epochs <= count:
         return f"{epochs} epoch(s) would not use {count} view(s) twice"
     if pictures.world.size > 1:
@@ -170,20 +170,20 @@ def cut_feed(
     device = pictures.world.device
     example = torch.zeros(2, *pictures.spec.shape, device=device)
     try:
-        parts = split(model, trained, example, live=live)
-    except SplitError as error:
+        parts = cut_network(model, trained, example, live=live)
+    except CutError as error:
         return str(error)
     if not parts.worthwhile:
         return "the layers that are frozen from the first on are less than a tenth of the work"
     size = cut_bytes(parts, example) * (len(pictures.train) * count + len(pictures.validation))
     if size > CACHE_BYTES:
-        return f"what the frozen layers make of the pictures takes {size / 2**30:.1f} GiB"
+        return f"what the frozen layers make of the images takes {size / 2**30:.1f} GiB"
     kept = [_frozen_views(parts.frozen, pictures, view) for view in range(count)]
     validation = _frozen_validation(parts.frozen, pictures)
     return CutFeed(model, parts, kept, validation, pictures.train.labels, device)
 
 
-def _frozen_views(frozen: nn.Module, pictures: Pictures, view: int) -> tuple[torch.Tensor, ...]:
+def _frozen_views(frozen: nn.Module, pictures: TrainingImages, view: int) -> tuple[torch.Tensor, ...]:
     chunks = even_chunks(range(len(pictures.train)), _CHUNK)
     parts = []
     with torch.no_grad():
@@ -194,7 +194,7 @@ def _frozen_views(frozen: nn.Module, pictures: Pictures, view: int) -> tuple[tor
     return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
 
-def _frozen_validation(frozen: nn.Module, pictures: Pictures) -> tuple[torch.Tensor, ...]:
+def _frozen_validation(frozen: nn.Module, pictures: TrainingImages) -> tuple[torch.Tensor, ...]:
     images = pictures.validation
     found = outputs(frozen, images.spec, images.in_order(_CHUNK), pictures.world.device)
     parts = [tuple(part.cpu() for part in values) for values in found]

@@ -15,11 +15,11 @@ from torch import nn
 
 from zoo.artefact.card import Input
 from zoo.base.interrupt import deferred_signals
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.networks.registry import classifier_width
 from zoo.training.loop.config import FitConfig, loss_of
 from zoo.training.loop.distributed import barrier, join_world
-from zoo.training.loop.feeds import Pictures
+from zoo.training.loop.feeds import TrainingImages
 from zoo.training.loop.losses import Loss
 from zoo.training.loop.masks import Mask
 from zoo.training.loop.objective import Objective
@@ -46,8 +46,8 @@ class FitReport:
 def fit(
     model: nn.Module,
     *,
-    train: Images,
-    validation: Images,
+    train: DecodedImages,
+    validation: DecodedImages,
     spec: Input,
     config: FitConfig,
     folder: Path,
@@ -55,7 +55,7 @@ def fit(
     loss: Loss | None = None,
     title: str = "",
     identity: object = None,
-    unlabelled: Images | None = None,
+    unlabelled: DecodedImages | None = None,
     semi: Unlabelled | None = None,
     mask: Mask | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
@@ -67,16 +67,16 @@ def fit(
 
     Args:
         model: on the CPU; frozen parameters stay as they are.
-        train: pictures of the canvas size (see zoo.data.decoded.canvas).
-        validation: pictures of the input size.
+        train: images of the canvas size (see zoo.data.decoded.canvas).
+        validation: images of the input size.
         spec: the network's input.
         config: how long and how fast.
         folder: gets log.csv, and state.pt until training has ended.
         resume: continue from state.pt if it belongs to the same run; else start over.
-        loss: default: what the configuration says. One of one's own sees pictures, so nothing is computed only once.
+        loss: default: what the configuration says. One of one's own sees images, so nothing is computed only once.
         title: of the progress bar.
         identity: what else makes this run another one than its weights, data and settings do (JSON).
-        unlabelled: pictures whose labels are not used; with `semi`.
+        unlabelled: images whose labels are not used; with `semi`.
         semi: how to learn from them.
         mask: train only chosen weights.
         on_epoch: called after each epoch, in every process.
@@ -91,7 +91,7 @@ def fit(
     model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     classes = classifier_width(model) or 0
-    pictures = Pictures(train, validation, spec, config.augment, classes, config.seed, world, memory_format)
+    pictures = TrainingImages(train, validation, spec, config.augment, classes, config.seed, world, memory_format)
     objective = Objective(
         model, config, loss or loss_of(config, train.labels, classes), custom=loss is not None, device=world.device
     )
@@ -134,7 +134,9 @@ def _denormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def _fingerprint(model: nn.Module, config: FitConfig, train: Images, validation: Images, identity: object) -> str:
+def _fingerprint(
+    model: nn.Module, config: FitConfig, train: DecodedImages, validation: DecodedImages, identity: object
+) -> str:
     """Identifies a run: its settings, data and initial weights."""
     total = hashlib.sha256(json.dumps([asdict(config), identity], sort_keys=True).encode())
     for images in (train, validation):

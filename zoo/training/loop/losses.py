@@ -2,7 +2,7 @@
 
 Every loss is the plain mean over the batch, also with class weights: torch divides by the sum of the batch's weights
 instead, which makes the mean over processes that share a batch another number than the mean over the batch. The weights
-of :func:`class_weights` have the mean 1 over the training pictures, so both agree on average.
+of :func:`class_weights` have the mean 1 over the training images, so both agree on average.
 """
 
 from __future__ import annotations
@@ -77,22 +77,22 @@ def focal(gamma: float, label_smoothing: float = 0.0, class_weights: torch.Tenso
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Weights N / (K n_k) that give every class the same sum over the pictures; their mean over the pictures is 1.
+    """Weights N / (K n_k) that give every class the same sum over the images; their mean over the images is 1.
 
     Args:
-        labels: int64 [N], of the training pictures.
+        labels: int64 [N], of the training images.
         classes: K.
 
     Returns:
         float32 [K].
 
     Raises:
-        DataError: a class has no picture, so no weight could balance it.
+        DataError: a class has no image, so no weight could balance it.
     """
     counts = torch.bincount(labels, minlength=classes)
     if missing := torch.nonzero(counts == 0).flatten().tolist():
         raise DataError(
-            f"class weights: {len(missing)} of {classes} labels have no training picture (number {missing[0]}, "
+            f"class weights: {len(missing)} of {classes} labels have no training image (number {missing[0]}, "
             "counted from 0); add some, or train without class weights"
         )
     return (len(labels) / (classes * counts.double())).float()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from zoo.data.decoded import Images, outputs
+from zoo.data.decoded import DecodedImages, outputs
 
 __all__ = ["even_chunks", "reestimate"]
 
@@ -19,7 +19,7 @@ __all__ = ["even_chunks", "reestimate"]
 def reestimate(
     model: nn.Module,
     layers: Sequence[nn.modules.batchnorm._BatchNorm],
-    images: Images,
+    images: DecodedImages,
     *,
     order: Sequence[int],
     batch_size: int,

@@ -1,4 +1,4 @@
-"""What a training step minimises: the loss over labelled pictures, over unlabelled ones, and a pull to the start."""
+"""What a training step minimises: the loss over labelled images, over unlabelled ones, and a pull to the start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from zoo.base.errors import UsageError
 from zoo.base.seeds import generator_for, seed_of
 from zoo.data.augment.mix import mixes
 from zoo.data.augment.pipeline import strong, weak
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.training.loop.config import FitConfig
-from zoo.training.loop.feeds import Pictures
+from zoo.training.loop.feeds import TrainingImages
 from zoo.training.loop.l2sp import l2sp, starting_point
 from zoo.training.loop.losses import Loss
 from zoo.training.loop.semi_supervised import Unlabelled, fixmatch_loss, pseudo_label_loss, ramp_weight
@@ -23,7 +23,7 @@ from zoo.training.loop.semi_supervised import Unlabelled, fixmatch_loss, pseudo_
 __all__ = ["Objective", "Views"]
 
 Views = tuple[torch.Tensor, torch.Tensor]
-"""A weakly and a strongly varied view of unlabelled pictures, each float32 [M, C, H, W]."""
+"""A weakly and a strongly varied view of unlabelled images, each float32 [M, C, H, W]."""
 
 
 class Objective:
@@ -32,8 +32,8 @@ class Objective:
     Args:
         model: whose weights a penalty pulls.
         config: precision, and the strength of that pull.
-        loss: over labelled pictures.
-        custom: whether `loss` looks at the pictures themselves.
+        loss: over labelled images.
+        custom: whether `loss` looks at the images themselves.
         device: where training runs.
     """
 
@@ -45,11 +45,11 @@ class Objective:
         self._device = device
         self._half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self._start: dict[str, torch.Tensor] = {}
-        self._unlabelled: Images | None = None
+        self._unlabelled: DecodedImages | None = None
         self._semi: Unlabelled | None = None
 
-    def learn_from(self, unlabelled: Images | None, semi: Unlabelled) -> None:
-        """Use unlabelled pictures too.
+    def learn_from(self, unlabelled: DecodedImages | None, semi: Unlabelled) -> None:
+        """Use unlabelled images too.
 
         Raises:
             UsageError: there are none, or settings that this does not go with.
@@ -68,8 +68,8 @@ class Objective:
         """The pull to the start, a scalar; None without one."""
         return l2sp(self._model, self._start, self._config.l2sp) if self._config.l2sp else None
 
-    def views(self, pictures: Pictures, epoch: int, steps: int, first: int) -> Iterator[Views | None]:
-        """This process's views of the unlabelled pictures of each step from `first` on; None without such pictures."""
+    def views(self, pictures: TrainingImages, epoch: int, steps: int, first: int) -> Iterator[Views | None]:
+        """This process's views of the unlabelled images of each step from `first` on; None without such images."""
         semi, images, seed = self._semi, self._unlabelled, self._config.seed
         if semi is None or images is None:
             yield from (None for _ in range(first, steps))

@@ -22,12 +22,12 @@ from tqdm import tqdm
 from zoo.base.errors import TrainingError, UsageError
 from zoo.base.progress import note
 from zoo.base.seeds import generator_for, seed_of
-from zoo.data.decoded import Images, epoch_order
+from zoo.data.decoded import DecodedImages, epoch_order
 from zoo.networks.stages import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
 from zoo.training.loop.averaging import Average
 from zoo.training.loop.config import FitConfig, optimizer_of
 from zoo.training.loop.distributed import World, gather
-from zoo.training.loop.feeds import Feed, Pictures, WholeFeed, cut_feed
+from zoo.training.loop.feeds import Feed, TrainingImages, WholeFeed, cut_feed
 from zoo.training.loop.masks import Mask, MaskedUpdate, choose
 from zoo.training.loop.norms import even_chunks, reestimate
 from zoo.training.loop.objective import Objective, Views
@@ -65,7 +65,7 @@ class Trainer:
         self,
         model: nn.Module,
         config: FitConfig,
-        pictures: Pictures,
+        pictures: TrainingImages,
         objective: Objective,
         *,
         folder: Path,
@@ -105,7 +105,7 @@ class Trainer:
         smallest = min(config.batch_size, len(self.pictures.train)) // (config.accumulate * self.world.size)
         if live and smallest < 2:
             raise UsageError(
-                f"BatchNorm has no variance over {smallest} picture(s): a batch of {config.batch_size} of "
+                f"BatchNorm has no variance over {smallest} image(s): a batch of {config.batch_size} of "
                 f"{len(self.pictures.train)} training images goes in {config.accumulate} piece(s) to "
                 f"{self.world.size} process(es); raise train.batch_size, or train.freeze.norm = 'freeze'"
             )
@@ -132,7 +132,7 @@ class Trainer:
         config, train = self.config, self.pictures.train
         order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "mask"))
         chunks = _chunks(order[: mask.images], config.batch_size, least=1)
-        # Every process looks at all of these pictures, so that all choose the same weights.
+        # Every process looks at all of these images, so that all choose the same weights.
         alone = dataclasses.replace(self.pictures, world=World(0, 1, self.world.device))
         feed = WholeFeed(self.model, self.model, alone)
         batches = feed.batches(0, chunks, 0) if mask.by in ("fisher", "gradient") else iter(())
@@ -172,7 +172,7 @@ class Trainer:
         config = self.config
         frozen = any(name not in trained for name, _ in self.model.named_parameters())
         if frozen and self.objective.needs_pictures:
-            found: Any = "this loss looks at the pictures"
+            found: Any = "this loss looks at the images"
         elif frozen:
             found = cut_feed(self.model, trained, live, self.pictures, views=config.views, epochs=epochs)
         else:
@@ -250,7 +250,7 @@ class Trainer:
         epoch: int,
         steps: int,
     ) -> float:
-        """One update; returns this process's part of the mean loss over the batch of `rows` pictures."""
+        """One update; returns this process's part of the mean loss over the batch of `rows` images."""
         config, model = self.config, self.model
         done = epoch + self.state.step / steps
         losses = [row["validation_loss"] for row in self.state.history]
@@ -373,7 +373,7 @@ class Trainer:
         if config.freeze.norm != "reestimate":
             return
         layers = live_norms(self.model, config.freeze, config.epochs - 1, found=self.parts, may=self.may)
-        train = Images(self.pictures.train.samples, self.pictures.spec)
+        train = DecodedImages(self.pictures.train.samples, self.pictures.spec)
         order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "reestimate"))
         reestimate(
             self.model,
@@ -390,9 +390,9 @@ class Trainer:
 
 
 def _chunks(order: list[int], size: int, *, least: int) -> list[list[int]]:
-    """Batches; a last one of less than `least` pictures is left out.
+    """Batches; a last one of less than `least` images is left out.
 
-    One picture has no variance for BatchNorm, and each process must have some of a batch.
+    One image has no variance for BatchNorm, and each process must have some of a batch.
     """
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     return chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) < least else chunks

@@ -17,7 +17,7 @@ from zoo.training.recipe import PruneConfig
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pruned LeNet for grey pictures, beside two of them."""
+    """A pruned LeNet for grey images, beside two of them."""
     root = tmp_path_factory.mktemp("inside")
     torch.manual_seed(0)
     card = make_card(spec=make_input(28, "L"), stages=("train",))
@@ -63,9 +63,9 @@ def test_writes_below_the_artefact_unless_told_otherwise(artefact: Path) -> None
         ),
         (["guided", "a.png", "--layer", "head", "--units", "x"], UsageError, "--units x: expected whole numbers"),
         (["gradcam", "a.png", "--label", "dgo"], UsageError, "unknown label 'dgo'; did you mean dog"),
-        (["gradcam", "none.png"], UsageError, "there is no picture at .*none.png"),
-        (["features", ".", "--layer", "head"], UsageError, "is a folder, expected one picture file"),
-        (["gradcam", "lenet/model.safetensors"], DataError, "name another picture"),
+        (["gradcam", "none.png"], UsageError, "there is no image at .*none.png"),
+        (["features", ".", "--layer", "head"], UsageError, "is a folder, expected one image file"),
+        (["gradcam", "lenet/model.safetensors"], DataError, "name another image"),
     ],
 )
 def test_says_what_is_wrong(artefact: Path, arguments: list[str], error: type[Exception], message: str) -> None:

@@ -57,7 +57,7 @@ def test_predictions_of_a_split(artefact: Path, data: Path) -> None:
 def test_predictions_of_pictures(artefact: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers.png"
     result = _run("predictions", artefact, "--images", data / "cat" / "0.png", "--images", data / "hen", "--out", out)
-    assert "tiny/model.onnx: 30 pictures\n" in result.stdout
+    assert "tiny/model.onnx: 30 images\n" in result.stdout
     assert out.is_file()
     (row,) = _json("predictions", artefact, "--images", data / "cat" / "0.png", "--out", out)["pictures"]
     assert row["file"] == "0.png"
@@ -128,19 +128,19 @@ def test_no_answer_changed(output: Path, data: Path) -> None:
     copy.write_bytes(paths["parent"].read_bytes())
     text = _run("changes", copy, "--against", paths["parent"], "--data", data).stdout
     assert "answers are the same" in text
-    assert "no answer changed; the picture shows where the probabilities moved most" in text
+    assert "no answer changed; the image shows where the probabilities moved most" in text
 
 
 @pytest.mark.parametrize("command", LABELLED)
 def test_commands_that_need_labels(artefact: Path, data: Path, command: str) -> None:
-    with pytest.raises(UsageError, match="needs pictures with labels, and those of --images are not known"):
+    with pytest.raises(UsageError, match="needs images with labels, and those of --images are not known"):
         _run(command, artefact, "--images", data)
     with pytest.raises(ArtefactError, match="add --data with labels, which this needs"):
         _run(command, artefact)
 
 
 def test_bad_input(artefact: Path, data: Path, output: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="add --data, or --images FOLDER for pictures without labels"):
+    with pytest.raises(ArtefactError, match="add --data, or --images FOLDER for images without labels"):
         _run("predictions", artefact)
     with pytest.raises(UsageError, match="unknown split 'tests'; did you mean test"):
         _run("losses", artefact, "--data", data, "--split", "tests")

@@ -19,7 +19,7 @@ def _mix(config: Augment, seed: int = 0, inputs: torch.Tensor | None = None) -> 
 
 
 def _numbered(height: int = 12, width: int = 16) -> torch.Tensor:
-    """Picture i is full of i + 1."""
+    """Image i is full of i + 1."""
     return (torch.arange(5.0) + 1)[:, None, None, None].expand(5, 3, height, width).clone()
 
 
@@ -41,7 +41,7 @@ def test_whether_labels_become_soft(mixup, cutmix, expected):
 def test_mixup_is_lambda_of_each_and_the_rest_of_its_partner(seed):
     inputs = _numbered()
     mixed, targets = _mix(Augment(mixup=0.8), seed, inputs)
-    share = targets[0, 0].item()  # picture 0 has label 0, its partner, the last, label 1
+    share = targets[0, 0].item()  # image 0 has label 0, its partner, the last, label 1
     assert 0 < share < 1
     torch.testing.assert_close(mixed, share * inputs + (1 - share) * inputs.flip(0))
     torch.testing.assert_close(targets[0], torch.tensor([share, 1 - share, 0, 0]))

@@ -249,7 +249,7 @@ def test_colours_change_and_greys_and_luma_stay(config):
 
 @pytest.mark.parametrize("name", ["saturation", "hue"])
 def test_greyscale_pictures_have_no_colours_to_change(name):
-    with pytest.raises(UsageError, match=rf"augment\.{name}: the pictures are greyscale and have no colours; set it"):
+    with pytest.raises(UsageError, match=rf"augment\.{name}: the images are greyscale and have no colours; set it"):
         _augment(Augment(**{name: 0.1}), images=IMAGES[:, :1])
 
 

@@ -16,7 +16,7 @@ def test_mnist5k_is_3000_1000_1000_of_each_digit_alike():
     dataset = mnist5k()
     assert [len(dataset.splits[split]) for split in SPLITS] == [3000, 1000, 1000]
     for split, each in zip(SPLITS, (300, 100, 100), strict=True):
-        # Copies of one picture stay together, which may move a class by one.
+        # Copies of one image stay together, which may move a class by one.
         counts = Counter(sample.label for sample in dataset.splits[split])
         assert sorted(counts) == list(range(10))
         assert all(abs(count - each) <= 1 for count in counts.values())

@@ -78,7 +78,5 @@ def test_no_checksum_is_invented(woof, data_home, capsys):
 
 def test_another_folder_than_the_ten_breeds(woof, site):
     site.files["imagewoof2-320.tgz"] = web.tgz({"imagewoof2-320/train/n01440764/a.JPEG": web.photo(0)})
-    with pytest.raises(
-        DataError, match=r"train: expected pictures in the folders \['n02086240'.*found \['n01440764'\]"
-    ):
+    with pytest.raises(DataError, match=r"train: expected images in the folders \['n02086240'.*found \['n01440764'\]"):
         imagewoof()

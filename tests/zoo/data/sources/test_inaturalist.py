@@ -52,5 +52,5 @@ def test_a_few_unreadable_files_are_skipped_and_named(archive):
 @pytest.mark.parametrize("classes", [CLASSES[:9], [*CLASSES, "Protozoa"]])
 def test_other_classes(archive, classes):
     archive(_files(classes))
-    with pytest.raises(DataError, match=r"train: expected pictures in the folders \['Amphibia', .*right archive\?"):
+    with pytest.raises(DataError, match=r"train: expected images in the folders \['Amphibia', .*right archive\?"):
         inaturalist10()

@@ -217,7 +217,7 @@ def test_a_failing_network_gets_everything_back_too() -> None:
             {"img_size": 32, "depth": 1},
             "Xcit has no attention among all patches",
         ),
-        ("pit_ti_224", {}, "PoolingVisionTransformer cuts the picture differently from block to block"),
+        ("pit_ti_224", {}, "PoolingVisionTransformer cuts the image differently from block to block"),
     ],
 )
 def test_other_networks_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""A picture through the eyes of several networks: which label is explained, what the rows say, what is drawn."""
+"""A image through the eyes of several networks: which label is explained, what the rows say, what is drawn."""
 
 from __future__ import annotations
 

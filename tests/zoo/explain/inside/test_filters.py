@@ -46,5 +46,5 @@ def test_the_heading_has_the_range_of_the_weights(tmp_path: Path, monkeypatch: p
 
 def test_a_network_without_filters_of_the_picture_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    with pytest.raises(UsageError, match=r"is 1 \(Linear\), expected a convolution of the picture's 3 channels"):
+    with pytest.raises(UsageError, match=r"is 1 \(Linear\), expected a convolution of the image's 3 channels"):
         first_filters(model, torch.zeros(1, 3, 2, 2))

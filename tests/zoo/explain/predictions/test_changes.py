@@ -1,4 +1,4 @@
-"""The pictures that a compressed file answers otherwise."""
+"""The images that a compressed file answers otherwise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_groups_with_the_largest_movement_first() -> None:
     high, low = (np.e**power / (np.e**power + 2) for power in (2, 1))
     assert found.movement[2] == pytest.approx(high - low, abs=1e-6)
     assert sentence(found) == (
-        "tiny/model.int8.onnx against tiny/model.onnx on 6 pictures of tiny, validation split: 4 answers differ "
+        "tiny/model.int8.onnx against tiny/model.onnx on 6 images of tiny, validation split: 4 answers differ "
         f"(agreement 33.3%): 2 lost, 1 gained, 1 wrong both times; accuracy -16.67 points "
         f"(95% interval {found.paired.low:+.2f} to {found.paired.high:+.2f})"
     )

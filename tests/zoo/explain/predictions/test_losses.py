@@ -1,4 +1,4 @@
-"""The pictures with the highest loss."""
+"""The images with the highest loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an artefact answers, and how it is written at a picture."""
+"""What an artefact answers, and how it is written at a image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures are drawn."""
+"""Which images are drawn."""
 
 from __future__ import annotations
 

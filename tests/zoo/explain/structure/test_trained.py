@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from tests.zoo.factories import TINY_VIT, make_card
-from zoo.artefact.card import Card, Stage
+from zoo.artefact.card import Card, LineageEntry
 from zoo.explain.structure.trained import training_of
 from zoo.networks.lora import add_lora
 from zoo.networks.registry import build, classifier
@@ -26,18 +26,18 @@ def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _card(*stages: Stage) -> Card:
+def _card(*stages: LineageEntry) -> Card:
     return dataclasses.replace(make_card(architecture=VIT, arguments=TINY_VIT), lineage=stages)
 
 
-def _train(count: int, *, stage: str = "train", freeze: dict[str, Any] | None = None, **config: Any) -> Stage:
+def _train(count: int, *, stage: str = "train", freeze: dict[str, Any] | None = None, **config: Any) -> LineageEntry:
     fit = {"epochs": 3, "freeze": dataclasses.asdict(Freezing()) | (freeze or {})}
     summary = {"trainable": count, "best_epoch": 2}
-    return Stage(stage=stage, config={"fit": fit} | config, parent=None, summary=summary)
+    return LineageEntry(stage=stage, config={"fit": fit} | config, parent=None, summary=summary)
 
 
-def _stage(name: str) -> Stage:
-    return Stage(stage=name, config={}, parent="0" * 64)
+def _stage(name: str) -> LineageEntry:
+    return LineageEntry(stage=name, config={}, parent="0" * 64)
 
 
 def test_everything() -> None:
@@ -120,4 +120,4 @@ def test_the_last_training_counts_if_its_weights_were_kept() -> None:
 
 
 def test_an_import_was_not_trained_here() -> None:
-    assert training_of(_model(), _card(Stage(stage="import", config={}, parent=None))) is None
+    assert training_of(_model(), _card(LineageEntry(stage="import", config={}, parent=None))) is None

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.zoo.factories import TINY_VIT
 from zoo.base.errors import UsageError
-from zoo.networks.cutting.cut import SplitError, cut_bytes, split
+from zoo.networks.cutting.cut import CutError, cut_bytes, cut_network
 from zoo.networks.lora import add_lora
 from zoo.networks.registry import build, classifier
 
@@ -85,7 +85,7 @@ def test_the_parts_do_what_the_whole_does(name: str, cut: str) -> None:
     model.requires_grad_(False)
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name in trainable)
-    found = split(model, trainable, images(2, size_of(name)))
+    found = cut_network(model, trainable, images(2, size_of(name)))
 
     model.eval()
     for count in (5, 1):
@@ -114,7 +114,7 @@ def test_the_parts_do_what_the_whole_does(name: str, cut: str) -> None:
 
 def test_a_head_alone_needs_its_input_only() -> None:
     model = make("resnet10t")
-    found = split(model, ["fc.weight", "fc.bias"], images())
+    found = cut_network(model, ["fc.weight", "fc.bias"], images())
     (features,) = found.frozen(images(4))
     assert features.shape == (4, 512)
     assert found.worthwhile
@@ -125,7 +125,9 @@ def test_a_head_alone_needs_its_input_only() -> None:
 
 def test_the_cut_lies_before_the_first_stage_that_is_trained() -> None:
     model = make("resnet10t")
-    found = split(model, [name for name, _ in model.named_parameters() if name.startswith(("layer4", "fc"))], images())
+    found = cut_network(
+        model, [name for name, _ in model.named_parameters() if name.startswith(("layer4", "fc"))], images()
+    )
     assert found.cut == ("model_layer3",)
     assert cut_bytes(found, images()) == 256 * 2 * 2 * 4
     assert 0.1 < found.saved < 0.9
@@ -133,14 +135,14 @@ def test_the_cut_lies_before_the_first_stage_that_is_trained() -> None:
 
 def test_a_normalised_value_is_computed_again_rather_than_kept_beside_its_source() -> None:
     model = make("vit_tiny_patch16_224")
-    found = split(model, ["blocks.1.attn.qkv.weight", "head.weight"], images())
+    found = cut_network(model, ["blocks.1.attn.qkv.weight", "head.weight"], images())
     assert found.cut == ("model_blocks_0",)
     assert cut_bytes(found, images()) == 17 * 48 * 4
 
 
 def test_training_from_the_first_layer_leaves_nothing_to_keep() -> None:
     model = make("lenet")
-    found = split(model, [name for name, _ in model.named_parameters()], images(2, 28))
+    found = cut_network(model, [name for name, _ in model.named_parameters()], images(2, 28))
     assert (found.cut, found.saved, found.worthwhile) == (("images",), 0.0, False)
     batch = images(2, 28)
     torch.testing.assert_close(found.frozen(batch)[0], batch)
@@ -150,7 +152,7 @@ def test_adapters_in_the_first_block_leave_little_to_keep() -> None:
     model = make("vit_tiny_patch16_224", drop_rate=0.0)
     add_lora(model, targets=("qkv", "fc1"), rank=2, alpha=4.0)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    found = split(model, trainable, images())
+    found = cut_network(model, trainable, images())
     assert not found.worthwhile
     torch.testing.assert_close(found.rest.eval()(found.frozen(images(3))), model(images(3)))
 
@@ -158,10 +160,10 @@ def test_adapters_in_the_first_block_leave_little_to_keep() -> None:
 def test_statistics_that_move_are_not_frozen() -> None:
     model = make("resnet10t")
     trainable = ["fc.weight"]
-    found = split(model, trainable, images(), live=["layer4.0.bn1"])
+    found = cut_network(model, trainable, images(), live=["layer4.0.bn1"])
     assert set(found.cut) == {"model_layer4_0_conv1", "model_layer4_0_downsample"}
     everywhere = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    found = split(model, trainable, images(), live=everywhere)
+    found = cut_network(model, trainable, images(), live=everywhere)
     assert not found.worthwhile
     before = model.get_buffer("layer4.0.bn1.running_mean").clone()
     found.rest.train()(found.frozen(images(4)))
@@ -171,7 +173,7 @@ def test_statistics_that_move_are_not_frozen() -> None:
 @pytest.mark.parametrize("name", ["resnet26", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
 def test_dropout_before_the_classifier_is_drawn_in_every_step(name: str) -> None:
     model = make(name)
-    found = split(model, chosen(model, "head"), images())
+    found = cut_network(model, chosen(model, "head"), images())
     features = found.frozen(images())
     model.train()
     assert not torch.equal(found.rest(features), found.rest(features))
@@ -182,11 +184,11 @@ def test_dropout_before_the_classifier_is_drawn_in_every_step(name: str) -> None
 
 def test_the_frozen_part_has_no_training_mode() -> None:
     model = make("vit_tiny_patch16_224").train()
-    found = split(model, ["head.weight"], images())
+    found = cut_network(model, ["head.weight"], images())
     assert torch.equal(found.frozen(images())[0], found.frozen(images())[0])
     norm = make("resnet10t").train()
     before = copy.deepcopy(norm.state_dict())
-    split(norm, ["fc.weight"], images()).frozen(images(4))
+    cut_network(norm, ["fc.weight"], images()).frozen(images(4))
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
     assert all(module.training for module in [*model.modules(), *norm.modules()])
 
@@ -194,7 +196,7 @@ def test_the_frozen_part_has_no_training_mode() -> None:
 def test_training_the_rest_trains_the_network() -> None:
     model = make("resnet10t")
     trainable = chosen(model, "late")
-    found = split(model, trainable, images())
+    found = cut_network(model, trainable, images())
     optimizer = torch.optim.SGD([parameter for name, parameter in model.named_parameters() if name in trainable], lr=1)
     before = copy.deepcopy(model.state_dict())
     features = found.frozen(images(4))
@@ -224,7 +226,7 @@ class Inplace(nn.Module):
 
 def test_layers_that_work_in_place_leave_a_cache_alone() -> None:
     model = Inplace()
-    found = split(model, ["head.weight"], images())
+    found = cut_network(model, ["head.weight"], images())
     model.eval()
     features = found.frozen(images())
     kept = [value.clone() for value in features]
@@ -259,7 +261,7 @@ class Tokens(nn.Module):
 def test_numbers_that_cross_the_cut_follow_the_batch(first: str) -> None:
     torch.manual_seed(0)
     model = Tokens().eval()
-    found = split(model, [first, "head.bias"], images(4))
+    found = cut_network(model, [first, "head.bias"], images(4))
     for count in (1, 2, 7):
         batch = images(count)
         torch.testing.assert_close(found.rest(found.frozen(batch)), model(batch))
@@ -300,7 +302,7 @@ def around(block: nn.Module) -> nn.Module:
 def test_a_module_that_cannot_be_traced_stays_whole(kind: type[nn.Module]) -> None:
     model = around(kind())
     model(images())
-    found = split(model, ["1.second.weight"], images())
+    found = cut_network(model, ["1.second.weight"], images())
     assert found.cut == ("model_0",)
     assert not hasattr(model[1], "seen") or isinstance(model[1].seen, torch.Tensor)
     for mode in (True, False):
@@ -334,8 +336,8 @@ def test_a_network_that_cannot_be_cut_says_why_and_stays_as_it_is(
     model.get_submodule(trainable[0].split(".")[0]).eval()
     handle = model.register_forward_hook(lambda *_: None)
     before = [(dict(vars(module)), module.training) for module in model.modules()]
-    with pytest.raises(SplitError, match=message):
-        split(model, trainable, images())
+    with pytest.raises(CutError, match=message):
+        cut_network(model, trainable, images())
     assert [(dict(vars(module)), module.training) for module in model.modules()] == before
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert len(model._forward_hooks) == 1
@@ -349,7 +351,7 @@ def test_a_cut_network_stays_as_it_is() -> None:
     before = [(dict(vars(module)), module.training) for module in model.modules()]
     state = copy.deepcopy(model.state_dict())
     generator = torch.get_rng_state()
-    split(model, chosen(model, "late"), images())
+    cut_network(model, chosen(model, "late"), images())
     assert [(dict(vars(module)), module.training) for module in model.modules()] == before
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -360,12 +362,12 @@ def test_a_cut_network_stays_as_it_is() -> None:
 def test_wrong_names() -> None:
     model = make("resnet10t")
     with pytest.raises(UsageError, match="nothing is trainable"):
-        split(model, [], images())
+        cut_network(model, [], images())
     with pytest.raises(UsageError, match=r"unknown parameter 'fc.wieght'; did you mean fc.weight"):
-        split(model, ["fc.wieght"], images())
+        cut_network(model, ["fc.wieght"], images())
     with pytest.raises(UsageError, match=r"unknown layer 'bn9'"):
-        split(model, ["fc.weight"], images(), live=["bn9"])
+        cut_network(model, ["fc.weight"], images(), live=["bn9"])
     distilled = nn.ModuleDict({"used": nn.Conv2d(3, 3, 1), "unused": nn.Conv2d(3, 3, 1)})
     distilled.forward = distilled["used"].forward  # type: ignore[method-assign]
-    with pytest.raises(SplitError, match="what is trained does not change what ModuleDict answers"):
-        split(distilled, ["unused.weight"], images())
+    with pytest.raises(CutError, match="what is trained does not change what ModuleDict answers"):
+        cut_network(distilled, ["unused.weight"], images())

@@ -1,4 +1,4 @@
-"""Inputs of training steps: whole pictures, and what frozen layers made of them."""
+"""Inputs of training steps: whole images, and what frozen layers made of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import nn
 from tests.zoo.factories import make_input, make_samples
 from tests.zoo.training.loop.test_fit import Net
 from zoo.data.augment.pipeline import Augment
-from zoo.data.decoded import Images
+from zoo.data.decoded import DecodedImages
 from zoo.training.loop.distributed import World
-from zoo.training.loop.feeds import CutFeed, Pictures, WholeFeed, cut_feed
+from zoo.training.loop.feeds import CutFeed, TrainingImages, WholeFeed, cut_feed
 from zoo.training.loop.norms import even_chunks
 
 SPEC = make_input(8, "L")
 CPU = World(0, 1, torch.device("cpu"))
-PICTURES = Pictures(
-    train=Images(make_samples(9, 3), SPEC),
-    validation=Images(make_samples(5, 3, seed=1), SPEC),
+PICTURES = TrainingImages(
+    train=DecodedImages(make_samples(9, 3), SPEC),
+    validation=DecodedImages(make_samples(5, 3, seed=1), SPEC),
     spec=SPEC,
     augment=Augment(),
     classes=3,
@@ -39,7 +39,9 @@ def _net() -> Net:
     return Net(*layers, features=4 * 36).eval()
 
 
-def _cut(pictures: Pictures = PICTURES, *, trained: set[str] = HEAD, views: int = 0, epochs: int = 5) -> CutFeed | str:
+def _cut(
+    pictures: TrainingImages = PICTURES, *, trained: set[str] = HEAD, views: int = 0, epochs: int = 5
+) -> CutFeed | str:
     return cut_feed(_net(), trained, set(), pictures, views=views, epochs=epochs)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from tests.zoo.factories import make_input, make_samples
 from zoo.base.errors import TrainingError, UsageError
 from zoo.data.augment.pipeline import Augment
-from zoo.data.decoded import Images, Normalise
+from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks.lora import add_lora
 from zoo.networks.registry import build
 from zoo.networks.stages import Freezing
@@ -33,10 +33,10 @@ from zoo.training.loop.state import LOG, STATE
 from zoo.training.loop.trainer import with_sync_batch_norm
 
 SPEC = make_input(8, "L")
-TRAIN = Images(make_samples(13, 3), SPEC)
-VALIDATION = Images(make_samples(9, 3, seed=1), SPEC)
+TRAIN = DecodedImages(make_samples(13, 3), SPEC)
+VALIDATION = DecodedImages(make_samples(9, 3, seed=1), SPEC)
 STEPS = 3
-"""Per epoch: batches of 5, 5 and 3 pictures."""
+"""Per epoch: batches of 5, 5 and 3 images."""
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, epoch, optimizer):
     assert logs[0] == logs[1] and len(logs[0]) == 4
 
 
-UNLABELLED = Images(make_samples(20, 3, seed=3), SPEC)
+UNLABELLED = DecodedImages(make_samples(20, 3, seed=3), SPEC)
 WAYS = {
     "unfreezing": {"config": {"freeze": Freezing(unfreeze=(0, 1, 2))}},
     "plateau, NAG, average": {"config": {"schedule": "plateau", "patience": 1, "optimizer": "nag", "ema": 0.9}},
@@ -126,7 +126,7 @@ WAYS = {
     "mask": {"mask": Mask(fraction=0.3, by="gradient")},
     "FixMatch": {"unlabelled": UNLABELLED, "semi": Unlabelled(threshold=0.3, ratio=2)},
     "pseudo-labels": {"unlabelled": UNLABELLED, "semi": Unlabelled(method="pseudo-label", threshold=0.3, ratio=1)},
-    "workers": {"train": Images(make_samples(13, 3), SPEC, cache_bytes=0)},
+    "workers": {"train": DecodedImages(make_samples(13, 3), SPEC, cache_bytes=0)},
     "bf16": {"config": {"precision": "bf16"}},
 }
 
@@ -247,7 +247,7 @@ def test_without_resume_it_starts_over(tmp_path):
 def test_the_state_of_another_run_is_not_used(tmp_path, capsys, changed):
     other = {
         "settings": {"config": _config(lr=0.02)},
-        "data": {"train": Images(make_samples(13, 3, seed=2), SPEC)},
+        "data": {"train": DecodedImages(make_samples(13, 3, seed=2), SPEC)},
         "weights": {"model": _net(1)},
         "identity": {"identity": {"teacher": "another"}},
     }[changed]
@@ -301,7 +301,7 @@ def test_the_best_epoch_is_kept(tmp_path):
 
 
 def test_equal_accuracy_is_decided_by_the_loss(tmp_path):
-    one = Images(make_samples(1, 1), SPEC)
+    one = DecodedImages(make_samples(1, 1), SPEC)
     config = _config(schedule="constant", augment=Augment())
     report = _fit(tmp_path, config=config, validation=one, loss=_after(2 * STEPS, -1.0))
     rows = [(-float(row["validation_top1"]), float(row["validation_loss"])) for row in _log(tmp_path)]
@@ -316,7 +316,7 @@ def test_a_last_batch_of_one_picture_is_left_out(tmp_path):
         sizes.append(len(labels))
         return nn.functional.cross_entropy(logits, labels)
 
-    _fit(tmp_path, config=_config(epochs=2), train=Images(make_samples(11, 3), SPEC), loss=loss)
+    _fit(tmp_path, config=_config(epochs=2), train=DecodedImages(make_samples(11, 3), SPEC), loss=loss)
     assert sizes == [5, 5, 5, 5]
 
 
@@ -369,7 +369,7 @@ def test_settings_that_are_refused(changes, message):
 
 
 def _counted(model: nn.Module) -> list[int]:
-    """Counts how many pictures go through the first layer."""
+    """Counts how many images go through the first layer."""
     seen: list[int] = []
     model.body[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     return seen
@@ -380,9 +380,9 @@ def test_a_frozen_body_is_computed_once_and_changes_nothing(tmp_path):
     cached, plain = _net(), _net()
     seen = _counted(cached)
     _fit(tmp_path / "cached", cached, config)
-    # Checking the cut against the whole network takes a few pictures more than the two sets have.
+    # Checking the cut against the whole network takes a few images more than the two sets have.
     assert sum(seen) <= 13 + 9 + 20
-    # A loss of one's own may look at the pictures, so nothing can be kept.
+    # A loss of one's own may look at the images, so nothing can be kept.
     own = cross_entropy(0.1)
     _fit(tmp_path / "plain", plain, config, loss=lambda *batch: own(*batch))
     for (name, first), second in zip(cached.state_dict().items(), plain.state_dict().values(), strict=True):
@@ -396,7 +396,7 @@ def test_augmented_views_are_kept_and_their_time_counts(tmp_path):
     report = _fit(tmp_path, model, _config(epochs=8, freeze=Freezing(stages=1), views=3))
     assert 3 * 13 + 9 <= sum(seen) <= 3 * 13 + 9 + 20
     epochs = sum(float(row["seconds"]) for row in _log(tmp_path))
-    # Three views of the training pictures, one of the others.
+    # Three views of the training images, one of the others.
     assert report.seconds > epochs + 0.1
 
 
@@ -527,8 +527,8 @@ def test_a_new_mlp_head_learns_its_statistics_although_the_others_are_frozen(tmp
     ("changes", "images"), [({"batch_size": 1}, 13), ({"batch_size": 8, "accumulate": 8}, 13), ({}, 1)]
 )
 def test_batches_that_are_too_small_for_batchnorm(tmp_path, changes, images):
-    few = Images(make_samples(images, 3), SPEC)
-    with pytest.raises(UsageError, match=r"BatchNorm has no variance over 1 picture\(s\)"):
+    few = DecodedImages(make_samples(images, 3), SPEC)
+    with pytest.raises(UsageError, match=r"BatchNorm has no variance over 1 image\(s\)"):
         _fit(tmp_path, config=_config(**changes), train=few)
     _fit(tmp_path, config=_config(**changes, freeze=Freezing(norm="freeze")), train=few)
 

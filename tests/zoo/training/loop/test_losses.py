@@ -107,7 +107,7 @@ def test_class_weights_balance_the_classes():
 
 
 def test_a_class_without_pictures_has_no_weight():
-    with pytest.raises(DataError, match=r"class weights: 2 of 4 labels have no training picture \(number 1, counted"):
+    with pytest.raises(DataError, match=r"class weights: 2 of 4 labels have no training image \(number 1, counted"):
         class_weights(torch.tensor([0, 2]), 4)
 
 
