@@ -92,6 +92,7 @@ check: setup
 # killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment.
 soak: setup
 	$(RUN)python -m tests.soak.run
+	$(RUN)python -m pytest -m hypothesis --hypothesis-profile soak
 	POCKETZOO_FUZZ_EXAMPLES=2000 $(RUN)python -m pytest tests/serve/test_fuzz.py
 	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/test_shipping.py tests/serve/test_shipping_manifests.py
 

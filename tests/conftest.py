@@ -29,7 +29,7 @@ _SAME_EVERYWHERE = {
     "suppress_health_check": [HealthCheck.too_slow],
 }
 settings.register_profile("tests", max_examples=50, **_SAME_EVERYWHERE)
-settings.register_profile("soak", max_examples=2000, **_SAME_EVERYWHERE | {"derandomize": False})
+settings.register_profile("soak", max_examples=1000, **_SAME_EVERYWHERE | {"derandomize": False})
 settings.load_profile("tests")
 
 app = load_commands()
@@ -40,7 +40,7 @@ def run_cli(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def _twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
+def twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
     """Stands for the timing of quantized files, which takes a dozen processes and decides nothing in tests."""
     from compress.quantize.study import Speed
 
@@ -89,7 +89,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _make_chain(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_OUTPUT", str(folder))
-        patch.setattr("compress.quantize.study.measure_speed", _twice_as_fast)
+        patch.setattr("compress.quantize.study.measure_speed", twice_as_fast)
         for arguments in (
             ("train", "--recipe", "tiny"),
             ("compress", "--recipe", "tiny"),
@@ -104,5 +104,5 @@ def _make_chain(folder: Path) -> None:
 def made(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The chain's folder, as the folder of artefacts of this test."""
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(chain))
-    monkeypatch.setattr("compress.quantize.study.measure_speed", _twice_as_fast)
+    monkeypatch.setattr("compress.quantize.study.measure_speed", twice_as_fast)
     return chain

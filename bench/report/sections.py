@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bench.report.answers import Answers
@@ -54,10 +54,10 @@ def sections(report: Report) -> list[Section]:
         "lineage": ("Lineage", lineage_blocks(values["lineage"])),
         "curves": ("Learning curves", _curves(report)),
         "compression": ("Compression, step by step", _compression(report)),
-        "confusion": ("Confusion matrix", _confusion(report)),
-        "classes": ("Label by label", _classes(report)),
-        "reliability": ("Reliability", _reliability(report)),
-        "errors": ("Worst errors", _errors(report)),
+        "confusion": ("Confusion matrix", _judged(report, _confusion)),
+        "classes": ("Label by label", _judged(report, _classes)),
+        "reliability": ("Reliability", _judged(report, _reliability)),
+        "errors": ("Worst errors", _judged(report, _errors)),
         "peers": ("Latency beside other runtimes", _peers(report)),
         "method": ("Method", iter([Text(text=" ".join(METHOD.split()))])),
     }
@@ -153,18 +153,23 @@ def _compression(report: Report) -> Iterator[Block]:
         yield Text(text=remark)
 
 
-def _confusion(report: Report) -> Iterator[Block]:
+def _judged(report: Report, part: Callable[[Report, Answers], Iterator[Block]]) -> Iterator[Block]:
+    """A part about right and wrong answers."""
     if report.answers is None:
         yield Text(text=_NO_LABELS)
-        return
-    counts, labels = report.answers.confusion, report.subject.card.use.labels
+    else:
+        yield from part(report, report.answers)
+
+
+def _confusion(report: Report, answers: Answers) -> Iterator[Block]:
+    counts, labels = answers.confusion, report.subject.card.use.labels
     pairs = most_confused(counts, labels, 10)
     worst = "; ".join(f"{pair.count} of {pair.n} images of {pair.true} taken for {pair.answered}" for pair in pairs[:3])
     yield Figure(
         names=("confusion",),
         alt=f"Confusion matrix of {len(labels):,} labels. {worst or 'No image was answered wrongly'}.",
         caption=f"Rows: true labels; columns: answers of {name_of(report.subject.path)}; {int(counts.sum()):,} images, "
-        f"{report.answers.wrong:,} answered wrongly.",
+        f"{answers.wrong:,} answered wrongly.",
     )
     if pairs:
         yield Table(
@@ -185,11 +190,7 @@ def _confusion(report: Report) -> Iterator[Block]:
         )
 
 
-def _classes(report: Report) -> Iterator[Block]:
-    answers = report.answers
-    if answers is None:
-        yield Text(text=_NO_LABELS)
-        return
+def _classes(report: Report, answers: Answers) -> Iterator[Block]:
     heading = ["<label", "precision %", "recall %", "F1 %", "n"]
     rows = [
         [row.label, *(f"{100 * share:.1f}" for share in (row.precision, row.recall, row.f1)), f"{row.n:,}"]
@@ -207,12 +208,9 @@ def _classes(report: Report) -> Iterator[Block]:
         yield Table(title=f"The other {len(rows) - _ROWS:,} labels", heading=heading, rows=rows[_ROWS:], folded=True)
 
 
-def _reliability(report: Report) -> Iterator[Block]:
-    if report.answers is None:
-        yield Text(text=_NO_LABELS)
-        return
-    before, after = report.answers.before, report.answers.after
-    titles = (_BEFORE, _after(report.answers))
+def _reliability(report: Report, answers: Answers) -> Iterator[Block]:
+    before, after = answers.before, answers.after
+    titles = (_BEFORE, _after(answers))
     errors = f"{100 * before.error:.2f}% at {titles[0]}, {100 * after.error:.2f}% at {titles[1]}"
     errors = f"{name_of(report.subject.path)}: {errors}"
     fitted = " The temperature was fitted on this very split." if report.pictures.split == "validation" else ""
@@ -243,11 +241,8 @@ def _reliability(report: Report) -> Iterator[Block]:
     )
 
 
-def _errors(report: Report) -> Iterator[Block]:
-    answers, file = report.answers, name_of(report.subject.path)
-    if answers is None:
-        yield Text(text=_NO_LABELS)
-        return
+def _errors(report: Report, answers: Answers) -> Iterator[Block]:
+    file = name_of(report.subject.path)
     if not answers.errors:
         yield Text(text=f"{file} answered no image wrongly.")
         return

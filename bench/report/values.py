@@ -86,11 +86,7 @@ def _answer_values(answers: Answers) -> dict[str, Any]:
         "calibration": {"before": dataclasses.asdict(answers.before), "after": dataclasses.asdict(answers.after)},
         "wrong": answers.wrong,
         "errors": [
-            {
-                field.name: getattr(error, field.name)
-                for field in dataclasses.fields(error)
-                if field.name not in ("picture", "top")
-            }
+            {name: value for name, value in dataclasses.asdict(error).items() if name != "picture"}
             | {"top": [{"label": label, "probability": probability} for label, probability in error.top]}
             for error in answers.errors
         ],

@@ -75,7 +75,10 @@ def prepare(job: Job) -> dict[str, Any]:
         logits = peer.load(file, job.threads, inputs.shape)(inputs)
     ended = time.perf_counter()
     if peer.ours:
-        _check(file)
+        # The golden self-check once, as what is timed goes without.
+        from zoo.artefact.predictor import Predictor
+
+        Predictor(file)
     # OpenVINO keeps its weights in a file beside the graph.
     parts = file.parent.glob(f"{file.stem}.*") if peer.convert else [file]
     return {
@@ -127,13 +130,6 @@ def timed(job: Job) -> dict[str, Any]:
         "samples_ms": [round(sample, 5) for sample in samples],
         "peak_mb": round(peak_bytes() / 1e6, 2),
     }
-
-
-def _check(file: Path) -> None:
-    """Run the golden self-check once, as what is timed goes without."""
-    from zoo.artefact.predictor import Predictor
-
-    Predictor(file)
 
 
 def _file(job: Job) -> Path:

@@ -1,14 +1,7 @@
-"""What the server is compared with: the same pipeline in a process without any server.
-
-Run as `python -m bench.serving.reference FILE IMAGE THREADS SESSION_THREADS`. It loads one session per Python thread,
-says `{"ready": ...}`, and then measures once for every line of JSON on its standard input, a :class:`Turn`. Between
-turns it waits for the next line, so that it takes nothing from the processes whose turn it is.
-"""
+"""What the server is compared with: the same pipeline without any server, run by bench.serving.workers."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +14,10 @@ import numpy as np
 from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import preprocess
 
-__all__ = ["Turn", "measure"]
+__all__ = ["Turn", "load", "measure", "take"]
+
+_predictors: list[Predictor]
+_image: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +60,13 @@ def _step(predictor: Predictor, image: bytes, what: str) -> Callable[[], object]
     return lambda: predictor.probabilities(tensor)
 
 
-def _main() -> None:
-    file, image, threads, session_threads = sys.argv[1:]
-    data = Path(image).read_bytes()
-    predictors = [Predictor(Path(file), threads=int(session_threads)) for _ in range(int(threads))]
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(measure(predictors, data, Turn(**json.loads(line)))), flush=True)
+def load(file: Path, image: Path, threads: int, session_threads: int) -> None:
+    """Load, in a process of its own, one session per Python thread for the turns that follow."""
+    global _predictors, _image
+    _predictors = [Predictor(file, threads=session_threads) for _ in range(threads)]
+    _image = image.read_bytes()
 
 
-if __name__ == "__main__":
-    _main()
+def take(turn: Turn) -> dict[str, Any]:
+    """Measure once with what :func:`load` has loaded."""
+    return measure(_predictors, _image, turn)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from bench.serving.reference import Turn
-from bench.serving.server import ROOT
+from bench.serving.reference import Turn, load, take
 from zoo.base.errors import ArtefactError
 from zoo.base.machine import cores
 
@@ -27,16 +25,19 @@ REFERENCES = ("threads", "wide", "processes")
 class References:
     """Loaded pipelines, at rest until it is their turn."""
 
-    groups: Mapping[str, tuple[subprocess.Popen[str], ...]]
+    groups: Mapping[str, tuple[ProcessPoolExecutor, ...]]
+    """Of one process each."""
 
     def measure(self, name: str, turn: Turn) -> dict[str, Any]:
-        """Let the processes of one reference work at once: images per second of all, and each one's milliseconds."""
-        processes = self.groups[name]
-        for process in processes:
-            stream = _stream(process.stdin)
-            stream.write(json.dumps(dataclasses.asdict(turn)) + "\n")
-            stream.flush()
-        answers = [_answer(process) for process in processes]
+        """Let the processes of one reference work at once: images per second of all, and each one's milliseconds.
+
+        Raises:
+            ArtefactError: one of them ended.
+        """
+        try:
+            answers = [answer.result() for answer in [pool.submit(take, turn) for pool in self.groups[name]]]
+        except BrokenProcessPool as error:
+            raise ArtefactError(f"a process of the pipeline {name!r} ended; its error is above") from error
         return {
             "rate": sum(answer["rate"] for answer in answers),
             "samples_ms": [sample for answer in answers for sample in answer["samples_ms"]],
@@ -50,46 +51,20 @@ def references(file: Path, image: Path) -> Iterator[References]:
     Raises:
         ArtefactError: one of them failed.
     """
-    many = cores()
+    many, context = cores(), get_context("spawn")
     shapes = {"threads": (1, many, 1), "wide": (1, 1, many), "processes": (many, 1, 1)}
-    started: list[subprocess.Popen[str]] = []
-    groups: dict[str, tuple[subprocess.Popen[str], ...]] = {}
-    try:
-        for name, (processes, threads, session) in shapes.items():
-            command = [
-                sys.executable,
-                "-m",
-                "bench.serving.reference",
-                str(file),
-                str(image),
-                str(threads),
-                str(session),
-            ]
-            new = [
-                subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                for _ in range(processes)
-            ]
-            started += new
-            groups[name] = tuple(new)
-        for process in started:
-            _answer(process)
-        yield References(groups=groups | {"single": groups["processes"][:1]})
-    finally:
-        for process in started:
-            _stream(process.stdin).close()
-        for process in started:
-            process.wait(30)
-            _stream(process.stdout).close()
+    with contextlib.ExitStack() as started:
 
+        def start(threads: int, session_threads: int) -> ProcessPoolExecutor:
+            given = (file, image, threads, session_threads)
+            return started.enter_context(ProcessPoolExecutor(1, context, initializer=load, initargs=given))
 
-def _stream(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
-
-
-def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    line = _stream(process.stdout).readline()
-    if not line:
-        raise ArtefactError(f"a pipeline's process ended with exit code {process.wait(30)}; its error is above")
-    found: dict[str, Any] = json.loads(line)
-    return found
+        groups = {
+            name: tuple(start(threads, session) for _ in range(processes))
+            for name, (processes, threads, session) in shapes.items()
+        }
+        found = References(groups=groups | {"single": groups["processes"][:1]})
+        for name in REFERENCES:
+            # So that all of them are loaded before the first turn that counts.
+            found.measure(name, Turn(what="image", seconds=1e-3, warmup=0.0))
+        yield found

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from compress.quantize.calibrate import activations, extremes
+from compress.quantize.int8 import quiet
 from compress.quantize.observe import Feeds
 from zoo.artefact.onnx_file import strip_traces
 from zoo.base.errors import ArtefactError, CheckError
@@ -42,15 +40,9 @@ def halve(model: ModelProto) -> ModelProto:
                 f"the weights {tensor.name} reach {worst:.3g}, float16 ends at {LARGEST:.0f}; "
                 "quantize with `--method static` instead"
             )
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # The smallest weights become the smallest number above zero, and the converter warns of each tensor.
-            warnings.simplefilter("ignore")
-            done: ModelProto = convert_float_to_float16(strip_traces(bare), keep_io_types=True)
-    finally:
-        logging.disable(before)
+    # The smallest weights become the smallest number above zero, and the converter warns of each tensor.
+    with quiet():
+        done: ModelProto = convert_float_to_float16(strip_traces(bare), keep_io_types=True)
     # The converter appends its casts, and a valid file has every node behind those it reads.
     ONNXModel(done).topological_sort()
     return done

@@ -33,6 +33,7 @@ __all__ = [
     "is_transformer",
     "prepare",
     "quantizable",
+    "quiet",
     "rectified",
     "static",
     "to_calibrate",
@@ -60,7 +61,7 @@ def prepare(model: ModelProto) -> ModelProto:
     """A copy of an exported graph as the quantizers need it: shapes inferred, constants folded, every node named."""
     bare = ModelProto()
     bare.CopyFrom(model)
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         source, target = Path(scratch) / "source.onnx", Path(scratch) / "prepared.onnx"
         onnx.save(strip_traces(bare), str(source))
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
@@ -135,7 +136,7 @@ def static(prepared: ModelProto, ranges: TensorsData, target: Target, *, floats:
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
     if not nodes:
         return model
-    with _quiet():
+    with quiet():
         quantizer = QDQQuantizer(
             model,
             True,
@@ -157,7 +158,7 @@ def dynamic(prepared: ModelProto, target: Target) -> ModelProto:
     """Quantize the weights of matrix products; activations get their range while running, from each image itself."""
     bare = ModelProto()
     bare.CopyFrom(prepared)
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         source, done = Path(scratch) / "source.onnx", Path(scratch) / "int8.onnx"
         # The exporter's stored shapes contradict those inferred after quantization.
         onnx.save(strip_traces(bare), str(source))
@@ -186,8 +187,8 @@ def rectified(model: ModelProto) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantizer logs advice on the root logger that has been followed."""
+def quiet() -> Iterator[None]:
+    """Keep ONNX Runtime's tools from logging advice on the root logger that has been followed, and from warning."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

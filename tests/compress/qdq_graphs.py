@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from compress.quantize.int8 import _quiet
+from compress.quantize.int8 import quiet
 from compress.quantize.observe import session
 
 Floats = npt.NDArray[np.float32]
@@ -80,7 +80,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def int8(parent: ModelProto, images: Floats, *, reduce_range: bool = True, per_channel: bool = True) -> ModelProto:
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         source, target = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
         onnx.save(parent, str(source))
         quantize_static(

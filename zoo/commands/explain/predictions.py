@@ -275,10 +275,7 @@ def _accuracy(answers: Answers, truth: Any) -> str:
 
 def _row(answers: Answers, place: int) -> dict[str, Any]:
     """What is known of one image and its answer."""
-    from zoo.artefact.predictor import softmax
-
-    probabilities = softmax(answers.logits[place], answers.card.use.temperature)
-    best = int(answers.best[place])
+    probabilities, best = answers.shares(place), int(answers.best[place])
     row = {
         "file": answers.samples[place].name,
         "answer": answers.labels[best],

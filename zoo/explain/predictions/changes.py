@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,5 +161,4 @@ def _panel(changes: Changes, place: int) -> Panel:
 def _told(answers: Answers, place: int, truth: int | None) -> str:
     best = int(answers.best[place])
     mark = "" if truth is None else f"{RIGHT_MARK if best == truth else WRONG_MARK} "
-    (row,) = dataclasses.replace(answers, logits=answers.logits[place : place + 1]).probabilities
-    return f"{mark}{percent(row[best])} {answers.labels[best]}"
+    return f"{mark}{percent(answers.shares(place)[best])} {answers.labels[best]}"

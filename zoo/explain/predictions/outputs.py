@@ -52,6 +52,10 @@ class Answers:
         """[N, K], calibrated by the card's temperature."""
         return softmax(self.logits, self.card.use.temperature)
 
+    def shares(self, place: int) -> npt.NDArray[np.float32]:
+        """The probabilities [K] of one image."""
+        return softmax(self.logits[place], self.card.use.temperature)
+
     @property
     def best(self) -> Labels:
         """The answers [N], as indices of labels; of equal logits the earlier label, as in serving."""
@@ -122,7 +126,7 @@ def told(answers: Answers, place: int, *, more: str = "") -> Panel:
         place: of this one.
         more: a line above.
     """
-    row = softmax(answers.logits[place], answers.card.use.temperature)
+    row = answers.shares(place)
     best = int(answers.best[place])
     lines = [f"{percent(row[best])} {answers.labels[best]}"]
     colour = NEUTRAL
