@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.identity import identity
+from bench.artefact_fields import identity
 from bench.rows import stamp
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import unknown_name
 from zoo.data.dataset import SPLITS, Dataset
-from zoo.data.inputs import truth
+from zoo.data.image_set import truth
 from zoo.training.evaluate import accuracy, logits_of
 
 __all__ = ["measure_accuracy"]

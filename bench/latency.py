@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.identity import identity
+from bench.artefact_fields import identity
 from bench.rows import stamp
 from zoo.artefact.environment import load_average
 from zoo.artefact.latency import LatencyConfig, latencies

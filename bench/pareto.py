@@ -1,4 +1,4 @@
-"""Accuracy over latency of all artefacts, as a image: what each step of making a network small costs and brings."""
+"""Accuracy over latency of all artefacts, as an image: what each step of making a network small costs and brings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.table import Line
+from bench.artefact_table import Line
 from zoo.base.figures import save_figure
 
 if TYPE_CHECKING:

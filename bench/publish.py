@@ -1,4 +1,4 @@
-"""Measured rows that are kept with the code, and what is made from them alone: the README's tables and a image.
+"""Measured rows that are kept with the code, and what is made from them alone: the README's tables and an image.
 
 A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts) or
 `compare` (the summary of the comparison with other runtimes).
@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.artefact_table import Line, collect, lines_of
+from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
 from bench.rows import ACCURACY, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
-from bench.runtimes.text import summary_table
-from bench.table import Line, collect, lines_of
-from bench.table import render as table_of
+from bench.runtimes.tables import summary_table
 from zoo.base.errors import ArtefactError, unknown_name
 from zoo.base.files import write_bytes
 from zoo.base.tables import plain

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from bench.artefact_table import graphs
 from bench.rows import ACCURACY, PYTEST, append, stamp
-from bench.table import graphs
 from zoo.base.clock import Timing, summarise
 from zoo.base.errors import ArtefactError
 from zoo.base.files import output_root

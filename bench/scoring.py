@@ -24,8 +24,8 @@ from statistics import median
 from typing import Any
 
 from bench.rows import stamp
-from serve.bulk.run import ScoreConfig, score
-from serve.bulk.source import open_source
+from serve.bulk.inputs import open_source
+from serve.bulk.score import ScoreConfig, score
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
 from zoo.base.clock import alternate
@@ -131,7 +131,7 @@ def take_turn(turn: Turn) -> dict[str, Any]:
     """Score or read all images once: images per second, and scoring's peak memory in MB.
 
     Raises:
-        DataError: a reference came upon a image that cannot be read.
+        DataError: a reference came upon an image that cannot be read.
     """
     if turn.way == _SCORE:
         return _take_score(turn)

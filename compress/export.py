@@ -86,7 +86,7 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
 
 
 def _parity(model: nn.Module, predictor: Predictor, spec: Input) -> float:
-    """The largest difference between the two runtimes' logits, over noise and a image with edges."""
+    """The largest difference between the two runtimes' logits, over noise and an image with edges."""
     noise = np.random.default_rng(0)
     worst = 0.0
     for size in PARITY_BATCHES:

@@ -223,7 +223,7 @@ class Runtime:
 
         Raises:
             Refused: 503 if the server is busy, 504 if the time is up.
-            ImageError: a image cannot be decoded or is too large.
+            ImageError: an image cannot be decoded or is too large.
         """
         rows = await self._run(call, model, pictures)
         probabilities = softmax(np.stack([row.values for row in rows]), model.card.use.temperature)

@@ -14,7 +14,7 @@ from zoo.base.commandline import Artefacts, AsJson, Rounds, Seconds, command_lin
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import GRAPH, output_root, write_bytes
 from zoo.base.progress import note
-from zoo.commands.inputs import Images
+from zoo.commands.image_set import Images
 from zoo.commands.runs import Data, notes_of
 
 __all__ = ["compare", "shapes"]
@@ -63,7 +63,7 @@ def compare(
     """
     from bench.runtimes.compare import compare as measure
     from bench.runtimes.families import families
-    from zoo.data.inputs import labelled, named
+    from zoo.data.image_set import labelled, named
     from zoo.data.unlabelled import open_images
 
     if images and accuracy:
@@ -139,7 +139,7 @@ def _pace(config: Any) -> dict[str, Any]:
 
 def _all_models() -> list[Path]:
     """Every exported artefact but the controls."""
-    from bench.table import graphs
+    from bench.artefact_table import graphs
     from zoo.training.workspace import card_if_readable, read_notes
 
     folders = dict.fromkeys(path.parent for path in graphs(output_root()))
@@ -164,7 +164,7 @@ def _dataset(path: Path, data: str | None, *, needed: bool) -> Any:
 
 def _show(rows: list[dict[str, Any]], command: str, as_json: bool, *, page: str = "compare.md") -> None:
     from bench.rows import COMPARE, append
-    from bench.runtimes.text import markdown, tables
+    from bench.runtimes.tables import markdown, tables
 
     folder = output_root() / "bench"
     append(folder / COMPARE, rows)

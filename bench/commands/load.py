@@ -50,8 +50,8 @@ def load(
     from bench.load.images import images_of
     from bench.load.plot import draw_load
     from bench.load.scenarios import SCENARIOS, LoadConfig, measure
-    from bench.load.target import parse_url
-    from bench.load.text import facts, render
+    from bench.load.server_under_test import parse_url
+    from bench.load.tables import facts, render
     from bench.rows import LOAD, append
     from zoo.base.progress import note
 

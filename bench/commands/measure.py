@@ -17,7 +17,7 @@ from zoo.base.progress import note
 @app.command(name="list", rich_help_panel=LOOK)
 def list_artefacts(as_json: AsJson = False) -> None:
     """Print the table of artefacts and their measurements."""
-    from bench.table import collect, render
+    from bench.artefact_table import collect, render
 
     lines = collect(output_root())
     if not lines:
@@ -47,9 +47,9 @@ def latency(
 
     In alternating processes, one session alive at a time.
     """
+    from bench.artefact_table import graphs, unmeasured
     from bench.latency import measure_latency
     from bench.rows import LATENCY, append
-    from bench.table import graphs, unmeasured
     from zoo.artefact.latency import LatencyConfig
 
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
@@ -74,8 +74,8 @@ def bench_accuracy(
 ) -> None:
     """Measure accuracy on test data; default: all artefacts."""
     from bench.accuracy import measure_accuracy
+    from bench.artefact_table import graphs, unmeasured
     from bench.rows import ACCURACY, append
-    from bench.table import graphs, unmeasured
     from zoo.artefact.onnx_file import read_card
     from zoo.training.workspace import read_notes, without_data
 

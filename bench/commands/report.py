@@ -10,7 +10,7 @@ import typer
 
 from zoo.base.commandline import LOOK, Artefact, AsJson, Rounds, Seconds, app, command_line, console, short
 from zoo.base.files import write_bytes
-from zoo.commands.inputs import Images, Split, pictures_of
+from zoo.commands.image_set import Images, Split, pictures_of
 from zoo.commands.runs import Data
 
 __all__ = ["report"]
@@ -35,11 +35,11 @@ def report(
 
     Its ONNX files stand beside what they were made from.
     """
+    from bench.report.compression_tables import busy_note, tables
+    from bench.report.json_document import document
     from bench.report.measure import artefact_files, measure_report
-    from bench.report.page import html, markdown
+    from bench.report.render import html, markdown
     from bench.report.sections import headline, pictures, sections
-    from bench.report.text import busy_note, tables
-    from bench.report.values import document
     from zoo.artefact.latency import LatencyConfig
     from zoo.artefact.onnx_file import read_card
 

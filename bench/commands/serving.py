@@ -36,7 +36,7 @@ def serving(
     from bench.load.images import default_image
     from bench.rows import SERVING, append
     from bench.serving.measure import ServingConfig, measure
-    from bench.serving.text import facts, markdown, render
+    from bench.serving.tables import facts, markdown, render
 
     config = ServingConfig(
         image=image or default_image(),

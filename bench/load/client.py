@@ -1,7 +1,7 @@
 """An HTTP/1.1 load generator in a process of its own, cheap enough to share the cores with the server it measures.
 
-Run as `python -m bench.load.client`: it reads one :class:`bench.load.job.Job` as JSON from standard input and prints a
-result as JSON. SIGTERM ends a run early, with its result.
+Run as `python -m bench.load.client`: it reads one :class:`bench.load.load_spec.Job` as JSON from standard input and prints
+a result as JSON. SIGTERM ends a run early, with its result.
 
 A closed loop keeps every connection busy: the next request goes out when the answer is in. An open loop sends at
 Poisson arrivals whatever the server does, as MLPerf's Server scenario; latency counts from the scheduled arrival, so
@@ -29,7 +29,7 @@ from typing import Any
 
 from bench.load.connection import Connection
 from bench.load.histogram import Latencies
-from bench.load.job import Job, Record, arrivals, lasting, summary
+from bench.load.load_spec import Job, Record, arrivals, lasting, summary
 from bench.load.recovery import recovery
 
 __all__ = ["run"]

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from bench.load.job import Job, Record
+from bench.load.load_spec import Job, Record
 
 __all__ = ["Connection", "Run"]
 

@@ -40,7 +40,7 @@ def images_of(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
     if not paths:
         path = default_image()
         return [(path.name, path.read_bytes())]
-    from zoo.data.inputs import named
+    from zoo.data.image_set import named
 
     samples = named(paths).samples
     if (many := len(samples)) > _MOST:

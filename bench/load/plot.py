@@ -1,4 +1,4 @@
-"""A image of a load measurement: latency against percentile, and the search for the highest rate."""
+"""An image of a load measurement: latency against percentile, and the search for the highest rate."""
 
 from __future__ import annotations
 

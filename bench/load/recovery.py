@@ -7,7 +7,7 @@ import base64
 import ssl
 import time
 
-from bench.load.job import Job
+from bench.load.load_spec import Job
 
 __all__ = ["recovery"]
 

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.load.client_process import generate
 from bench.load.histogram import Latencies
-from bench.load.job import Job
-from bench.load.process import generate
+from bench.load.load_spec import Job
 from bench.load.search import Search, Step, search
-from bench.load.target import Answer, Target, ask, requests_of
+from bench.load.server_under_test import Answer, Target, ask, requests_of
 from bench.rows import now, stamp
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.progress import note

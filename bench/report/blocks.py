@@ -56,7 +56,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A image and what is to be said of it."""
+    """An image and what is to be said of it."""
 
     name: str
     """Of its PNG file among the page's images."""

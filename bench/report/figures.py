@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.report.answers import Calibration
 from bench.report.history import Curve
+from bench.report.quality import Calibration
 from zoo.base.figures import figure_png
-from zoo.explain.drawing import NEUTRAL, RIGHT, WRONG
+from zoo.explain.panels import NEUTRAL, RIGHT, WRONG
 from zoo.explain.predictions.confusion import Counts, draw_confusion, figure_size
 
 if TYPE_CHECKING:

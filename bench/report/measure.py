@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report.answers import Answers, judge
 from bench.report.history import Curve, PeerRows, read_curves, read_peers
+from bench.report.quality import Answers, judge
 from bench.rows import stamp
 from compress.quantize.verdict import read_report, sentence
 from zoo.artefact.card import Card, Metrics
@@ -24,9 +24,9 @@ from zoo.base.machine import cores
 from zoo.base.progress import note
 from zoo.base.statistics.intervals import Ratio, ratio
 from zoo.base.statistics.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
-from zoo.data.inputs import ImageSet
-from zoo.training.ancestry import find_parent
+from zoo.data.image_set import ImageSet
 from zoo.training.evaluate import accuracy, calibration_error, file_logits
+from zoo.training.parents import find_parent
 
 __all__ = ["Comparison", "Line", "Report", "artefact_files", "measure_report", "name_of"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bench.report.answers import Answers
 from bench.report.blocks import Block, Command, Facts, Figure, Gallery, Section, Shown, Table, Text
+from bench.report.card_tables import card_blocks, lineage_blocks
+from bench.report.compression_tables import METHOD, busy_note, compression_tables
 from bench.report.figures import draw_curve, draw_reliability, draw_report_confusion
-from bench.report.lineage import card_blocks, lineage_blocks
+from bench.report.json_document import document
 from bench.report.measure import Report, name_of
-from bench.report.text import METHOD, busy_note, compression_tables
-from bench.report.values import document
-from bench.runtimes.text import details
+from bench.report.quality import Answers
+from bench.runtimes.tables import details
 from compress.quantize.verdict import read_report, sentence
 from zoo.artefact.environment import environment_text
 from zoo.explain.predictions.confusion import most_confused

@@ -22,7 +22,7 @@ from bench.rows import stamp
 from bench.runtimes.baselines import DEFAULTS, INSTALL, PEERS, REFERENCE
 from bench.runtimes.families import Network
 from bench.runtimes.measurements import measured, with_ratios
-from bench.runtimes.worker import Job
+from bench.runtimes.measuring_process import Job
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.latency import LatencyConfig
 from zoo.base.clock import alternate
@@ -32,7 +32,7 @@ from zoo.base.machine import cores
 from zoo.base.progress import note, track
 from zoo.base.statistics.paired import Logits, agreement
 from zoo.data.dataset import Sample
-from zoo.data.inputs import ImageSet
+from zoo.data.image_set import ImageSet
 from zoo.networks import checkpoint
 from zoo.training.evaluate import accuracy
 
@@ -187,7 +187,7 @@ def _obstacle(network: Network, name: str, images: Path | None) -> str | None:
 
 def _command(job: Job, action: str, **changes: Any) -> list[str]:
     values = dataclasses.asdict(dataclasses.replace(job, action=action, **changes))
-    return ["-m", "bench.runtimes.worker", json.dumps(values)]
+    return ["-m", "bench.runtimes.measuring_process", json.dumps(values)]
 
 
 def _prepare(jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:

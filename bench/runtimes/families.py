@@ -10,7 +10,7 @@ from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
 from zoo.base.files import GRAPH, output_root
 from zoo.base.progress import note
-from zoo.training.ancestry import find_parent
+from zoo.training.parents import find_parent
 
 __all__ = ["Network", "families"]
 

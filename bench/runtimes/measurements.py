@@ -18,7 +18,7 @@ def measured(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Times (zoo.base.clock.Timing), how a variant begins, as medians over the rounds, and the most memory it held.
 
     Args:
-        turns: what each process measured, by round: see bench.runtimes.worker.timed.
+        turns: what each process measured, by round: see bench.runtimes.measuring_process.timed.
     """
     return {
         **dataclasses.asdict(summarise([turn["samples_ms"] for turn in turns])),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.load.job import prepare
+from bench.load.load_spec import prepare
 from serve.protocols.oip.tensors import images_name
 from zoo.artefact.card import Card
 from zoo.artefact.preprocess import preprocess
@@ -28,7 +28,7 @@ class Endpoint:
     reference: str
     """What it is compared with: `image`, or `tensor` where the client has decoded and preprocessed."""
     build: Callable[[str, Card, bytes], str]
-    """Model, its card and a image -> a request for bench.load.job.Job."""
+    """Model, its card and an image -> a request for bench.load.load_spec.Job."""
 
 
 def _raw(model: str, card: Card, image: bytes) -> str:

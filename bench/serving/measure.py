@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.load.client_process import generate
 from bench.load.images import default_image
-from bench.load.job import Job, summary
-from bench.load.process import generate
+from bench.load.load_spec import Job, summary
 from bench.rows import stamp
 from bench.serving.endpoints import ENDPOINTS
 from bench.serving.reference import Turn
+from bench.serving.reference_processes import REFERENCES, References, references
 from bench.serving.server import Server, serving, watching
-from bench.serving.workers import REFERENCES, References, references
 from serve.models.folder import SUFFIXES
 from zoo.artefact.card import Card
 from zoo.artefact.onnx_file import read_card

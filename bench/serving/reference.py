@@ -1,4 +1,4 @@
-"""What the server is compared with: the same pipeline without any server, run by bench.serving.workers."""
+"""What the server is compared with: the same pipeline without any server, run by bench.serving.reference_processes."""
 
 from __future__ import annotations
 

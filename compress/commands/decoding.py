@@ -88,7 +88,7 @@ def _judge(predictor: Predictor, dataset: Dataset, max_drop: float) -> tuple[dic
     """What was measured, and what the card shall record: None where decoding small shall be off."""
     from zoo.artefact.card import Draft
     from zoo.base.statistics.paired import paired_difference
-    from zoo.data.inputs import truth
+    from zoo.data.image_set import truth
     from zoo.training.evaluate import accuracy
 
     card, samples = predictor.card, dataset.splits["validation"]

@@ -1,4 +1,4 @@
-"""Choosing among candidates: the Pareto front, the goal, and a image of both."""
+"""Choosing among candidates: the Pareto front, the goal, and an image of both."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _up(value: float) -> str:
 
 
 def draw(found: Sequence[Candidate], goal: Goal, chosen: Candidate | None, path: Path, *, title: str) -> None:
-    """Write a image of all candidates: accuracy over time, the size as the area, the front as a line.
+    """Write an image of all candidates: accuracy over time, the size as the area, the front as a line.
 
     Args:
         found: with the parent among them.

@@ -43,8 +43,8 @@ def score(
 
     Of a folder, a glob or a Parquet file; continues where it stopped.
     """
-    from serve.bulk.run import ScoreConfig
-    from serve.bulk.run import score as run
+    from serve.bulk.score import ScoreConfig
+    from serve.bulk.score import score as run
 
     report = run(
         ScoreConfig(

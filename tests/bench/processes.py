@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.runtimes.baselines import PEERS
-from bench.runtimes.worker import Job
+from bench.runtimes.measuring_process import Job
 from zoo.base.errors import PocketzooError
 
 MS = {
@@ -37,7 +37,7 @@ class Processes:
     def __call__(self, commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for number in range(rounds):
             for name, (flag, module, values) in commands.items():
-                assert (flag, module) == ("-m", "bench.runtimes.worker")
+                assert (flag, module) == ("-m", "bench.runtimes.measuring_process")
                 job = Job(**json.loads(values))
                 self.jobs.append(job)
                 if job.peer in self.fail:

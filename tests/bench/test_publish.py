@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from bench import rows as kinds
+from bench.artefact_table import collect
+from bench.artefact_table import render as table_of
 from bench.pareto import KEY, draw_pareto, front
 from bench.publish import PARETO, digest_of, filled, groups, publish, render
-from bench.table import collect
-from bench.table import render as table_of
 from tests.conftest import run_cli
 from zoo.base.errors import UsageError
 from zoo.base.files import PROJECT

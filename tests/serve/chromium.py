@@ -213,6 +213,6 @@ class Page:
         return [event["request"]["url"] for method, event in self.events if method == "Network.requestWillBeSent"]
 
     def shot(self, path: Path) -> None:
-        """A image of the whole page."""
+        """An image of the whole page."""
         png = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(png))

@@ -6,7 +6,7 @@ import select
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.serving.server import watching
-from tests.soak.case import Case, Result, answer, connect, exchange, expect_memory, head
+from tests.soak.harness import Case, Result, answer, connect, exchange, expect_memory, head
 from tests.soak.malformed import ALLOWED, BROKEN_FRAMING, malformed
 
 __all__ = ["fault_big_bodies", "fault_malformed", "fault_truncated"]
@@ -48,7 +48,7 @@ def fault_truncated(case: Case) -> Result:
             result.counts[exchange(case.server.port, starts[place // 2 % len(starts)], then=then)] += 1
     result.expect_no_5xx()
     result.expect(not result.counts["timeout"], "a connection that the client closed was kept open")
-    result.expect(not result.counts["200"], "half a image got an answer")
+    result.expect(not result.counts["200"], "half an image got an answer")
     expect_memory(result, watch.memory)
     return result
 

@@ -16,7 +16,7 @@ _COLOUR_TYPES = {1: 0, 3: 2}
 
 
 def claims(edge: int) -> dict[str, bytes]:
-    """Files whose headers claim a image of `edge` x `edge`, by their format."""
+    """Files whose headers claim an image of `edge` x `edge`, by their format."""
     header = struct.pack(">IIBBBBB", edge, edge, 8, 2, 0, 0, 0)
     claiming = (
         b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + _chunk(b"IEND")

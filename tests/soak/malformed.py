@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.soak.case import head
+from tests.soak.harness import head
 
 __all__ = ["ALLOWED", "BROKEN_FRAMING", "KINDS", "malformed"]
 
@@ -184,7 +184,7 @@ BROKEN_FRAMING = frozenset({"lengths"})
 _UNDECODABLE = frozenset({"413", "415", "422"})
 
 ALLOWED: dict[str, frozenset[str]] = {
-    # A mutation may leave a image whole, change its size, or its first bytes.
+    # A mutation may leave an image whole, change its size, or its first bytes.
     "mutated image": _UNDECODABLE | {"200"},
     # 400: a tensor request that is none, and an empty body.
     "random body": frozenset({"400", "413", "415", "422"}),
@@ -197,4 +197,4 @@ ALLOWED: dict[str, frozenset[str]] = {
     "large headers": frozenset({"200", "400", "431", "closed"}),
     "infer": frozenset({"200", "400", "404", "422"}),
 }
-"""What a request of each kind may get; see :func:`tests.soak.case.exchange`."""
+"""What a request of each kind may get; see :func:`tests.soak.harness.exchange`."""

@@ -13,7 +13,7 @@ import psutil
 
 from bench.serving.server import serving
 from tests.soak.artefacts import replace, write_tiny
-from tests.soak.case import Case, Result, exchange, head, hurry, load, until, version
+from tests.soak.harness import Case, Result, exchange, head, hurry, load, until, version
 from zoo.base.files import sha256_file
 
 __all__ = ["fault_broken_artefacts", "fault_disk_full", "fault_hot_swap"]
@@ -171,7 +171,7 @@ def fault_disk_full(case: Case) -> Result:
                     found = client.stop()
     errors = result.take(found)
     result.expect(not errors and set(found["status"]) == {"200"}, f"failed requests: {found['status']}, {errors}")
-    # Forms are held in memory, so that the disk has no part in it: a image with 3 MB of zeros behind it is answered.
+    # Forms are held in memory, so that the disk has no part in it: an image with 3 MB of zeros behind it is answered.
     result.expect(status == "200", f"a form of 3 MB got {status}, expected 200")
     way = "a tmpfs of 256 KB, filled" if small else "a limit of 0 bytes for files of the worker (no right to mount)"
     result.detail.append(f"{way}; a new version answers; a form of 3 MB gets {status}")
@@ -179,7 +179,7 @@ def fault_disk_full(case: Case) -> Result:
 
 
 def _large_form(case: Case) -> str:
-    """Status of a form that is larger than what forms are kept in memory, with a image and something that is none."""
+    """Status of a form that is larger than what forms are kept in memory, with an image and something that is none."""
     part = '--q\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
     body = part.encode() + case.picture + bytes(3_000_000) + b"\r\n--q--\r\n"
     return exchange(case.server.port, head("/predict", len(body), media="multipart/form-data; boundary=q") + body)

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from tests.soak.case import Case, Result, answer, connect, head, hurry, load, own_server, until
+from tests.soak.harness import Case, Result, answer, connect, head, hurry, load, own_server, until
 
 __all__ = ["fault_kill", "fault_sigterm"]
 

@@ -19,8 +19,8 @@ from rich.table import Table
 from bench.serving.server import serving
 from tests.soak.artefacts import picture, write_tiny
 from tests.soak.bodies import fault_big_bodies, fault_malformed, fault_truncated
-from tests.soak.bombs import fault_bomb
-from tests.soak.case import Case, Result
+from tests.soak.decompression_bombs import fault_bomb
+from tests.soak.harness import Case, Result
 from tests.soak.models import fault_broken_artefacts, fault_disk_full, fault_hot_swap
 from tests.soak.processes import fault_kill, fault_sigterm
 from tests.soak.slow import fault_slow_clients

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.serving.server import watching
-from tests.soak.case import Case, Result, answer, connect, expect_memory, head, load, own_server
+from tests.soak.harness import Case, Result, answer, connect, expect_memory, head, load, own_server
 
 __all__ = ["fault_slow_clients"]
 

@@ -12,8 +12,8 @@ from bench.serving.server import Memory
 from tests.soak import run as soak
 from tests.soak.artefacts import picture, write_tiny
 from tests.soak.bodies import fault_malformed, fault_truncated
-from tests.soak.case import Case, Probe, Result, exchange, expect_memory, head, probing, until
 from tests.soak.files import claims, floods, png, scans
+from tests.soak.harness import Case, Probe, Result, exchange, expect_memory, head, probing, until
 from tests.soak.malformed import ALLOWED, KINDS, malformed
 from tests.soak.run import FAULTS, main, prepared, render, run
 from zoo.artefact.predictor import Predictor

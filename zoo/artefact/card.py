@@ -212,7 +212,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A self-check: the answer this very file gave to a image that anyone can draw again."""
+    """A self-check: the answer this very file gave to an image that anyone can draw again."""
 
     rule: str
     """How the image is drawn from the seed; see zoo.artefact.preprocess.golden_image."""

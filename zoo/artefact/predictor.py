@@ -160,7 +160,7 @@ class Predictor:
 def draw_golden(predictor: Predictor) -> Golden:
     """Record the answer to the golden image, of several, on which the model is most decided.
 
-    A image near a decision boundary would fail the check on another instruction set without anything being wrong.
+    An image near a decision boundary would fail the check on another instruction set without anything being wrong.
     """
     pictures = [preprocess(golden_image(seed), predictor.card.use.input) for seed in range(_GOLDEN_CANDIDATES)]
     probabilities = np.concatenate([predictor.probabilities(picture[None]) for picture in pictures])

@@ -109,7 +109,7 @@ def _measured(
     """What is known of the file on this split, and the metrics of every label that the data set has."""
     from zoo.artefact.environment import environment
     from zoo.artefact.predictor import softmax
-    from zoo.data.inputs import truth
+    from zoo.data.image_set import truth
     from zoo.training.evaluate import accuracy, calibration_error, per_class
 
     labels = truth(dataset, split, card.use.labels, where=str(path))

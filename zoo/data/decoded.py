@@ -49,7 +49,7 @@ def epoch_order(labels: torch.Tensor, *, sampler: str, generator: torch.Generato
         generator: the only source of randomness; on the CPU.
 
     Returns:
-        N indices: with `balanced`, a image of a rare class may come several times and one of a common class not at
+        N indices: with `balanced`, an image of a rare class may come several times and one of a common class not at
         all, so that an epoch stays as long as it is.
 
     Raises:

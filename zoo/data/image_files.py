@@ -33,7 +33,7 @@ MAX_UNREADABLE = 0.05
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A image that has not been read yet."""
+    """An image that has not been read yet."""
 
     path: Path
     name: str
@@ -105,7 +105,7 @@ def _verify(files: Sequence[ImageFile], root: Path) -> Iterator[tuple[str, str]]
     try:
         keys = [f"{file.name}:{(stat := file.path.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
     except OSError as error:
-        raise DataError(f"{root}: a image is missing: {error}") from error
+        raise DataError(f"{root}: an image is missing: {error}") from error
     unknown = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
     if unknown:
         with ThreadPoolExecutor(max_workers=cores()) as pool:

@@ -13,7 +13,7 @@ from zoo.data.image_files import ImageFile, is_hidden, read_image_files
 __all__ = ["UNKNOWN", "open_images"]
 
 UNKNOWN = -1
-"""The label of a image whose label is not known."""
+"""The label of an image whose label is not known."""
 
 
 def open_images(folder: Path) -> list[Sample]:

@@ -102,7 +102,7 @@ def logits_of(classify: Classifier, samples: Sequence[Sample], spec: Input, *, b
     """Logits float32 [N, K] from any function that maps inputs [B, C, H, W] to logits [B, K].
 
     Raises:
-        ImageError: a image cannot be decoded, or is too elongated; names it.
+        ImageError: an image cannot be decoded, or is too elongated; names it.
     """
     starts = range(0, len(samples), batch_size)
     chunks = track(starts, total=len(starts), description="Evaluating")
@@ -124,7 +124,7 @@ def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, st
 
     Raises:
         ArtefactError, CardError, CheckError: the file cannot be used.
-        ImageError: a image cannot be used; names it.
+        ImageError: an image cannot be used; names it.
     """
     if path.suffix != ".safetensors":
         predictor = Predictor(path)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from bench.load.client import _Run, run
-from bench.load.job import Job, prepare, summary
-from bench.load.process import generate
+from bench.load.client_process import generate
+from bench.load.load_spec import Job, prepare, summary
 from bench.load.recovery import recovery
 from bench.serving.server import ROOT
 from zoo.base.errors import ArtefactError
@@ -274,8 +274,8 @@ def test_a_process_ends_when_its_parent_is_killed():
         job = Job(port=listener.getsockname()[1], requests=(prepare("GET", "/", {}),), seconds=60)
         script = (
             "import json, sys, time\n"
-            "from bench.load.job import Job\n"
-            "from bench.load.process import generate\n"
+            "from bench.load.load_spec import Job\n"
+            "from bench.load.client_process import generate\n"
             "given = json.loads(sys.argv[1])\n"
             "with generate(Job(**given | {'requests': tuple(given['requests'])})): time.sleep(60)\n"
         )

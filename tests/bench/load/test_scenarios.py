@@ -8,11 +8,11 @@ import pytest
 from bench.load.client import run
 from bench.load.histogram import Latencies
 from bench.load.images import default_image
-from bench.load.job import Job, arrivals, lasting
+from bench.load.load_spec import Job, arrivals, lasting
 from bench.load.plot import draw_load
 from bench.load.scenarios import SCENARIOS, LoadConfig, measure
-from bench.load.target import parse_url, requests_of
-from bench.load.text import facts, render
+from bench.load.server_under_test import parse_url, requests_of
+from bench.load.tables import facts, render
 from bench.rows import LOAD, append, read
 from bench.serving.server import serving
 from tests.bench.scripted import ANSWER, Script, scripted

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from bench.report import measure as report
+from bench.report.compression_tables import busy_note, tables
+from bench.report.json_document import document
 from bench.report.measure import Report, artefact_files, measure_report
-from bench.report.page import markdown
+from bench.report.render import markdown
 from bench.report.sections import sections
-from bench.report.text import busy_note, tables
-from bench.report.values import document
 from compress.quantize.verdict import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
 from tests.conftest import run_cli
@@ -28,7 +28,7 @@ from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import sha256_file
 from zoo.base.statistics.intervals import Ratio
 from zoo.base.statistics.paired import compare_answers, worst_losses
-from zoo.data.inputs import ImageSet, labelled, truth
+from zoo.data.image_set import ImageSet, labelled, truth
 from zoo.data.unlabelled import open_images
 from zoo.training.evaluate import calibration_error, logits_of
 from zoo.training.workspace import DataSource, Notes, write_notes

@@ -15,7 +15,7 @@ from bench.runtimes import compare as peers
 from bench.runtimes.baselines import DEFAULTS
 from bench.runtimes.compare import CompareConfig, compare
 from bench.runtimes.families import families
-from bench.runtimes.worker import Job
+from bench.runtimes.measuring_process import Job
 from tests.bench.artefacts import exported, family, quantized, rewrite
 from tests.bench.processes import Processes
 from tests.conftest import run_cli
@@ -24,7 +24,7 @@ from zoo.artefact.latency import LatencyConfig
 from zoo.artefact.onnx_file import read_card
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import sha256_file
-from zoo.data.inputs import ImageSet, labelled
+from zoo.data.image_set import ImageSet, labelled
 
 DATASET = make_dataset(12)
 CONFIG = CompareConfig(latency=LatencyConfig(rounds=2, threads=1))

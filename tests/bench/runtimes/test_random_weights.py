@@ -22,7 +22,7 @@ from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError
 from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks.checkpoint import load
-from zoo.training.ancestry import find_parent
+from zoo.training.parents import find_parent
 
 CONFIG = ShapesConfig(macs=0.5, size=28, classes=3, images=4)
 

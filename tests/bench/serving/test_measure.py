@@ -10,8 +10,8 @@ from bench.serving.endpoints import ENDPOINTS
 from bench.serving.measure import Load, ServingConfig, _plan, _unanswered, measure
 from bench.serving.reference import Turn
 from bench.serving.reference import measure as measure_reference
-from bench.serving.text import facts, markdown, render
-from bench.serving.workers import REFERENCES
+from bench.serving.reference_processes import REFERENCES
+from bench.serving.tables import facts, markdown, render
 from tests.conftest import run_cli
 from tests.soak.artefacts import write_tiny
 from zoo.artefact.predictor import Predictor

@@ -39,7 +39,7 @@ def test_samples_of_several_groups_in_order(root):
 
 
 def test_a_missing_and_an_unreadable_file(root):
-    with pytest.raises(DataError, match=r"a image is missing: .*7\.png"):
+    with pytest.raises(DataError, match=r"an image is missing: .*7\.png"):
         read_image_files({"a": [ImageFile(root / "7.png", "7.png", "cat")]}, ("cat",), root)
     (root / "dog/3.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"1 of 3 files are unreadable, more than 5%: dog/3\.png: cannot decode"):

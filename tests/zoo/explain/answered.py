@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.zoo.factories import make_card, make_samples
-from zoo.explain.predictions.outputs import Answers
+from zoo.explain.predictions.answers import Answers
 
 
 def answered(logits: npt.ArrayLike, truth: npt.ArrayLike | None = None, *, name: str = "tiny/model.onnx") -> Answers:

@@ -40,13 +40,13 @@ def attention(
     fusion: Annotated[str, typer.Option(help="Of the heads in rollout: mean, max or min.")] = "mean",
     out: Out = None,
 ) -> None:
-    """Draw which parts of a image vision transformers attend to.
+    """Draw which parts of an image vision transformers attend to.
 
     Each network gets the image as its own card says, and is shown as it gets it.
     """
     from zoo.base.errors import unknown_name
-    from zoo.explain.inside.attention import FUSIONS
     from zoo.explain.inside.attention_view import METHODS, draw_views, views
+    from zoo.explain.inside.rollout import FUSIONS
 
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)

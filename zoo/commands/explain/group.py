@@ -24,7 +24,7 @@ Out = Annotated[
 
 
 def picture_path(artefact: Path, out: Path | None, name: str, suffix: str = ".png") -> Path:
-    """Where a image goes: `out`, else `<artefact's folder>/explain/<name>.png`.
+    """Where an image goes: `out`, else `<artefact's folder>/explain/<name>.png`.
 
     Raises:
         UsageError: `out` has another suffix.
@@ -38,5 +38,5 @@ def picture_path(artefact: Path, out: Path | None, name: str, suffix: str = ".pn
 
 
 def say(path: Path) -> None:
-    """Print where a image was written."""
+    """Print where an image was written."""
     print(short(path.resolve()))

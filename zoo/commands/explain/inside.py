@@ -51,9 +51,9 @@ def features(
     most: Annotated[int, typer.Option(min=1, help="Number of channels, strongest first.")] = 32,
     out: Out = None,
 ) -> None:
-    """Draw what the channels of a layer make of a image."""
+    """Draw what the channels of a layer make of an image."""
     from zoo.explain.inside.features import draw_features, feature_maps
-    from zoo.explain.inside.network import picture
+    from zoo.explain.inside.input_image import picture
 
     path = picture_path(artefact, out, f"features-{layer}")
     data = _read(image)
@@ -79,7 +79,7 @@ def guided(
     """Draw which pixels excite units of a layer, by guided backpropagation; for networks with ReLUs."""
     from zoo.explain.inside.guided import draw_guided
     from zoo.explain.inside.guided import guided as explain_units
-    from zoo.explain.inside.network import picture
+    from zoo.explain.inside.input_image import picture
     from zoo.networks.registry import classifier_names
 
     path = picture_path(artefact, out, f"guided-{layer}")
@@ -108,9 +108,9 @@ def gradcam(
     out: Out = None,
 ) -> None:
     """Draw which places of images speak for a label, by Grad-CAM; for CNNs and vision transformers."""
-    from zoo.data.inputs import named
+    from zoo.data.image_set import named
     from zoo.explain.inside.gradcam import default_layer, draw_heats, explain_labels
-    from zoo.explain.inside.network import picture
+    from zoo.explain.inside.input_image import picture
 
     path = picture_path(artefact, out, "gradcam")
     samples = named(_existing(images)).samples[:most]
@@ -132,7 +132,7 @@ def gradcam(
 
 
 def _open(artefact: Path) -> tuple[nn.Module, Card]:
-    from zoo.explain.origin import checkpoint_for
+    from zoo.explain.checkpoint_of_graph import checkpoint_for
     from zoo.networks.checkpoint import load
 
     return load(checkpoint_for(artefact))
@@ -153,7 +153,7 @@ def _title(name: str, most: int) -> str:
 
 
 def _read(image: Path) -> bytes:
-    from zoo.data.inputs import named
+    from zoo.data.image_set import named
 
     if image.is_dir():
         raise UsageError(f"{image} is a folder, expected one image file")
@@ -163,7 +163,7 @@ def _read(image: Path) -> bytes:
 def _existing(paths: Sequence[Path]) -> Sequence[Path]:
     for path in paths:
         if not path.exists():
-            raise UsageError(f"there is no image at {path}; name a image file")
+            raise UsageError(f"there is no image at {path}; name an image file")
     return paths
 
 

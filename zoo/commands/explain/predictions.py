@@ -15,13 +15,13 @@ from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import CHECKPOINT, graph_paths, output_root
 from zoo.base.progress import note
 from zoo.commands.explain.group import Out, explain, picture_path, say
-from zoo.commands.inputs import Images, Split, pictures_of
+from zoo.commands.image_set import Images, Split, pictures_of
 from zoo.commands.runs import Data
 
 if TYPE_CHECKING:
     from zoo.artefact.card import Card
-    from zoo.explain.predictions.changes import Changes
-    from zoo.explain.predictions.outputs import Answers
+    from zoo.explain.predictions.answers import Answers
+    from zoo.explain.predictions.compared import Changes
 
 __all__ = ["changes", "confusion", "losses", "pairs", "predictions"]
 
@@ -46,8 +46,8 @@ def predictions(
     Of a split the labels come in turn, the images at random. A folder's INT8 file answers where there is one, its
     checkpoint where there is no ONNX file.
     """
-    from zoo.explain.predictions.outputs import answer
-    from zoo.explain.predictions.predictions import draw_predictions, sample_places
+    from zoo.explain.predictions.answers import answer
+    from zoo.explain.predictions.grid import draw_predictions, sample_places
 
     target = picture_path(artefact, out, "predictions")
     path, card = _open(artefact)
@@ -110,8 +110,8 @@ def pairs(
 
     A folder's INT8 file answers where there is one.
     """
+    from zoo.explain.predictions.confused_pairs import draw_pairs
     from zoo.explain.predictions.confusion import confusion_counts, most_confused
-    from zoo.explain.predictions.pairs import draw_pairs
 
     target = picture_path(artefact, out, "pairs")
     answers, truth = _labelled(artefact, images, data, split)
@@ -148,8 +148,8 @@ def losses(
 
     A folder's INT8 file answers where there is one.
     """
-    from zoo.explain.predictions.losses import draw_losses, top_losses
-    from zoo.explain.predictions.outputs import percent
+    from zoo.explain.predictions.answers import percent
+    from zoo.explain.predictions.top_losses import draw_losses, top_losses
 
     target = picture_path(artefact, out, "losses")
     answers, truth = _labelled(artefact, images, data, split)
@@ -191,8 +191,8 @@ def changes(
     A folder's INT8 file is compared with the network before any pruning, in FP32; name another file with --against to
     see what one step did. Where no answer changed, the images are drawn whose probabilities moved most.
     """
-    from zoo.explain.predictions.changes import compare_changes, draw_changes, sentence
-    from zoo.explain.predictions.outputs import answer
+    from zoo.explain.predictions.answers import answer
+    from zoo.explain.predictions.compared import compare_changes, draw_changes, sentence
 
     target = picture_path(artefact, out, "changes")
     path, card = _open(artefact)
@@ -233,7 +233,7 @@ def _card(path: Path) -> Card:
 
 def _labelled(artefact: Path, images: Sequence[Path] | None, data: str | None, split: str) -> tuple[Answers, Any]:
     """The answers to a whole split, and its true labels int64 [N]."""
-    from zoo.explain.predictions.outputs import answer
+    from zoo.explain.predictions.answers import answer
 
     path, card = _open(artefact)
     answers = answer(path, card, pictures_of(path, card, images=images, data=data, split=split, labels_needed=True))
@@ -242,7 +242,7 @@ def _labelled(artefact: Path, images: Sequence[Path] | None, data: str | None, s
 
 def _original(path: Path, card: Card, against: Path | None) -> Path:
     """What a file is compared with."""
-    from zoo.training.ancestry import find_ancestors
+    from zoo.training.parents import find_ancestors
 
     if against is not None:
         try:
@@ -289,7 +289,7 @@ def _row(answers: Answers, place: int) -> dict[str, Any]:
 
 def _changed(found: Changes, count: int) -> dict[str, Any]:
     """Counts, and by group every image with another answer; of the others those that are drawn."""
-    from zoo.explain.predictions.changes import shown
+    from zoo.explain.predictions.compared import shown
 
     groups = {name: places for name, places in found.groups.items() if name != "moved"}
     rows = {

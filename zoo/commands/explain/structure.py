@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zoo.artefact.card import Card, Input
     from zoo.explain.structure.graph_summary import GraphSummary
     from zoo.explain.structure.summary import Layer
-    from zoo.explain.structure.trained import Training
+    from zoo.explain.structure.trained_parameters import Training
 
 __all__ = ["graph", "summary"]
 
@@ -60,7 +60,7 @@ def summary(
         _graph_summary(artefact, as_json)
         return
     from zoo.explain.structure.summary import layers_of
-    from zoo.explain.structure.trained import training_of
+    from zoo.explain.structure.trained_parameters import training_of
 
     training = None
     if artefact is not None:
@@ -217,7 +217,7 @@ def graph(
     if form == "torchscript":
         _torchscript(artefact, out)
         return
-    from zoo.explain.structure.graphs import count_shapes, write_shaped
+    from zoo.explain.structure.viewer_files import count_shapes, write_shaped
 
     path = graph_paths(artefact.parent if artefact.suffix == ".safetensors" else artefact)[0]
     if out is None:
@@ -235,7 +235,7 @@ def graph(
 
 
 def _torchscript(artefact: Path, out: Path | None) -> None:
-    from zoo.explain.structure.graphs import write_torchscript
+    from zoo.explain.structure.viewer_files import write_torchscript
     from zoo.networks.checkpoint import load
 
     source = checkpoint_path(artefact.parent if artefact.suffix == ".onnx" else artefact)

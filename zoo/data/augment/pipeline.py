@@ -69,7 +69,7 @@ class Augment:
     vary_magnitude: bool = False
     """Every operation draws its own strength up to `magnitude` (as Sohn et al. 2020, FixMatch, section 2.3)."""
     erase: float = 0.0
-    """Probability of erasing a rectangle of a image (Zhong et al. 2017, Random Erasing); the paper's is 0.5."""
+    """Probability of erasing a rectangle of an image (Zhong et al. 2017, Random Erasing); the paper's is 0.5."""
     erase_area: tuple[float, float] = (0.02, 0.4)
     """Smallest and largest share of the input that is erased."""
     erase_aspect: float = 10 / 3
@@ -85,7 +85,7 @@ class Augment:
 
     @property
     def plain(self) -> bool:
-        """Whether a image always looks the same."""
+        """Whether an image always looks the same."""
         changing = ("area", "aspect", "rotate", "shift", "flip", "noise", "randaugment", "erase", "mixup", "cutmix")
         colours = ("brightness", "contrast", "saturation", "hue")
         return all(getattr(self, name) == getattr(_PLAIN, name) for name in changing + colours)

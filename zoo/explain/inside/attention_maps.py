@@ -61,7 +61,7 @@ class Attended:
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules in which every token of a image attends to every other one: name -> module.
+    """The modules in which every token of an image attends to every other one: name -> module.
 
     Raises:
         ArtefactError: there is none, or several read the same tokens side by side.
@@ -76,7 +76,7 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
         others = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
         wanted = ", ".join(sorted({kind.__name__ for kind in _KINDS}))
         raise ArtefactError(
-            f"{_kind(model)} has no attention among all patches of a image: looked for timm's {wanted}, "
+            f"{_kind(model)} has no attention among all patches of an image: looked for timm's {wanted}, "
             f"found {', '.join(others) or 'no attention'}; `pocketzoo explain gradcam` shows where such a network looks"
         )
     return found

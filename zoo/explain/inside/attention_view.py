@@ -12,12 +12,12 @@ import torch
 
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT
-from zoo.explain.drawing import Panel, draw_panels
-from zoo.explain.inside.attention import gradient_weighted, rollout
+from zoo.explain.checkpoint_of_graph import checkpoint_for
 from zoo.explain.inside.attention_maps import attend, attention_layers, to_grid, tokens_of
-from zoo.explain.inside.network import picture
-from zoo.explain.origin import checkpoint_for
-from zoo.explain.predictions.outputs import percent
+from zoo.explain.inside.input_image import picture
+from zoo.explain.inside.rollout import gradient_weighted, rollout
+from zoo.explain.panels import Panel, draw_panels
+from zoo.explain.predictions.answers import percent
 from zoo.networks.checkpoint import load
 
 __all__ = ["METHODS", "View", "draw_views", "view", "views"]
@@ -69,14 +69,14 @@ def views(
     block: int | None = None,
     fusion: str = "mean",
 ) -> list[View]:
-    """A image's file seen by each artefact.
+    """An image's file seen by each artefact.
 
     Args:
         artefacts: folders, checkpoints, or ONNX files beside their checkpoint.
         data: the bytes of the image's file; each artefact's own card says how it is preprocessed.
         label: whose evidence the gradient shows, where the artefact knows it; else, and for None, its own answer.
         block: whose heads are shown, from 0; None: the last.
-        fusion: see :func:`zoo.explain.inside.attention.rollout`.
+        fusion: see :func:`zoo.explain.inside.rollout.rollout`.
 
     Raises:
         UsageError: no artefact knows the label, or there is no such block or fusion.
@@ -134,7 +134,7 @@ def view(
         temperature: that its logits are divided by.
         label: see :func:`views`.
         block: see :func:`views`.
-        fusion: see :func:`zoo.explain.inside.attention.rollout`.
+        fusion: see :func:`zoo.explain.inside.rollout.rollout`.
 
     Raises:
         UsageError: there is no such block or fusion.

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from zoo.explain.colours import in_rows
-from zoo.explain.drawing import Panel, draw_panels
-from zoo.explain.structure.layers import layer_output, places_of
+from zoo.explain.panels import Panel, draw_panels
+from zoo.explain.signed_colours import in_rows
+from zoo.explain.structure.spatial_layout import layer_output, places_of
 
 __all__ = ["MOST", "Features", "draw_features", "feature_maps", "strongest"]
 
@@ -22,7 +22,7 @@ MOST = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a layer returns for a image."""
+    """What a layer returns for an image."""
 
     layer: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ def strongest(maps: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.int64]
 def draw_features(
     path: Path, found: Features, image: npt.NDArray[np.uint8], *, name: str, title: str, most: int = MOST
 ) -> None:
-    """Draw a image and the strongest channels of a layer as PNG.
+    """Draw an image and the strongest channels of a layer as PNG.
 
     Args:
         path: of the PNG file.

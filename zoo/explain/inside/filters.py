@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from zoo.base.errors import UsageError
-from zoo.explain.colours import in_rows, signed
-from zoo.explain.drawing import Panel, draw_panels
+from zoo.explain.panels import Panel, draw_panels
+from zoo.explain.signed_colours import in_rows, signed
 
 __all__ = ["MOST", "Filters", "draw_filters", "first_filters"]
 

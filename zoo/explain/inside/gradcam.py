@@ -1,4 +1,4 @@
-"""Grad-CAM: which places of a image speak for a label (Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2).
+"""Grad-CAM: which places of an image speak for a label (Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2).
 
 Of a layer with feature maps A_k and a label's logit y, a_k is the mean of dy/dA_k over the places, and the map is
 ReLU(sum_k a_k A_k); Captum's LayerGradCam computes it. Tokens of a transformer are laid out as maps first, without
@@ -24,10 +24,10 @@ from captum.attr import LayerGradCam
 from torch import nn
 
 from zoo.base.errors import UsageError
-from zoo.explain.colours import in_rows
-from zoo.explain.drawing import NEUTRAL, Panel, draw_panels
-from zoo.explain.predictions.outputs import percent
-from zoo.explain.structure.layers import check_output, find_layer, places_of
+from zoo.explain.panels import NEUTRAL, Panel, draw_panels
+from zoo.explain.predictions.answers import percent
+from zoo.explain.signed_colours import in_rows
+from zoo.explain.structure.spatial_layout import check_output, find_layer, places_of
 from zoo.networks.cutting.tracing import without_gradients_of_weights
 
 __all__ = ["Heat", "default_layer", "draw_heats", "explain_labels", "gradcam"]
@@ -38,7 +38,7 @@ _COARSE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """Where a network sees a label in a image."""
+    """Where a network sees a label in an image."""
 
     title: str
     """Of the image."""
@@ -97,7 +97,7 @@ def default_layer(model: nn.Module, inputs: torch.Tensor) -> str:
 
     Args:
         model: in evaluation mode; stays as it is.
-        inputs: a image, float32 [1, C, H, W].
+        inputs: an image, float32 [1, C, H, W].
 
     Raises:
         UsageError: there is none.
@@ -124,7 +124,7 @@ def default_layer(model: nn.Module, inputs: torch.Tensor) -> str:
 
 def _outputs(model: nn.Module, inputs: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     """The layers outside attention in the order in which they end, and the best logit's gradients of their outputs."""
-    # Within attention maps are queries and keys, or products of both; none is a image's.
+    # Within attention maps are queries and keys, or products of both; none is an image's.
     inner = {
         part
         for module in model.modules()

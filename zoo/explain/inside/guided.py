@@ -28,9 +28,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from zoo.base.errors import UsageError
-from zoo.explain.colours import in_rows, signed
-from zoo.explain.drawing import Panel, draw_panels
-from zoo.explain.structure.layers import find_layer, layer_output, places_of
+from zoo.explain.panels import Panel, draw_panels
+from zoo.explain.signed_colours import in_rows, signed
+from zoo.explain.structure.spatial_layout import find_layer, layer_output, places_of
 from zoo.networks.cutting.tracing import without_gradients_of_weights
 
 __all__ = ["MOST", "Guided", "Unit", "draw_guided", "guided"]
@@ -72,7 +72,7 @@ class Guided:
 def guided(
     model: nn.Module, inputs: torch.Tensor, layer: str, *, units: Sequence[int] | None = None, most: int = MOST
 ) -> Guided:
-    """Guided backpropagation from units of a layer, each where it is most active, to a image.
+    """Guided backpropagation from units of a layer, each where it is most active, to an image.
 
     Args:
         model: in evaluation mode; stays as it is.
@@ -119,7 +119,7 @@ def draw_guided(
     title: str,
     labels: Mapping[int, str] | None = None,
 ) -> None:
-    """Draw a image and the gradients of units as PNG.
+    """Draw an image and the gradients of units as PNG.
 
     Args:
         path: of the PNG file.

@@ -77,7 +77,7 @@ class WholeFeed:
         """Inputs [B, C, H, W] and targets; what is random depends on (seed, epoch, step) alone."""
         pictures, mixed = self.pictures, mixes(self.pictures.augment)
         rows = [pictures.world.rows(len(chunk)) for chunk in chunks]
-        # A image's partner in MixUp may be another process's, so each process varies the whole batch then.
+        # An image's partner in MixUp may be another process's, so each process varies the whole batch then.
         own = [chunk if mixed else chunk[part] for chunk, part in zip(chunks, rows, strict=True)]
         for step, (images, labels) in enumerate(pictures.train.batches(own[first:]), start=first):
             generator = generator_for(pictures.seed, epoch, step, "augment")

@@ -99,7 +99,7 @@ def test_a_picture_without_a_file(site, pets, monkeypatch):
     site.files["images.tar.gz"] = content
     resources = [(OxfordIIITPet._RESOURCES[0][0], md5(content)), OxfordIIITPet._RESOURCES[1]]
     monkeypatch.setattr(OxfordIIITPet, "_RESOURCES", resources)
-    with pytest.raises(DataError, match=r"a image is missing: .*Sphynx_5\.jpg"):
+    with pytest.raises(DataError, match=r"an image is missing: .*Sphynx_5\.jpg"):
         oxford_pet()
 
 

@@ -1,4 +1,4 @@
-"""A image through the eyes of several networks: which label is explained, what the rows say, what is drawn."""
+"""An image through the eyes of several networks: which label is explained, what the rows say, what is drawn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from tests.zoo.factories import LABELS, TINY_VIT, encode, make_card, make_input
 from tests.zoo.factories import picture as noise
 from zoo.base.errors import ArtefactError, UsageError
-from zoo.explain.drawing import Panel
 from zoo.explain.inside import attention_view
 from zoo.explain.inside.attention_maps import attention_maps
 from zoo.explain.inside.attention_view import View, draw_views, views
-from zoo.explain.inside.network import picture
+from zoo.explain.inside.input_image import picture
+from zoo.explain.panels import Panel
 from zoo.networks import checkpoint
 from zoo.networks.lora import add_lora
 from zoo.networks.registry import build

@@ -1,0 +1,94 @@
+"""Images to rows in one process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.bulk.scorer import SCHEMA, Chunk, Job, Scorer
+from tests.zoo.factories import encode, picture, write_artefact
+from zoo.artefact.decode import FORMATS
+from zoo.artefact.predictor import Predictor
+from zoo.base.errors import ArtefactError
+from zoo.base.files import sha256_file
+
+
+def _job(path: Path, **changes: object) -> Job:
+    values = {"digest": sha256_file(path), "threads": 1, "batch": 2, "top": 2, "max_pixels": 10_000}
+    return Job(**{"path": str(path), "max_image_bytes": 50_000, "formats": FORMATS} | values | changes)
+
+
+def _chunk(images: list[bytes | None], files: list[bytes | None] | None = None, **changes: object) -> Chunk:
+    names = tuple(f"p{place}" for place in range(len(images)))
+    files = files or [None] * len(images)
+    return Chunk(**{"number": 0, "first": 0, "names": names, "images": tuple(images), "files": tuple(files)} | changes)
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("worker") / "model.onnx"
+    write_artefact(path)
+    return path
+
+
+def test_rows_are_what_the_predictor_says(artefact):
+    images = [encode(picture(seed)) for seed in range(5)]
+    rows = Scorer(_job(artefact))(_chunk(images, first=40)).to_pylist()
+    answers = Predictor(artefact, threads=1).predict(images, top=2)
+    assert [row["row"] for row in rows] == [40, 41, 42, 43, 44]
+    for row, answer, data in zip(rows, answers, images, strict=True):
+        assert row["labels"] == list(answer.labels) and row["label"] == answer.labels[0]
+        assert np.allclose(row["probabilities"], answer.probabilities, rtol=1e-6)
+        assert row["probability"] == row["probabilities"][0]
+        assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert row["error"] is None
+
+
+def test_what_cannot_be_read_is_a_sentence_in_its_row(artefact, tmp_path):
+    good = encode(picture(1))
+    (tmp_path / "good.png").write_bytes(good)
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    files = [None, None, None, None, *(b"%s.png" % name for name in (b"gone", b"good", b"folder", b"pipe"))]
+    images = [b"", good[:60], encode(picture(0, 101, 100)), None, None, None, None, None]
+    chunk = _chunk([*images, b"x" * 50_001, good], [*files, None, None], base=os.fsencode(tmp_path))
+    rows = Scorer(_job(artefact, batch=4))(chunk).to_pylist()
+    assert [row["label"] is None for row in rows] == [row["error"] is not None for row in rows]
+    assert [place for place, row in enumerate(rows) if row["error"] is None] == [5, 9]
+    assert rows[5]["label"] == rows[9]["label"]
+    said = [
+        "empty",
+        "cannot decode",
+        "pixels",
+        "no image",
+        "No such file",
+        "not a regular",
+        "not a regular",
+        "at most",
+    ]
+    errors = [row["error"] for row in rows if row["error"]]
+    assert all(part in error for part, error in zip(said, errors, strict=True)), errors
+    assert rows[1]["sha256"] and rows[8]["sha256"] is None
+
+
+def test_a_bad_picture_changes_no_row_of_another_batch(artefact):
+    images = [encode(picture(seed)) for seed in range(6)]
+    scorer = Scorer(_job(artefact))
+    whole = scorer(_chunk(images)).to_pylist()
+    images[0] = b"nonsense"
+    assert scorer(_chunk(images)).to_pylist()[2:] == whole[2:]
+
+
+def test_without_any_answer(artefact):
+    batch = Scorer(_job(artefact))(_chunk([None, b"x"]))
+    assert batch.schema == SCHEMA
+    assert batch["label"].null_count == batch["probabilities"].null_count == 2
+
+
+def test_another_file_than_the_run_began_with(artefact):
+    with pytest.raises(ArtefactError, match="changed while it was in use"):
+        Scorer(_job(artefact, digest="0" * 64))
