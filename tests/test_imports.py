@@ -30,7 +30,7 @@ def test_packages_import_nothing_by_themselves(package: str) -> None:
 
 def test_no_torch() -> None:
     modules = (
-        "zoo.card",
+        "zoo.artefact.card",
         "zoo.artefact.preprocess",
         "zoo.artefact.onnx_file",
         "zoo.artefact.predictor",

@@ -1,13 +1,7 @@
 """An HTTP/1.1 load generator in a process of its own, cheap enough to share the cores with the server it measures.
 
-Run as `python -m bench.load.client`: it reads one :class:`bench.load.load_spec.Job` as JSON from standard input and prints
-a result as JSON. SIGTERM ends a run early, with its result.
-
-A closed loop keeps every connection busy: the next request goes out when the answer is in. An open loop sends at
-Poisson arrivals whatever the server does, as MLPerf's Server scenario; latency counts from the scheduled arrival, so
-that a server which stalls is charged for everything that had to wait (no coordinated omission). A burst sends several
-requests at once and the next burst when all are answered (MLPerf's SingleStream and MultiStream); a total has all its
-requests due at the beginning, and takes connections until all are answered (Offline).
+Run as `python -m bench.load.client`: it reads one :class:`bench.load.load_spec.Job` as JSON from standard input and
+prints a result as JSON. SIGTERM ends a run early, with its result.
 """
 
 from __future__ import annotations
