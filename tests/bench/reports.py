@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from bench.report import measure as report
-from bench.report.measure import Pictures, Report, measure_report
+from bench.report.measure import Report, measure_report
 from tests.bench.artefacts import family
 from tests.zoo.factories import make_dataset
 from zoo.artefact.latency import LatencyConfig
 from zoo.data.dataset import Dataset
+from zoo.data.image_set import ImageSet
 
 HOSTILE = "<script>alert(1)</script>|`b`"
 
@@ -30,7 +31,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, labels: bool = 
     dataset: Dataset = make_dataset(40)
     samples = [dataclasses.replace(sample, name=HOSTILE) for sample in dataset.splits["validation"]]
     dataset = dataclasses.replace(dataset, splits={**dataset.splits, "validation": samples})
-    pictures = Pictures(
+    pictures = ImageSet(
         name="birds",
         split="validation" if labels else "",
         samples=samples,

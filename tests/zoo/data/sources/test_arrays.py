@@ -66,6 +66,7 @@ def test_mnist_and_fashion_mnist(published, open_it, name, label):
         idx(TRAIN)[:-200],
         b"not gzip",
     ],
+    ids=["no header", "too long", "two axes", "cut off", "not gzip"],
 )
 def test_broken_idx_files(published, site, monkeypatch, broken):
     _publish(site, monkeypatch, MNIST, [broken, *published[1:]])
