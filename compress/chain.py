@@ -8,8 +8,8 @@ from typing import Any
 
 from compress.export import export
 from compress.prune.stage import prune
+from compress.quantize.report import images_digest, is_up_to_date, read_report
 from compress.quantize.stage import quantize
-from compress.quantize.verdict import images_digest, is_up_to_date, read_report
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
 from zoo.artefact import onnx_file as graph
@@ -130,7 +130,7 @@ def quantize_artefact(
         analyse: measure what each node costs even if the budget holds.
 
     Returns:
-        The file, which is not there if it was not worth it, and the report; see compress.quantize.verdict.
+        The file, which is not there if it was not worth it, and the report; see compress.quantize.report.
     """
     if not artefact.is_dir() and artefact.suffix not in ("", ".onnx", ".safetensors"):
         raise ArtefactError(

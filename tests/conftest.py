@@ -42,7 +42,7 @@ def run_cli(*arguments: str | Path) -> Result:
 
 def twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
     """Stands for the timing of quantized files, which takes a dozen processes and decides nothing in tests."""
-    from compress.quantize.study import Speed
+    from compress.quantize.trials import Speed
 
     return [Speed(speedup=2.0, parent_ms=2.0, ms=1.0) for _ in children]
 
@@ -89,7 +89,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _make_chain(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_OUTPUT", str(folder))
-        patch.setattr("compress.quantize.study.measure_speed", twice_as_fast)
+        patch.setattr("compress.quantize.trials.measure_speed", twice_as_fast)
         for arguments in (
             ("train", "--recipe", "tiny"),
             ("compress", "--recipe", "tiny"),
@@ -104,5 +104,5 @@ def _make_chain(folder: Path) -> None:
 def made(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The chain's folder, as the folder of artefacts of this test."""
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(chain))
-    monkeypatch.setattr("compress.quantize.study.measure_speed", twice_as_fast)
+    monkeypatch.setattr("compress.quantize.trials.measure_speed", twice_as_fast)
     return chain

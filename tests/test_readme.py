@@ -87,7 +87,7 @@ def copy(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "output"
     shutil.copytree(chain, folder)
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(folder))
-    monkeypatch.setattr("compress.quantize.study.measure_speed", twice_as_fast)
+    monkeypatch.setattr("compress.quantize.trials.measure_speed", twice_as_fast)
     return folder
 
 

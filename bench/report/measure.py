@@ -11,7 +11,7 @@ from typing import Any
 from bench.report.history import Curve, PeerRows, read_curves, read_peers
 from bench.report.quality import Answers, judge
 from bench.rows import stamp
-from compress.quantize.verdict import read_report, sentence
+from compress.quantize.report import read_report, sentence
 from zoo.artefact.card import Card, Metrics
 from zoo.artefact.environment import load_average
 from zoo.artefact.latency import LatencyConfig, latencies

@@ -13,7 +13,7 @@ from bench.report.json_document import document
 from bench.report.measure import Report, name_of
 from bench.report.quality import Answers
 from bench.runtimes.tables import details
-from compress.quantize.verdict import read_report, sentence
+from compress.quantize.report import read_report, sentence
 from zoo.artefact.environment import environment_text
 from zoo.explain.predictions.confusion import most_confused
 

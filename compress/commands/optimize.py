@@ -16,7 +16,7 @@ from zoo.base.files import checkpoint_path, output_root
 from zoo.commands.runs import Data, named_source, notes_of
 
 if TYPE_CHECKING:
-    from compress.search.candidates import Candidate
+    from compress.search.journal import Candidate
     from compress.search.stage import Found, OptimizeConfig
 
 __all__ = ["optimize"]
@@ -53,7 +53,7 @@ def optimize(
     Or for the most accurate one within a budget. Tries pruning, recovery and quantization; the same command
     continues a search that was interrupted.
     """
-    from compress.search.pareto import Goal
+    from compress.search.pareto_front import Goal
     from compress.search.stage import OptimizeConfig
     from compress.search.stage import optimize as stage
     from zoo.artefact.card import allow
@@ -94,7 +94,7 @@ def optimize(
 
 
 def _print(found: Found, config: OptimizeConfig) -> None:
-    from compress.search.pareto import drop
+    from compress.search.pareto_front import drop
 
     parent = found.parent
     _print_rankings(found)
@@ -152,13 +152,13 @@ def _print_rankings(found: Found) -> None:
 
 
 def _label(entry: Candidate) -> str:
-    from compress.search.pareto import label
+    from compress.search.pareto_front import label
 
     return label(entry)
 
 
 def _as_json(found: Found) -> dict[str, Any]:
-    from compress.search.pareto import drop
+    from compress.search.pareto_front import drop
 
     def row(entry: Candidate) -> dict[str, Any]:
         return dataclasses.asdict(entry) | {

@@ -108,7 +108,7 @@ def quantize(
 
 def _tell(path: Path, found: dict[str, Any], as_json: bool) -> None:
     """One line: the verdict on one artefact."""
-    from compress.quantize.verdict import sentence
+    from compress.quantize.report import sentence
     from zoo.artefact.onnx_file import read_card
 
     if as_json:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compress.prune.structure import Cut, Part, Structure
+from compress.prune.cutting import Cut, Part, Structure
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.progress import track
 from zoo.data.decoded import DecodedImages, Normalise

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.prune.reduce import Plan, Step, parts_for, reduce
-from compress.prune.structure import Structure
+from compress.prune.cutting import Structure
+from compress.prune.planning import Plan, Step, parts_for, reduce
 from zoo.artefact.card import Card, Input, LineageEntry, advance, allow
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import code_commit, sha256_file

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compress.prune.cost import Costs
-from compress.prune.structure import Part
+from compress.prune.cutting import Part
+from compress.prune.macs import Costs
 
 __all__ = ["Ladder", "OutOfReachError", "block_of", "choose", "ladder"]
 

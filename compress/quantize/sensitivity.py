@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from compress.quantize.compare import divergence
-from compress.quantize.int8 import quantizable, rectified
+from compress.quantize.divergence import divergence
 from compress.quantize.observe import Feeds, logits, observe
+from compress.quantize.quantizer import quantizable, rectified
 from zoo.base.progress import track
 
 __all__ = ["Cost", "added_noise", "fewest", "sensitivity"]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.quantize import int8
-from compress.quantize.study import Images, Study, Trial
+from compress.quantize import quantizer as int8
+from compress.quantize.report import images_digest, write_report
 from compress.quantize.targets import detect_target
-from compress.quantize.verdict import images_digest, write_report
+from compress.quantize.trials import Images, Trials, Trial
 from compress.write_graph import publish
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card, LineageEntry, advance, allow
@@ -45,7 +45,7 @@ class Quantized:
     """Of the file; None if none was written."""
     written: bool
     report: dict[str, Any]
-    """As in quantize.json; see compress.quantize.verdict."""
+    """As in quantize.json; see compress.quantize.report."""
 
 
 def quantize(
@@ -89,7 +89,7 @@ def quantize(
     if dataset is not None:
         check_labels(card, dataset)
     data = _choose(dataset, images, config)
-    study = Study(source, proto, card, config, goal, data)
+    study = Trials(source, proto, card, config, goal, data)
     trial, costs = study.best(analyse=analyse, timed=timed)
     parent = sha256_file(source)
     verdict, reason = _judge(trial, config, nodes=len(int8.weighted(study.prepared)))

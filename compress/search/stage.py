@@ -20,12 +20,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from compress.prune.importance import check_importance
-from compress.search.budget import Budget, epochs_for, next_task
-from compress.search.candidates import Candidate, Journal, Record, Task, candidates, parent_of
-from compress.search.delivery import FinalTest, bring, compare, is_parent
-from compress.search.pareto import Goal, choose, draw, front, nearest, remedy
-from compress.search.strategy import Plan, last_task
-from compress.search.workbench import GRAPHS, Settings, Workbench, carry_out
+from compress.search.evaluation import GRAPHS, Settings, Workbench, carry_out
+from compress.search.final_test import FinalTest, bring, compare, is_parent
+from compress.search.journal import Candidate, Journal, Record, Task, candidates, parent_of
+from compress.search.next_task import Plan, last_task
+from compress.search.pareto_front import Goal, choose, draw, front, nearest, remedy
+from compress.search.time_budget import Budget, epochs_for, next_task
 from zoo.artefact.card import Card, allow
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError, UsageError

@@ -13,8 +13,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from compress.quantize.int8 import quiet
 from compress.quantize.observe import session
+from compress.quantize.quantizer import quiet
 
 Floats = npt.NDArray[np.float32]
 

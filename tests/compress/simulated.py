@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compress.search.budget import Budget, next_task
-from compress.search.candidates import FLOAT, INT8, PARENT, File, Record, Task
-from compress.search.strategy import Plan, last_task
+from compress.search.journal import FLOAT, INT8, PARENT, File, Record, Task
+from compress.search.next_task import Plan, last_task
+from compress.search.time_budget import Budget, next_task
 
 BUDGET = Budget(seconds=1e9, used=0.0, train_images=1000, validation_images=1000, test_images=1000)
 

@@ -12,9 +12,9 @@ import pytest
 
 from compress import chain as chain_module
 from compress.chain import compress_run, export_artefact, quantize_artefact
+from compress.quantize.report import REPORT, write_report
 from compress.quantize.stage import Quantized
-from compress.quantize.study import Speed
-from compress.quantize.verdict import REPORT, write_report
+from compress.quantize.trials import Speed
 from tests.conftest import run_cli
 from tests.zoo.factories import make_samples
 from zoo.artefact import onnx_file as graph
@@ -194,7 +194,7 @@ def exported(made: Path, tmp_path: Path) -> Path:
 
 def test_what_is_not_better_is_not_tried_again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "compress.quantize.study.measure_speed",
+        "compress.quantize.trials.measure_speed",
         lambda _, files: [Speed(speedup=0.9, parent_ms=1, ms=2)] * len(files),
     )
     config = QuantizeConfig(images=8, max_drop=100.0, method="static")

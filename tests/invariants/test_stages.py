@@ -14,7 +14,7 @@ import torch
 
 from compress.export import PARITY_BATCHES, export
 from compress.prune.stage import prune
-from compress.quantize.calibrate import Batches
+from compress.quantize.calibration import Batches
 from compress.quantize.stage import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input

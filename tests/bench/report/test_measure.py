@@ -18,7 +18,7 @@ from bench.report.json_document import document
 from bench.report.measure import Report, artefact_files, measure_report
 from bench.report.render import markdown
 from bench.report.sections import sections
-from compress.quantize.verdict import write_report
+from compress.quantize.report import write_report
 from tests.bench.artefacts import TRAIN, exported, family, write_checkpoint
 from tests.conftest import run_cli
 from tests.zoo.factories import encode, make_card, make_dataset, picture, write_artefact

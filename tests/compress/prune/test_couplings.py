@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.prune.structure import Structure, _randomize
-from tests.compress.prune.test_structure import _doomed, _gap, _images
+from compress.prune.cutting import Structure, _randomize
+from tests.compress.prune.test_cutting import _doomed, _gap, _images
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.base.errors import ArtefactError
 from zoo.networks.cutting.truncate import truncate

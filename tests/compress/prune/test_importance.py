@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from compress.prune import importance
 from compress.prune.couplings import traced
+from compress.prune.cutting import Cut, Part, Structure
 from compress.prune.importance import IMPORTANCES, comparable, score, scores
-from compress.prune.structure import Cut, Part, Structure
 from tests.zoo.factories import TINY_VIT, make_input, make_samples
 from zoo.base.errors import UsageError
 from zoo.data.decoded import DecodedImages, Normalise

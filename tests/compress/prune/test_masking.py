@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from compress.prune.cutting import Structure, verify
 from compress.prune.masking import mask
-from compress.prune.structure import Structure, verify
 from zoo.base.errors import ArtefactError
 
 

@@ -1,4 +1,4 @@
-"""Tests of compress.prune.stage and compress.prune.reduce."""
+"""Tests of compress.prune.stage and compress.prune.planning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.prune import reduce as reducing
+from compress.prune import planning as reducing
 from compress.prune.importance import IMPORTANCES
 from compress.prune.stage import plan, prunable, prune, prune_model
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input, make_samples

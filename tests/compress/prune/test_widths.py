@@ -1,4 +1,4 @@
-"""Tests of compress.prune.widths and compress.prune.cost."""
+"""Tests of compress.prune.widths and compress.prune.macs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.prune.cost import Costs
-from compress.prune.structure import Part, Structure
+from compress.prune.cutting import Part, Structure
+from compress.prune.macs import Costs
 from compress.prune.widths import _UNEVEN, Ladder, OutOfReachError, block_of, choose, ladder
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.networks.registry import build, count_macs

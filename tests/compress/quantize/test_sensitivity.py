@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from compress.quantize import sensitivity as module
-from compress.quantize.calibrate import Batches, ranges
-from compress.quantize.int8 import prepare, quantizable, rectified, static, to_calibrate, weighted
+from compress.quantize.calibration import Batches, ranges
 from compress.quantize.observe import logits
+from compress.quantize.quantizer import prepare, quantizable, rectified, static, to_calibrate, weighted
 from compress.quantize.sensitivity import added_noise, fewest, sensitivity
 from compress.quantize.targets import TARGETS
 from tests.compress.graphs import exported

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.stage and compress.quantize.study. Speeds are made up; no outcome depends on a clock."""
+"""Tests of compress.quantize.stage and compress.quantize.trials. Speeds are made up; no outcome depends on a clock."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.quantize import study
-from compress.quantize.int8 import prepare
-from compress.quantize.qdq import Graph, layers
+from compress.quantize import trials as study
+from compress.quantize.qdq_layers import Graph, layers
+from compress.quantize.quantizer import prepare
+from compress.quantize.report import read_report, sentence
 from compress.quantize.stage import quantize
-from compress.quantize.study import Speed, not_timed
 from compress.quantize.targets import TARGETS
-from compress.quantize.verdict import read_report, sentence
+from compress.quantize.trials import Speed, not_timed
 from tests.compress.graphs import exported
 from tests.zoo.factories import make_card, make_dataset, make_samples, write_artefact
 from zoo.artefact import onnx_file as graph

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from compress.search import stage as module
-from compress.search.candidates import PARENT, Journal, Record, Task
-from compress.search.pareto import Goal
+from compress.search.evaluation import Settings, Workbench
+from compress.search.journal import PARENT, Journal, Record, Task
+from compress.search.pareto_front import Goal
 from compress.search.stage import CANDIDATES, PICTURE, Found, OptimizeConfig, fit_of, images_needed, optimize
-from compress.search.workbench import Settings, Workbench
 from tests.compress.simulated import World
 from tests.zoo.factories import LABELS, make_card, make_dataset, make_input, write_artefact
 from zoo.artefact import onnx_file as graph

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.int8."""
+"""Tests of compress.quantize.quantizer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from compress.quantize.calibrate import Batches, ranges
-from compress.quantize.int8 import (
+from compress.quantize.calibration import Batches, ranges
+from compress.quantize.observe import logits
+from compress.quantize.quantizer import (
     dynamic,
     is_transformer,
     prepare,
@@ -20,7 +21,6 @@ from compress.quantize.int8 import (
     to_calibrate,
     weighted,
 )
-from compress.quantize.observe import logits
 from compress.quantize.targets import TARGETS
 from tests.compress.graphs import exported
 from tests.zoo.factories import make_input, make_samples

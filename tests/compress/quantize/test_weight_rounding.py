@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.rounding."""
+"""Tests of compress.quantize.weight_rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.quantize.rounding import PAIR_LIMIT, _inverse_factor, compensate, nearest, widest_scales
+from compress.quantize.weight_rounding import PAIR_LIMIT, _inverse_factor, compensate, nearest, widest_scales
 
 Floats = npt.NDArray[np.float32]
 

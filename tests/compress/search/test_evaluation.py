@@ -1,4 +1,4 @@
-"""Tests of compress.search.workbench, on a network that learns nothing and is small."""
+"""Tests of compress.search.evaluation, on a network that learns nothing and is small."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from compress.search import workbench as module
-from compress.search.candidates import FLOAT, INT8, PARENT, Journal, Record, Task
-from compress.search.workbench import Settings, Workbench, carry_out
+from compress.search import evaluation as module
+from compress.search.evaluation import Settings, Workbench, carry_out
+from compress.search.journal import FLOAT, INT8, PARENT, Journal, Record, Task
 from tests.zoo.factories import make_card, make_dataset, make_input, write_artefact
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Metrics

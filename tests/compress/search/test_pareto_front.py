@@ -1,4 +1,4 @@
-"""Tests of compress.search.pareto."""
+"""Tests of compress.search.pareto_front."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, Task
-from compress.search.pareto import Goal, choose, contenders, draw, drop, eligible, front, label, nearest, remedy
+from compress.search.journal import FLOAT, INT8, PARENT, Candidate, Task
+from compress.search.pareto_front import Goal, choose, contenders, draw, drop, eligible, front, label, nearest, remedy
 from zoo.base.errors import UsageError
 
 PRUNED = Task(kind="measure", ratio=0.5, importance="l2", epochs=3)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from onnx import ModelProto
 
 from compress.quantize.observe import observe
-from compress.quantize.qdq import Graph, Layer, layers
-from compress.quantize.rounding import compensate, nearest, widest_scales
+from compress.quantize.qdq_layers import Graph, Layer, layers
+from compress.quantize.weight_rounding import compensate, nearest, widest_scales
 
 __all__ = ["refine"]
 
@@ -98,8 +98,8 @@ def refine(
             of another form stay as they are.
         parent: the float graph it was made from.
         saturates: whether the file is for x86 without VNNI, too, so that no two neighbouring products may exceed 16
-            bits (see compress.quantize.rounding). Depthwise kernels add in 32 bits everywhere (mlas/lib/qdwconv.cpp
-            and the depthwise part of x86_64/ConvSymKernelAvx2.S in ONNX Runtime 1.31), so their weights are not
+            bits (see compress.quantize.weight_rounding). Depthwise kernels add in 32 bits everywhere
+            (mlas/lib/qdwconv.cpp and the depthwise part of x86_64/ConvSymKernelAvx2.S in ONNX Runtime 1.31), so their weights are not
             bounded.
         inputs: calibration data, all images of each graph input, images first.
         shift_biases: whether biases may take over anything; else the codes alone keep the error small.

@@ -7,9 +7,9 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from compress.quantize.calibrate import activations, extremes
-from compress.quantize.int8 import quiet
+from compress.quantize.calibration import activations, extremes
 from compress.quantize.observe import Feeds
+from compress.quantize.quantizer import quiet
 from zoo.artefact.onnx_file import strip_traces
 from zoo.base.errors import ArtefactError, CheckError
 

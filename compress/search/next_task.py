@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, Record, Task, candidates, parent_of, record_of
-from compress.search.pareto import Goal, contenders, drop, eligible
+from compress.search.journal import FLOAT, INT8, PARENT, Candidate, Record, Task, candidates, parent_of, record_of
+from compress.search.pareto_front import Goal, contenders, drop, eligible
 
 __all__ = ["FIRST", "FLOOR", "Plan", "last_task", "propose"]
 

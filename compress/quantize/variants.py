@@ -9,19 +9,19 @@ import numpy as np
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
-from compress.quantize import int8
-from compress.quantize.bias import correct
-from compress.quantize.calibrate import ranges
+from compress.quantize import quantizer as int8
+from compress.quantize.bias_correction import correct
+from compress.quantize.calibration import ranges
 from compress.quantize.observe import Feeds
-from compress.quantize.qdq import Graph, layers
+from compress.quantize.qdq_layers import Graph, layers
 from compress.quantize.targets import Target
-from compress.quantize.weights import refine
+from compress.quantize.weight_refinement import refine
 from zoo.training.recipe import QuantizeConfig
 
-__all__ = ["Maker"]
+__all__ = ["Variants"]
 
 
-class Maker:
+class Variants:
     """Makes INT8 graphs of one float graph, with different nodes left in float."""
 
     def __init__(self, model: ModelProto, feeds: Feeds, target: Target, config: QuantizeConfig) -> None:

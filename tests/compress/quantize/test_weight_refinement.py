@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.weights."""
+"""Tests of compress.quantize.weight_refinement."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
-from compress.quantize.qdq import Graph, layers
-from compress.quantize.weights import refine
+from compress.quantize.qdq_layers import Graph, layers
+from compress.quantize.weight_refinement import refine
 from tests.compress.qdq_graphs import Floats, arrays, blocks, correlated, error, int8, make, weights
 
 

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.calibrate."""
+"""Tests of compress.quantize.calibration."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.quantize import calibrate
-from compress.quantize.calibrate import (
+from compress.quantize import calibration as calibrate
+from compress.quantize.calibration import (
     Batches,
     Histogram,
     activations,

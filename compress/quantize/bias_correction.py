@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from compress.quantize.observe import observe, session
-from compress.quantize.qdq import Graph, Layer, layers
+from compress.quantize.qdq_layers import Graph, Layer, layers
 
 __all__ = ["correct"]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from compress.prune.cutting import Part, Structure, _randomize
 from compress.prune.masking import mask
-from compress.prune.structure import Part, Structure, _randomize
 from tests.zoo.factories import TINY_VIT, make_card, make_input
 from zoo.base.errors import UsageError
 from zoo.networks import checkpoint

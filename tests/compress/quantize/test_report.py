@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.verdict."""
+"""Tests of compress.quantize.report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compress.quantize.verdict import REPORT, images_digest, is_up_to_date, read_report, sentence, write_report
+from compress.quantize.report import REPORT, images_digest, is_up_to_date, read_report, sentence, write_report
 from tests.zoo.factories import make_samples
 from zoo.base.files import sha256_file
 from zoo.training.recipe import QuantizeConfig

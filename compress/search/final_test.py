@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.quantize.verdict import REPORT
-from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, Journal, candidates, parent_of
-from compress.search.pareto import Goal, choose
-from compress.search.workbench import GRAPHS, Workbench, carry_out
+from compress.quantize.report import REPORT
+from compress.search.evaluation import GRAPHS, Workbench, carry_out
+from compress.search.journal import FLOAT, INT8, PARENT, Candidate, Journal, candidates, parent_of
+from compress.search.pareto_front import Goal, choose
 from compress.write_graph import CPU
 from zoo.artefact.card import Metrics
 from zoo.artefact.predictor import Predictor

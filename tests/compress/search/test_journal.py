@@ -1,4 +1,4 @@
-"""Tests of compress.search.candidates."""
+"""Tests of compress.search.journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.search.candidates import FLOAT, INT8, PARENT, Journal, Record, Task, candidates, parent_of, record_of
+from compress.search.journal import FLOAT, INT8, PARENT, Journal, Record, Task, candidates, parent_of, record_of
 from tests.compress.simulated import World
 from zoo.base.errors import ArtefactError
 

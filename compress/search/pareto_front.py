@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, parent_of
+from compress.search.journal import FLOAT, INT8, PARENT, Candidate, parent_of
 from zoo.base.errors import UsageError
 from zoo.base.figures import axes
 

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.qdq."""
+"""Tests of compress.quantize.qdq_layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, helper
 
-from compress.quantize.qdq import Graph, Layer, layers
+from compress.quantize.qdq_layers import Graph, Layer, layers
 from tests.compress.qdq_graphs import Floats, blocks, correlated, int8, make, run, weights
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.prune.structure import Part, Structure, shape_of
+from compress.prune.cutting import Part, Structure, shape_of
 from zoo.artefact.card import Input
 from zoo.networks.shrink import attentions
 

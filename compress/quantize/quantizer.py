@@ -23,8 +23,8 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compress.quantize.calibrate import activations
-from compress.quantize.qdq import Graph
+from compress.quantize.calibration import activations
+from compress.quantize.qdq_layers import Graph
 from compress.quantize.targets import Target
 from zoo.artefact.onnx_file import strip_traces
 

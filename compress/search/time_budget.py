@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.search.candidates import PARENT, Record, Task, record_of
-from compress.search.strategy import FIRST, Plan, propose
+from compress.search.journal import PARENT, Record, Task, record_of
+from compress.search.next_task import FIRST, Plan, propose
 
 __all__ = ["Budget", "epochs_for", "next_task"]
 

@@ -18,8 +18,8 @@ from compress.prune.stage import prune
 from compress.quantize.stage import quantize
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
-from compress.search.candidates import FLOAT, INT8, PARENT, Candidate, File, Journal, Record, Task, candidates
-from compress.search.pareto import front
+from compress.search.journal import FLOAT, INT8, PARENT, Candidate, File, Journal, Record, Task, candidates
+from compress.search.pareto_front import front
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.latency import LatencyConfig, latencies
 from zoo.base.errors import ArtefactError, CheckError, TrainingError, UsageError

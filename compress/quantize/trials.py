@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from compress.quantize import int8
-from compress.quantize.calibrate import Batches
-from compress.quantize.compare import Comparison, compare
-from compress.quantize.fp16 import check_activations, halve
-from compress.quantize.maker import Maker
+from compress.quantize import quantizer as int8
+from compress.quantize.calibration import Batches
+from compress.quantize.divergence import Comparison, compare
+from compress.quantize.float16 import check_activations, halve
 from compress.quantize.observe import logits
 from compress.quantize.sensitivity import Cost, fewest, sensitivity
 from compress.quantize.targets import TARGETS, detect_target
+from compress.quantize.variants import Variants
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
 from zoo.artefact.latency import LatencyConfig, latencies
@@ -32,7 +32,7 @@ from zoo.base.statistics.intervals import ratio
 from zoo.data.dataset import Sample
 from zoo.training.recipe import QuantizeConfig
 
-__all__ = ["Images", "Speed", "Study", "Trial", "measure_speed", "not_timed"]
+__all__ = ["Images", "Speed", "Trials", "Trial", "measure_speed", "not_timed"]
 
 _EVALUATED_AT_ONCE = 64
 """As zoo.training.evaluate.logits_of: dynamic quantization takes the range of a whole batch."""
@@ -107,7 +107,7 @@ def not_timed(goal: str) -> str:
     return "" if fits else f"this machine's processor is of the kind {here}"
 
 
-class Study:
+class Trials:
     """One graph, the ways to quantize it, and how each does."""
 
     def __init__(
@@ -118,14 +118,16 @@ class Study:
         spec = card.use.input
         self._half = config.method == "fp16" or goal == "cuda"
         self._untimed = not_timed("cuda" if self._half else goal)
-        self._maker = Maker(proto, Batches(data.calibration, spec), TARGETS.get(goal, TARGETS["portable"]), config)
+        self._variants = Variants(
+            proto, Batches(data.calibration, spec), TARGETS.get(goal, TARGETS["portable"]), config
+        )
         self._feeds = Batches(data.comparison, spec, size=_EVALUATED_AT_ONCE)
         self._wanted = logits(proto, self._feeds)
 
     @property
     def prepared(self) -> ModelProto:
         """The float graph, as the quantizers see it."""
-        return self._maker.prepared
+        return self._variants.prepared
 
     @property
     def precision(self) -> str:
@@ -195,7 +197,7 @@ class Study:
                 f"{self._source}: nothing in this graph can be quantized: it has no {wanted} with constant weights; "
                 "serve it as it is"
             )
-        return self._maker.dynamic() if method == "dynamic" else self._maker.static()
+        return self._variants.dynamic() if method == "dynamic" else self._variants.static()
 
     def _try(self, method: str, model: ModelProto, floats: Collection[str] = ()) -> Trial:
         answers = logits(model, self._feeds)
@@ -211,7 +213,7 @@ class Study:
         feeds = Batches(self._data.comparison[: 8 * _SENSITIVITY_BATCHES], self._card.use.input)
         return sensitivity(
             self.prepared,
-            lambda floats: self._maker.static(floats, finish=False),
+            lambda floats: self._variants.static(floats, finish=False),
             feeds,
             temperature=self._card.use.temperature,
         )
@@ -222,7 +224,7 @@ class Study:
         tried: dict[int, Trial] = {0: whole}
 
         def holds(count: int) -> bool:
-            tried[count] = self._try("static", self._maker.static(order[:count]), order[:count])
+            tried[count] = self._try("static", self._variants.static(order[:count]), order[:count])
             found = tried[count]
             note(
                 f"{self._card.name}: {count} of {len(order)} nodes in float: {found.comparison.drop:z.2f} points lost, "

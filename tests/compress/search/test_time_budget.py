@@ -1,4 +1,4 @@
-"""Tests of compress.search.budget."""
+"""Tests of compress.search.time_budget."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.search.budget import Budget, epochs_for, next_task
-from compress.search.candidates import PARENT, Task, candidates
-from compress.search.pareto import Goal, choose
-from compress.search.strategy import Plan
+from compress.search.journal import PARENT, Task, candidates
+from compress.search.next_task import Plan
+from compress.search.pareto_front import Goal, choose
+from compress.search.time_budget import Budget, epochs_for, next_task
 from tests.compress.simulated import BUDGET, World, search
 
 PLAN = Plan(goal=Goal(), importances=("l2", "fpgm"), epochs=4)

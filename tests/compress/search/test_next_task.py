@@ -1,4 +1,4 @@
-"""Tests of compress.search.strategy, on simulated networks."""
+"""Tests of compress.search.next_task, on simulated networks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.search.candidates import FLOAT, INT8, PARENT, Record, Task, candidates, parent_of
-from compress.search.pareto import Goal, choose, drop
-from compress.search.strategy import Plan, propose
+from compress.search.journal import FLOAT, INT8, PARENT, Record, Task, candidates, parent_of
+from compress.search.next_task import Plan, propose
+from compress.search.pareto_front import Goal, choose, drop
 from tests.compress.simulated import World, search
 
 IMPORTANCES = ("l2", "fpgm", "taylor")

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.bias."""
+"""Tests of compress.quantize.bias_correction."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
-from compress.quantize.bias import _shrunk, correct
+from compress.quantize.bias_correction import _shrunk, correct
 from compress.quantize.observe import observe
-from compress.quantize.qdq import Graph, layers
+from compress.quantize.qdq_layers import Graph, layers
 from tests.compress.qdq_graphs import Floats, arrays, blocks, correlated, error, int8, make, run, weights
 
 

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.fp16."""
+"""Tests of compress.quantize.float16."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from compress.quantize.fp16 import check_activations, halve
+from compress.quantize.float16 import check_activations, halve
 from compress.quantize.observe import session
 from tests.zoo.factories import make_graph
 from zoo.base.errors import ArtefactError, CheckError

@@ -1,4 +1,4 @@
-"""Tests of compress.quantize.compare."""
+"""Tests of compress.quantize.divergence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
 
-from compress.quantize.compare import compare, divergence
+from compress.quantize.divergence import compare, divergence
 
 
 def test_numbers_of_a_small_example() -> None:

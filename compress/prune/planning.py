@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.prune.cost import Costs
+from compress.prune.cutting import Part, Structure, shape_of
 from compress.prune.importance import check_importance, comparable, scores
-from compress.prune.structure import Part, Structure, shape_of
-from compress.prune.timing import network_ms
+from compress.prune.macs import Costs
+from compress.prune.network_latency import network_ms
 from compress.prune.widths import OutOfReachError, choose, ladder
 from zoo.artefact.card import Input
 from zoo.base.errors import ArtefactError, UsageError
