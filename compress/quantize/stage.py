@@ -19,7 +19,7 @@ import numpy as np
 from compress.quantize import quantizer as int8
 from compress.quantize.report import images_digest, write_report
 from compress.quantize.targets import detect_target
-from compress.quantize.trials import Images, Trials, Trial
+from compress.quantize.trials import Images, Trial, Trials
 from compress.write_graph import publish
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card, LineageEntry, advance, allow

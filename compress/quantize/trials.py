@@ -32,7 +32,7 @@ from zoo.base.statistics.intervals import ratio
 from zoo.data.dataset import Sample
 from zoo.training.recipe import QuantizeConfig
 
-__all__ = ["Images", "Speed", "Trials", "Trial", "measure_speed", "not_timed"]
+__all__ = ["Images", "Speed", "Trial", "Trials", "measure_speed", "not_timed"]
 
 _EVALUATED_AT_ONCE = 64
 """As zoo.training.evaluate.logits_of: dynamic quantization takes the range of a whole batch."""

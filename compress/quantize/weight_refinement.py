@@ -99,8 +99,8 @@ def refine(
         parent: the float graph it was made from.
         saturates: whether the file is for x86 without VNNI, too, so that no two neighbouring products may exceed 16
             bits (see compress.quantize.weight_rounding). Depthwise kernels add in 32 bits everywhere
-            (mlas/lib/qdwconv.cpp and the depthwise part of x86_64/ConvSymKernelAvx2.S in ONNX Runtime 1.31), so their weights are not
-            bounded.
+            (mlas/lib/qdwconv.cpp and the depthwise part of x86_64/ConvSymKernelAvx2.S in ONNX Runtime 1.31), so their
+            weights are not bounded.
         inputs: calibration data, all images of each graph input, images first.
         shift_biases: whether biases may take over anything; else the codes alone keep the error small.
         seed: draws the places at which the layers' inputs are looked at.
