@@ -74,8 +74,8 @@ pictures: setup
 serve: setup
 	$(RUN)bentoml serve
 
-# A process per core; a test that takes two minutes hangs.
-TESTS := $(RUN)python -m pytest -n logical --maxprocesses 8 --dist worksteal --timeout 120
+# A process per core; a test that takes five minutes hangs (the first one that needs the chain makes it).
+TESTS := $(RUN)python -m pytest -n logical --maxprocesses 8 --dist worksteal --timeout 300
 
 test: setup
 	$(TESTS)

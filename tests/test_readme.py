@@ -41,7 +41,7 @@ SHORTER = {
     "advise": "advise --size 64",
     "probe": "probe --size 64",
     "import tf_efficientnet_lite0": "import tf_efficientnet_lite0 --size 64",
-    "--minutes 5": "--minutes 0.05",
+    "--minutes 5": "--minutes 0.001",
     "bench compare": "bench compare --peers ort,openvino --rounds 1 --seconds 0.05",
     "pocketzoo report": "pocketzoo report --rounds 1 --seconds 0.05",
     "bench load": "bench load --scenario single-stream --seconds 0.3 --queries 10",

@@ -22,7 +22,17 @@ def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(output), os.environ.get("PYTHONPATH", "")])
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "--benchmark", "-p", "no:cacheprovider", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--benchmark",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:hypothesispytest",
+            *arguments,
+        ],
         cwd=ROOT,
         env=kept | {"POCKETZOO_OUTPUT": str(output), "PYTHONPATH": path},
         capture_output=True,

@@ -150,13 +150,6 @@ def test_without_bias_correction_no_bias_changes(networks: dict[str, Path], data
         assert any(moved) == corrected
 
 
-def test_speeds_are_medians_beside_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parent, child = tmp_path / "parent.onnx", tmp_path / "child.onnx"
-    found = {parent: [[4.0, 4.0, 9.0], [4.0], [5.0]], child: [[2.0], [1.0, 2.0, 7.0], [2.5]]}
-    monkeypatch.setattr(study, "latencies", lambda paths, config: {path: found[path] for path in paths})
-    assert study.measure_speed(parent, [child]) == [study.Speed(speedup=2.0, parent_ms=4.0, ms=2.0)]
-
-
 @pytest.mark.parametrize("architecture", ["cnn", "vit"])
 def test_transformers_get_the_faster_of_static_and_dynamic(
     networks: dict[str, Path], dataset: Dataset, tmp_path: Path, speeds: dict[str, float], architecture: str

@@ -34,14 +34,23 @@ from pathlib import Path
 import torch
 from tests.zoo.training.loop.test_distributed import WAYS, net, settings
 from tests.zoo.training.loop.test_fit import _fit
-from zoo.training.loop.distributed import join_world
+from zoo.training.loop.distributed import check_shared, join_world
+from zoo.base.errors import UsageError
 
+folder = Path(sys.argv[1])
 for name in WAYS:
     model = net()
     config, options = settings(name)
-    _fit(Path(sys.argv[1]) / name, model, config, **options)
+    _fit(folder / name, model, config, **options)
     if join_world().first:
-        torch.save(model.state_dict(), Path(sys.argv[1]) / name / "done.pt")
+        torch.save(model.state_dict(), folder / name / "done.pt")
+world = join_world()
+check_shared(folder / "shared", world)
+own = folder / f"own-{world.rank}"
+try:
+    check_shared(own, world)
+except UsageError as error:
+    (folder / f"said-{world.rank}.txt").write_text(str(error))
 """
 
 
@@ -58,8 +67,18 @@ def settings(name: str):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes of torchrun write."""
     folder = tmp_path_factory.mktemp("together")
-    _torchrun(CODE, folder)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run(
+        [*torchrun, sys.executable, "-c", CODE, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -79,42 +98,12 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, together, name):
     assert not _same(alone, net())
 
 
-APART = """
-import os, sys
-from pathlib import Path
-from zoo.training.loop.distributed import check_shared, join_world
-from zoo.base.errors import UsageError
-
-world = join_world()
-check_shared(Path(sys.argv[1]) / "shared", world)
-own = Path(sys.argv[1]) / f"own-{world.rank}"
-try:
-    check_shared(own, world)
-except UsageError as error:
-    (Path(sys.argv[1]) / f"said-{world.rank}.txt").write_text(str(error))
-"""
-
-
-def _torchrun(code: str, folder: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    done = subprocess.run(
-        [*torchrun, sys.executable, "-c", code, folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_folders_that_are_not_shared_are_refused_in_every_process(tmp_path):
-    _torchrun(APART, tmp_path)
+def test_folders_that_are_not_shared_are_refused_in_every_process(together):
     for rank in range(2):
-        said = (tmp_path / f"said-{rank}.txt").read_text()
-        assert f"process 1 does not see the files that process 0 writes to {tmp_path / f'own-{rank}'}; give" in said
+        said = (together / f"said-{rank}.txt").read_text()
+        assert f"process 1 does not see the files that process 0 writes to {together / f'own-{rank}'}; give" in said
         assert "one shared folder, as POCKETZOO_OUTPUT" in said
-    assert list((tmp_path / "shared").iterdir()) == list((tmp_path / "own-0").iterdir()) == []
+    assert list((together / "shared").iterdir()) == list((together / "own-0").iterdir()) == []
 
 
 def test_one_process_leaves_no_mark(tmp_path):
