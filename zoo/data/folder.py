@@ -82,7 +82,7 @@ def _labels(groups: dict[str, list[ImageFile]], folders: list[Path], root: Path)
             )
     if len(labels) < 2:
         raise DataError(
-            f"{root}: expected a folder for each of at least two classes, found {labels or 'no pictures'} "
+            f"{root}: expected a folder for each of at least two classes, found {labels or 'no images'} "
             f"(files ending in {', '.join(sorted(SUFFIXES))})"
         )
     for split, present in names.items():

@@ -140,7 +140,7 @@ def test_pictures_without_labels_give_agreement_alone(files: dict[str, Path], tm
     assert 0 <= done.comparisons[0].agreement <= 1
     values = document(done)
     assert (values["n"], values["split"], values["files"][0]["metrics"]) == (9, None, None)
-    assert "n = 9 images of images, without labels" in markdown(done.artefact, sections(done))
+    assert "n = 9 images of pictures, without labels" in markdown(done.artefact, sections(done))
 
 
 def test_a_file_that_was_not_worth_writing_is_told_of(files: dict[str, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.quantize import trials as study
+from compress.quantize import trials
 from compress.quantize.qdq_layers import Graph, layers
 from compress.quantize.quantizer import prepare
 from compress.quantize.report import read_report, sentence
@@ -50,8 +50,8 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         methods = ["dynamic" if "MatMulInteger" in kind else "static" for kind in kinds]
         return [Speed(speedup=found.get(m, 1.5), parent_ms=3.0, ms=2.0) for m in methods]
 
-    monkeypatch.setattr(study, "measure_speed", measure)
-    monkeypatch.setattr(study, "not_timed", lambda goal: "" if goal == "portable" else "made up")
+    monkeypatch.setattr(trials, "measure_speed", measure)
+    monkeypatch.setattr(trials, "not_timed", lambda goal: "" if goal == "portable" else "made up")
     return found
 
 
@@ -170,14 +170,14 @@ def test_nodes_that_cost_most_stay_in_float_until_the_budget_holds(
     networks: dict[str, Path], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The budget is made to hold from three nodes in float on."""
-    real = study.Study._try
+    real = trials.Trials._try
 
-    def worse(self: study.Study, method: str, model: onnx.ModelProto, floats: Sequence[str] = ()) -> study.Trial:
+    def worse(self: trials.Trials, method: str, model: onnx.ModelProto, floats: Sequence[str] = ()) -> trials.Trial:
         trial = real(self, method, model, floats)
         lost = dataclasses.replace(trial.comparison, top1_parent=1.0, top1=0.9 if len(floats) < 3 else 1.0)
         return dataclasses.replace(trial, comparison=lost)
 
-    monkeypatch.setattr(study.Study, "_try", worse)
+    monkeypatch.setattr(trials.Trials, "_try", worse)
     done = quantize(networks["cnn"], tmp_path / "out.onnx", _lax(max_drop=0.5), dataset=dataset)
     rows = done.report["sensitivity"]
     assert [row["kept"] for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
@@ -190,14 +190,14 @@ def test_nodes_that_cost_most_stay_in_float_until_the_budget_holds(
 def test_a_budget_that_nothing_meets_is_said_with_the_nearest_candidate(
     networks: dict[str, Path], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = study.Study._try
+    real = trials.Trials._try
 
-    def worse(self: study.Study, method: str, model: onnx.ModelProto, floats: Sequence[str] = ()) -> study.Trial:
+    def worse(self: trials.Trials, method: str, model: onnx.ModelProto, floats: Sequence[str] = ()) -> trials.Trial:
         trial = real(self, method, model, floats)
         lost = dataclasses.replace(trial.comparison, top1_parent=1.0, top1=0.9 + 0.01 * (len(floats) == 2))
         return dataclasses.replace(trial, comparison=lost)
 
-    monkeypatch.setattr(study.Study, "_try", worse)
+    monkeypatch.setattr(trials.Trials, "_try", worse)
     done = quantize(networks["cnn"], tmp_path / "out.onnx", _lax(max_drop=0.5), dataset=dataset)
     assert (done.written, done.report["verdict"]) == (False, "worse")
     assert "it loses 9.00 points even with 2 of" in done.report["reason"]
@@ -272,8 +272,8 @@ def test_half_precision(networks: dict[str, Path], dataset: Dataset, tmp_path: P
 def test_only_this_machines_kind_of_file_is_timed(
     monkeypatch: pytest.MonkeyPatch, goal: str, here: str, providers: list[str], reason: str
 ) -> None:
-    monkeypatch.setattr(study, "detect_target", lambda: here)
-    monkeypatch.setattr(study, "default_providers", lambda: providers)
+    monkeypatch.setattr(trials, "detect_target", lambda: here)
+    monkeypatch.setattr(trials, "default_providers", lambda: providers)
     found = not_timed(goal)
     assert reason in found
     assert bool(found) == bool(reason)
