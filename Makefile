@@ -80,13 +80,13 @@ TESTS := $(RUN)python -m pytest -n logical --maxprocesses 8 --dist worksteal --t
 test: setup
 	$(TESTS)
 
-# What CI runs; the floor of coverage stands in pyproject.toml.
+# What CI runs.
 check: setup
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)lint-imports
-	$(TESTS) --cov --cov-report term:skip-covered
+	$(TESTS) --cov
 
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
 # killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment.
