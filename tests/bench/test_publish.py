@@ -135,7 +135,7 @@ def test_the_picture_is_readable(chain: Path, tmp_path: Path):
         assert picture.text[KEY] == "x"
 
 
-def test_the_command_writes_where_it_is_told(chain: Path, tmp_path: Path):
+def test_the_command_writes_where_it_is_told(made: Path, tmp_path: Path):
     document = tmp_path / "page.md"
     document.write_text(DOCUMENT)
     done = run_cli("bench", "publish", "--results", str(tmp_path / "kept"), "--document", str(document))

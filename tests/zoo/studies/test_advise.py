@@ -18,8 +18,7 @@ from zoo.training.loop.fit import FitConfig
 from zoo.training.recipe import Run, load_recipe
 from zoo.training.stage import starting_point, train
 
-NARROW = {"channels": [16, 32, 64, 64]}
-RUN = Run(model="resnet10t", arguments=NARROW, data="digits", size=32, weights="pretrained")
+RUN = Run(model="resnet10t", data="digits", size=32, weights="pretrained")
 """`weights` says only that they are not random; the networks are given."""
 
 
@@ -29,7 +28,6 @@ def trained_weights(tmp_path_factory) -> str:
     run = Run(
         name="mnist",
         model="resnet10t",
-        arguments=NARROW,
         data="mnist5k",
         size=32,
         images_per_split=600,
