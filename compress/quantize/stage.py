@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.quantize import quantizer as int8
+from compress.quantize import quantizer
 from compress.quantize.report import images_digest, write_report
 from compress.quantize.targets import detect_target
 from compress.quantize.trials import Images, Trial, Trials
@@ -92,7 +92,7 @@ def quantize(
     study = Trials(source, proto, card, config, goal, data)
     trial, costs = study.best(analyse=analyse, timed=timed)
     parent = sha256_file(source)
-    verdict, reason = _judge(trial, config, nodes=len(int8.weighted(study.prepared)))
+    verdict, reason = _judge(trial, config, nodes=len(quantizer.weighted(study.prepared)))
     found = study.describe(trial) | {"verdict": verdict}
     written = verdict == "better" or config.keep == "any"
     done: Card | None = None

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from compress.quantize import quantizer as int8
 from compress.quantize.calibration import Batches
 from compress.quantize.divergence import Comparison, compare
 from compress.quantize.float16 import check_activations, halve
@@ -175,7 +174,7 @@ class Trials:
             "parity": float(f"{comparison.parity:.2g}"),
             "bytes": trial.model.ByteSize(),
             "parent_bytes": self._source.stat().st_size,
-            "float_nodes": [] if self._half else [node.name for node in int8.weighted(trial.model)],
+            "float_nodes": [] if self._half else [node.name for node in quantizer.weighted(trial.model)],
             "speedup": None,
         }
         if trial.speed:
@@ -185,12 +184,12 @@ class Trials:
     def _methods(self) -> list[str]:
         if self._config.method != "auto":
             return [self._config.method]
-        products = any(node.op_type != "Conv" for node in int8.weighted(self.prepared))
-        both = int8.is_transformer(self.prepared) and products and self._goal != "tensorrt"
+        products = any(node.op_type != "Conv" for node in quantizer.weighted(self.prepared))
+        both = quantizer.is_transformer(self.prepared) and products and self._goal != "tensorrt"
         return ["static", "dynamic"] if both else ["static"]
 
     def _make(self, method: str) -> ModelProto:
-        able = [node for node in int8.weighted(self.prepared) if method == "static" or node.op_type != "Conv"]
+        able = [node for node in quantizer.weighted(self.prepared) if method == "static" or node.op_type != "Conv"]
         if not able:
             wanted = "convolutions or matrix products" if method == "static" else "matrix products"
             raise ArtefactError(

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
-from compress.quantize import quantizer as int8
+from compress.quantize import quantizer
 from compress.quantize.bias_correction import correct
 from compress.quantize.calibration import ranges
 from compress.quantize.observe import Feeds
@@ -34,14 +34,14 @@ class Variants:
             config: calibration and bias correction are read.
         """
         self._feeds, self._target, self._config = feeds, target, config
-        self.prepared = int8.prepare(model)
+        self.prepared = quantizer.prepare(model)
 
     @functools.cached_property
     def _ranges(self) -> TensorsData:
         return ranges(
             self.prepared,
             self._feeds,
-            tensors=int8.to_calibrate(self.prepared, self._target),
+            tensors=quantizer.to_calibrate(self.prepared, self._target),
             clip=self._config.calibration == "mse",
             symmetric=self._target.symmetric_activations,
         )
@@ -50,7 +50,7 @@ class Variants:
     def _refined(self) -> ModelProto:
         name = next(iter(self._feeds[0]))
         inputs = {name: np.concatenate([feed[name] for feed in self._feeds])}
-        plain = int8.static(self.prepared, self._ranges, self._target)
+        plain = quantizer.static(self.prepared, self._ranges, self._target)
         return refine(
             plain,
             self.prepared,
@@ -67,7 +67,7 @@ class Variants:
             finish: correct the biases with those of earlier layers corrected, if the configuration says so; not needed
                 to compare candidates.
         """
-        model = int8.static(self.prepared, self._ranges, self._target, floats=floats)
+        model = quantizer.static(self.prepared, self._ranges, self._target, floats=floats)
         self._borrow(model, floats)
         if finish and self._config.bias_correction:
             return correct(model, self.prepared, self._feeds)
@@ -75,7 +75,7 @@ class Variants:
 
     def dynamic(self) -> ModelProto:
         """Weights of matrix products with fixed ranges, activations as they come."""
-        return int8.dynamic(self.prepared, self._target)
+        return quantizer.dynamic(self.prepared, self._target)
 
     def _borrow(self, model: ModelProto, floats: Collection[str]) -> None:
         """Take over the refined weights: a layer's do not depend on which other layers are quantized."""

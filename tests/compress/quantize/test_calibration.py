@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.quantize import calibration as calibrate
+from compress.quantize import calibration
 from compress.quantize.calibration import (
     Batches,
     Histogram,
@@ -57,7 +57,7 @@ def _both(found: object, name: str) -> tuple[float, float]:
 def _histogram(values: np.ndarray) -> Histogram:
     low, high = float(values.min()), float(values.max())
     edge = max(abs(low), abs(high))
-    bins = (2 if low < 0 else 1) * calibrate._BINS
+    bins = (2 if low < 0 else 1) * calibration._BINS
     counts = np.histogram(values, bins, range=(-edge if low < 0 else 0.0, edge))[0].astype(np.float64)
     return Histogram(low=low, high=high, counts=counts)
 
@@ -89,13 +89,13 @@ def test_histograms_count_inputs_inner_tensors_and_outputs() -> None:
     values = np.concatenate([feed["x"] for feed in feeds])
     assert {name: entry.counts.sum() for name, entry in found.items()} == {"x": 12000, "double": 12000, "y": 12000}
     assert np.array_equal(found["x"].counts, found["double"].counts)
-    assert (len(found["x"].counts), len(found["y"].counts)) == (2 * calibrate._BINS, calibrate._BINS)
+    assert (len(found["x"].counts), len(found["y"].counts)) == (2 * calibration._BINS, calibration._BINS)
     mean = float((found["y"].centres * found["y"].counts).sum() / 12000)
     assert mean == pytest.approx(np.maximum(2 * values, 0).mean(), abs=2e-3)
 
 
 def test_large_tensors_are_counted_in_part_but_their_extremes_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_COUNTED", 100)
+    monkeypatch.setattr(calibration, "_COUNTED", 100)
     found = histograms(_graph(), _feeds(outlier=50.0), ["x"])["x"]
     assert 3 * 90 < found.counts.sum() < 3 * 110
     assert found.high == 50
@@ -161,7 +161,7 @@ def test_batches_are_preprocessed_images_read_once(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(batches[1]["image"][0], preprocess(samples[2].read(), spec))
     assert batches[0] is batches[0]
     assert [len(feed["image"]) for feed in batches[1:]] == [2, 1]
-    monkeypatch.setattr(calibrate, "_CACHE_BYTES", 100)
+    monkeypatch.setattr(calibration, "_CACHE_BYTES", 100)
     large = Batches(samples, spec, size=2)
     assert large[0] is not large[0]
     assert np.array_equal(large[0]["image"], batches[0]["image"])
