@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
+from compress.quantize import quantizer
 from compress.quantize.calibration import Batches
 from compress.quantize.divergence import Comparison, compare
 from compress.quantize.float16 import check_activations, halve
