@@ -121,7 +121,7 @@ def chosen_runs(
 ) -> list[Any]:
     """The runs of a recipe, with the command line's overrides; with `only`, those of these names.
 
-    With `made` the artefacts should be there, so a network that is not named is that of one of them.
+    With `made` the artefacts should be there: a network that is not named is that of one of them.
     """
     return only_these(all_runs(recipe, data, model, weights, settings, made=made), only)
 
@@ -153,7 +153,7 @@ def all_runs(
     told += [
         f"{output_root() / run.artefact} is of other data and stays; of {run.data} it is {other.artefact}"
         for run, other in zip(runs, apart, strict=True)
-        if other.artefact != run.artefact
+        if other.artefact != run.artefact and not made
     ]
     # Of the processes that torchrun starts, one talks.
     for line in told if os.environ.get("RANK", "0") == "0" else ():
