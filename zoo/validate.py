@@ -178,8 +178,8 @@ def _best(found: list[_FineTuned], fixed: Mapping[str, _FineTuned], output: Path
         ((kind, entry),) = fixed.items()
         (other,) = set(STATE_DICTS) - {kind}
         raise ArtefactError(
-            f"no {_WORDS[other]} ViT on {entry.dataset} under {output} to go with {entry.path}; name one: {other}=... or "
-            f"{_VARIABLES[other]}"
+            f"no {_WORDS[other]} ViT on {entry.dataset} under {output} to go with {entry.path}; name one: {other}=... "
+            f"or {_VARIABLES[other]}"
         )
     missing = sorted(set(STATE_DICTS) - {entry.kind for entry in found}) or ["pair of both kinds on one data set"]
     raise ArtefactError(

@@ -59,7 +59,7 @@ def run(
     check_alone("run", "train with it, then run this command by itself: it goes on with what was trained")
     settings = with_flags(settings, epochs=epochs, lr=lr, batch_size=batch_size, minutes=minutes)
     recipe = None if recipe == "folder" and (data or model) else recipe
-    runs = chosen_runs(recipe, data, model, weights, settings, only)
+    runs = chosen_runs(recipe, data, model, weights, settings, only, tell=False)
     if data and not recipe:
         # From here on the network that was chosen is a named one.
         model = runs[0].model

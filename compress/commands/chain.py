@@ -26,7 +26,7 @@ def compress(
     from compress.chain import compress_run
     from zoo.networks.checkpoint import read_card
 
-    runs = chosen_runs(recipe, data, model, None, settings, only, made=True)
+    runs = chosen_runs(recipe, data, model, None, settings, only, made=True, tell=False)
     chosen = [run for run in runs if run.role == "model"]
     if not chosen:
         raise UsageError("nothing to compress: the chosen runs are controls, which stay as they are")

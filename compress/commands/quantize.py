@@ -46,7 +46,7 @@ def export(
     jobs = [(folder, QuantizeConfig()) for folder in artefacts or []]
     source = named_source(data) if artefacts else None
     if not artefacts and (recipe or data or model):
-        for run in chosen_runs(recipe, data, model, None, settings, only, made=True):
+        for run in chosen_runs(recipe, data, model, None, settings, only, made=True, tell=False):
             names = (run.artefact, f"{run.artefact}{PRUNED}")
             jobs += [
                 (output_root() / name, run.quantize) for name in names if (output_root() / name / CHECKPOINT).is_file()

@@ -118,12 +118,14 @@ def chosen_runs(
     only: list[str] | None,
     *,
     made: bool = False,
+    tell: bool = True,
 ) -> list[Any]:
     """The runs of a recipe, with the command line's overrides; with `only`, those of these names.
 
-    With `made` the artefacts should be there: a network that is not named is that of one of them.
+    With `made` the artefacts should be there: a network that is not named is that of one of them. With `tell` it is
+    said which get another name than usual.
     """
-    return only_these(all_runs(recipe, data, model, weights, settings, made=made), only)
+    return only_these(all_runs(recipe, data, model, weights, settings, made=made, tell=tell), only)
 
 
 def all_runs(
@@ -134,6 +136,7 @@ def all_runs(
     settings: list[str] | None,
     *,
     made: bool = False,
+    tell: bool = True,
 ) -> list[Any]:
     """The runs of a recipe, under names that no artefact of other data has; says what was decided."""
     from zoo.training.naming import named_apart
@@ -153,7 +156,7 @@ def all_runs(
     told += [
         f"{output_root() / run.artefact} is of other data and stays; of {run.data} it is {other.artefact}"
         for run, other in zip(runs, apart, strict=True)
-        if other.artefact != run.artefact and not made
+        if other.artefact != run.artefact and tell
     ]
     # Of the processes that torchrun starts, one talks.
     for line in told if os.environ.get("RANK", "0") == "0" else ():
