@@ -154,7 +154,7 @@ def all_runs(
     runs = load_recipe(name, data=data, model=model, weights=weights, settings=settings or (), network=network).run
     apart = named_apart(runs, output_root())
     told += [
-        f"{output_root() / run.artefact} is of other data and stays; of {run.data} it is {other.artefact}"
+        f"{short(output_root() / run.artefact)} is of other data and stays; of {run.data} it is {other.artefact}"
         for run, other in zip(runs, apart, strict=True)
         if other.artefact != run.artefact and tell
     ]

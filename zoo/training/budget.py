@@ -80,9 +80,8 @@ def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: floa
         measuring=max(gather(measuring, world)),
     )
     if world.first:
-        note(
-            f"{run.artefact}: {settled.epochs} epochs of {settled.epoch_seconds:.1f} s fit into {run.minutes:g} minutes"
-        )
+        length = f"an epoch takes {settled.epoch_seconds:.1f} s"
+        note(f"{run.artefact}: {length}, so train.epochs = {settled.epochs} fits into {run.minutes:g} minutes")
     return settled
 
 

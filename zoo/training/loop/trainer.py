@@ -39,8 +39,8 @@ __all__ = ["EpochResult", "Pace", "Stopped", "Trainer", "with_sync_batch_norm"]
 
 _SAVE_SECONDS = 600
 """Long epochs write state.pt this often in between."""
-_PACE_STEPS = 6
-"""Steps, after the first, whose time is measured to plan a training."""
+_PACE_STEPS = 5
+"""At most so many steps, after the first, are timed to plan a training."""
 _SAVE_SHARE = 0.05
 """Writing state.pt takes at most this share of the time: it is not written after every short epoch."""
 
@@ -187,8 +187,9 @@ class Trainer:
         feed = self._feed(trained, set(live), len(last))
         once = time.perf_counter() - begin
         chunks = self._chunks_of(0)
+        count = min(_PACE_STEPS, max(2, len(chunks)))
         # Few images make few batches, which then come again.
-        few = list(itertools.islice(itertools.cycle(chunks), _PACE_STEPS + 1))
+        few = list(itertools.islice(itertools.cycle(chunks), count + 1))
         extra = self.objective.views(self.pictures, 0, len(few), 0)
         laps = [time.perf_counter()]
         for chunk, (inputs, targets) in zip(few, feed.batches(0, few, 0), strict=True):
@@ -196,7 +197,7 @@ class Trainer:
             laps.append(time.perf_counter())
         feed.validation_logits()
         validation = time.perf_counter() - laps[-1]
-        step = (laps[-1] - laps[1]) / _PACE_STEPS
+        step = (laps[-1] - laps[1]) / count
         warm_up = max(0.0, laps[1] - laps[0] - step)
         return Pace(once=once + warm_up, epoch=len(chunks) * step + validation, validation=validation)
 
