@@ -20,7 +20,7 @@ KEEP = ("--set", "quantize.images=4", "--set", "quantize.keep=any", "--set", "qu
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "my models"))
-    monkeypatch.setattr("compress.quantize.study.measure_speed", twice_as_fast)
+    monkeypatch.setattr("compress.quantize.trials.measure_speed", twice_as_fast)
     return tmp_path / "my models"
 
 
