@@ -7,8 +7,8 @@ RUN := $(VENV)/bin/
 DATA =
 MODEL =
 WEIGHTS =
-RECIPE = $(if $(DATA),folder,quickstart)
-FLAGS := --recipe $(RECIPE) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
+RECIPE = $(if $(DATA)$(MODEL),,quickstart)
+FLAGS := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
 .PHONY: all setup train compress export table test check soak serve bench pictures clean
 .NOTPARALLEL:

@@ -16,6 +16,7 @@ from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import allow
 from zoo.base.errors import ArtefactError, DataError
 from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
+from zoo.base.names import PRUNED
 from zoo.base.progress import note
 from zoo.data.unlabelled import open_images
 from zoo.networks.checkpoint import load, read_card
@@ -31,10 +32,7 @@ from zoo.training.workspace import (
     write_notes,
 )
 
-__all__ = ["PRUNED", "compress_run", "export_artefact", "quantize_artefact"]
-
-PRUNED = "-pruned"
-"""Ending of the name of a pruned artefact."""
+__all__ = ["compress_run", "export_artefact", "quantize_artefact"]
 
 
 def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = False) -> Path:

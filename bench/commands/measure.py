@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,7 +54,10 @@ def latency(
     from zoo.artefact.latency import LatencyConfig
 
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
-    paths = unmeasured(output_root())[1] if missing else paths
+    if missing:
+        # Latencies are compared with each other: where one is missing, all are measured again, side by side.
+        lacking = unmeasured(output_root())[1]
+        paths = lacking if not artefacts or _same(paths, lacking) else []
     rows = (
         measure_latency(paths, LatencyConfig(batch=batch, threads=threads, rounds=rounds, seconds=seconds))
         if paths
@@ -80,7 +84,10 @@ def bench_accuracy(
     from zoo.training.workspace import read_notes, without_data
 
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] if artefacts else graphs(output_root())
-    for path in unmeasured(output_root())[0] if missing else paths:
+    if missing:
+        lacking = unmeasured(output_root())[0]
+        paths = [path for path in lacking if not artefacts or _same(paths, [path])]
+    for path in paths:
         card = read_card(path)
         if without_data(path.parent, card):
             reason = (
@@ -94,6 +101,11 @@ def bench_accuracy(
         append(output_root() / "bench" / ACCURACY, [row])
         text = _accuracy_text(row)
         print(json.dumps(row) if as_json else text)
+
+
+def _same(paths: list[Path], others: list[Path]) -> bool:
+    """Whether one of some files is among others."""
+    return bool({path.resolve() for path in paths} & {path.resolve() for path in others})
 
 
 def _accuracy_text(row: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from zoo.commands.runs import Data, Model, Only, RecipeName, Settings, chosen_ru
 
 @app.command(rich_help_panel=COMPRESS)
 def compress(
-    recipe: RecipeName = "quickstart",
+    recipe: RecipeName = None,
     data: Data = None,
     model: Model = None,
     settings: Settings = None,
@@ -26,7 +26,8 @@ def compress(
     from compress.chain import compress_run
     from zoo.networks.checkpoint import read_card
 
-    chosen = [run for run in chosen_runs(recipe, data, model, None, settings, only) if run.role == "model"]
+    runs = chosen_runs(recipe, data, model, None, settings, only, made=True, tell=False)
+    chosen = [run for run in runs if run.role == "model"]
     if not chosen:
         raise UsageError("nothing to compress: the chosen runs are controls, which stay as they are")
     paths = [compress_run(run, output_root(), resume=resume, force=force) for run in chosen]

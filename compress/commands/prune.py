@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.data.dataset import Dataset
     from zoo.training.recipe import RecalibrateConfig, RecoverConfig
 
-__all__: list[str] = []
+__all__ = ["why_not_prunable"]
 
 
 @app.command(rich_help_panel=COMPRESS)
@@ -257,8 +257,8 @@ def _is_done(
     return done
 
 
-def _tell_if_not_prunable(run: Any) -> None:
-    """Say before hours of training what `pocketzoo compress` would refuse after them."""
+def why_not_prunable(run: Any) -> str | None:
+    """Why `pocketzoo compress` would refuse what a run with a `model` trains; None where it would not."""
     from compress.prune.stage import prunable
     from zoo.base.errors import ArtefactError
     from zoo.networks.registry import build, input_for
@@ -268,7 +268,14 @@ def _tell_if_not_prunable(run: Any) -> None:
     try:
         prunable(network, spec)
     except ArtefactError as error:
-        note(f"{run.artefact} can be trained and exported, but not pruned: {error}")
+        return str(error)
+    return None
+
+
+def _tell_if_not_prunable(run: Any) -> None:
+    """Say before hours of training what `pocketzoo compress` would refuse after them."""
+    if reason := why_not_prunable(run):
+        note(f"{run.artefact} can be trained and exported, but not pruned: {reason}")
 
 
 BEFORE_TRAINING.append(_tell_if_not_prunable)

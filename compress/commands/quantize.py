@@ -14,6 +14,7 @@ from rich.table import Table
 from zoo.base.commandline import COMPRESS, Artefacts, AsJson, Force, app, console, short
 from zoo.base.errors import UsageError
 from zoo.base.files import CHECKPOINT, output_root
+from zoo.base.names import PRUNED
 from zoo.commands.runs import Data, MaybeRecipe, Model, Only, Settings, chosen_runs, named_source, report
 
 
@@ -33,20 +34,25 @@ def export(
 
     Writes model.onnx beside each.
     """
-    from compress.chain import PRUNED, export_artefact, quantize_artefact
+    from compress.chain import export_artefact, quantize_artefact
     from zoo.artefact.onnx_file import read_card
     from zoo.training.recipe import QuantizeConfig
 
+    if artefacts and (recipe or model or settings or only):
+        raise UsageError(
+            "--recipe, --model, --set and --only say which artefacts of a recipe are meant; "
+            "name artefacts, or use these, not both"
+        )
     jobs = [(folder, QuantizeConfig()) for folder in artefacts or []]
     source = named_source(data) if artefacts else None
-    if recipe:
-        for run in chosen_runs(recipe, data, model, None, settings, only):
-            names = (run.artefact, run.artefact + PRUNED)
+    if not artefacts and (recipe or data or model):
+        for run in chosen_runs(recipe, data, model, None, settings, only, made=True, tell=False):
+            names = (run.artefact, f"{run.artefact}{PRUNED}")
             jobs += [
                 (output_root() / name, run.quantize) for name in names if (output_root() / name / CHECKPOINT).is_file()
             ]
     if not jobs:
-        raise UsageError("name at least one artefact to export, or a --recipe whose artefacts were trained")
+        raise UsageError("name at least one artefact to export, or the --data or --recipe that one was trained with")
     for folder, config in jobs:
         path = export_artefact(folder, data=source, force=force)
         report([read_card(path)], [path], as_json)

@@ -22,13 +22,12 @@ from zoo.artefact.card import Card
 from zoo.artefact.onnx_file import read_card
 from zoo.base.errors import ArtefactError, PocketzooError
 from zoo.base.files import GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
+from zoo.base.names import shown_name, unfit_name
 
 __all__ = ["SUFFIXES", "Artefact", "Found", "look_through", "no_artefact", "scan"]
 
 SUFFIXES = {GRAPH: "", INT8_GRAPH: "-int8", HALF_GRAPH: "-fp16"}
 """Every file that is served -> what its model's name has after that of the folder."""
-
-_LONGEST_NAME = 128
 
 
 class Artefact:
@@ -119,8 +118,8 @@ def look_through(root: Path) -> Found:
             if not os.path.lexists(folder / file):
                 continue
             name = f"{folder.name}{suffix}"
-            if reason := _unfit_name(name):
-                left_out[_shown(name)] = reason
+            if reason := unfit_name(name):
+                left_out[shown_name(name)] = f"{reason}; rename its folder"
             elif reason := _unfit_file(folder / file):
                 left_out[f"{folder.name}/{file}"] = f"{folder.name}/{file}: {reason}"
             else:
@@ -131,16 +130,6 @@ def look_through(root: Path) -> Found:
         with contextlib.suppress(OSError):
             found[name] = Artefact(name, paths[name])
     return Found(artefacts=found, left_out=left_out)
-
-
-def _unfit_name(name: str) -> str | None:
-    """Why a name cannot be that of a model; `:` separates a name from `predict` in a route."""
-    if name.isprintable() and ":" not in name and name == name.strip() and len(name) <= _LONGEST_NAME:
-        return None
-    return (
-        f"a model cannot be called {_shown(name)!r}: expected at most {_LONGEST_NAME} printable characters, no ':' and "
-        "no space at either end; rename its folder"
-    )
 
 
 def _unfit_file(path: Path) -> str | None:
@@ -158,11 +147,6 @@ def _unfit_file(path: Path) -> str | None:
     if target.name != path.name and target.name not in SUFFIXES:
         return f"it is a link to a file of another name; expected one to {', '.join(SUFFIXES)}"
     return None
-
-
-def _shown(name: str) -> str:
-    text = name if name.isprintable() else ascii(name)[1:-1]
-    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 3]}..."
 
 
 def no_artefact(root: Path) -> ArtefactError:

@@ -31,7 +31,7 @@ def commands() -> list[list[str]]:
 
 
 def test_every_command_has_help_with_its_purpose() -> None:
-    assert len(commands()) == 50
+    assert len(commands()) == 51
     for command in commands():
         text = run_cli(*command, "--help").output
         assert "Usage:" in text
@@ -54,9 +54,11 @@ def test_every_command_has_help_with_its_purpose() -> None:
         ),
         (("train", "--recipe", "tiny", "--only", "resnet"), 2, "unknown run 'resnet'; did you mean tiny-resnet?"),
         (("train", "--recipe", "folder"), 2, "has no data set of its own; add --data FOLDER"),
-        (("train", "--recipe", "folder", "--data", "digits"), 2, "has no model of its own; add --model NAME"),
+        (("train", "--data", "digits", "--weights", "own.pt"), 2, "does not say which network it is of; add --model"),
+        (("train", "--model", "lenet"), 2, "has no data set of its own; add --data FOLDER"),
         (("train", "--recipe", "folder", "--data", "/nowhere", "--model", "lenet"), 2, "'/nowhere'"),
         (("export",), 2, "name at least one artefact"),
+        (("compress", "--data", "digits", "--model", "lenet"), 1, "no checkpoint at"),
         (("export", "nothing"), 1, "no checkpoint at nothing"),
         (("quantize", "nothing"), 1, "no ONNX file at nothing/model.onnx; run `pocketzoo export nothing` first"),
         (("predict", "nothing", "a.png"), 1, "no ONNX file at nothing"),

@@ -57,9 +57,17 @@ def test_controls_from_scratch_and_pruned_networks_do_not_count(chain: Path, tmp
         best_fine_tuned(tmp_path)
 
 
-def _write(folder: Path, name: str, top1: float, *stages: str, **config: Any) -> None:
+PLAIN = {"fit": dataclasses.asdict(FitConfig()), "weights": "pretrained", "mask": None}
+
+
+def _pair(folder: Path, name: str, top1: float, dataset: str = "d") -> None:
+    _write(folder, f"{name}-full", top1, "train", dataset=dataset, **PLAIN)
+    _write(folder, f"{name}-lora", top1, "train", "merge", dataset=dataset)
+
+
+def _write(folder: Path, name: str, top1: float, *stages: str, dataset: str = "d", **config: Any) -> None:
     """A tiny ViT whose last training was configured so."""
-    metrics = Metrics(dataset="d", split="validation", n=9, top1=top1, low=0.0, high=1.0)
+    metrics = Metrics(dataset=dataset, split="validation", n=9, top1=top1, low=0.0, high=1.0)
     card = make_card(spec=make_input(32), architecture="vit_tiny_patch16_224", arguments=TINY_VIT, stages=stages)
     *before, last = card.lineage
     lineage = (*before, dataclasses.replace(last, config=config))
@@ -68,7 +76,7 @@ def _write(folder: Path, name: str, top1: float, *stages: str, **config: Any) ->
 
 
 def test_what_was_trained_in_part_is_not_fully_fine_tuned(tmp_path: Path) -> None:
-    plain = {"fit": dataclasses.asdict(FitConfig()), "weights": "pretrained", "mask": None}
+    plain = PLAIN
     _write(tmp_path, "full", 0.2, "train", **plain)
     _write(tmp_path, "lora", 0.1, "train", "merge")
     for name, change in (
@@ -102,6 +110,127 @@ def test_from_any_working_directory(made: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2"
+
+
+def test_the_quickstarts_pair_goes_before_better_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    _pair(tmp_path, "mine", 0.9)
+    _pair(tmp_path, "vit", 0.1)
+    assert {path.parent.name for path in best_fine_tuned(tmp_path).values()} == {"vit-full", "vit-lora"}
+    shutil.rmtree(tmp_path / "vit-lora")
+    assert {path.parent.name for path in best_fine_tuned(tmp_path).values()} == {"mine-full", "mine-lora"}
+
+
+BROKEN = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "text": lambda whole: b"no safetensors file",
+    "of another schema": lambda whole: whole.replace(b"zoo.card/1", b"zoo.card/9"),
+    "without a card": lambda whole: whole.replace(b"zoo.card", b"zoo.crad"),
+    "with a header of four GiB": lambda whole: b"\xff\xff\xff\xff\x00\x00\x00\x00" + whole[8:],
+    "of an unknown network": lambda whole: whole.replace(b"vit_tiny_patch16_224", b"vit_tiny_patch99_224"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_bad_neighbour_is_skipped_with_a_note(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    _pair(tmp_path, "good", 0.5)
+    _write(tmp_path, "neighbour", 0.9, "train", **PLAIN)
+    path = tmp_path / "neighbour" / CHECKPOINT
+    path.write_bytes(BROKEN[kind](path.read_bytes()))
+    full, _ = load_my_models()
+    wanted = load(tmp_path / "good-full" / CHECKPOINT)[0].state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in full.state_dict().items())
+    noted = capsys.readouterr().err
+    assert noted.startswith("skipped: ") and str(path) in noted
+
+
+def test_only_headers_are_read_of_a_hundred_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    _pair(tmp_path, "good", 0.5)
+    for number in range(100):
+        shutil.copytree(tmp_path / "good-full", tmp_path / f"neighbour-{number}")
+    loaded: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        loaded.append(path)
+        return load(path)
+
+    monkeypatch.setattr("zoo.validate.load", counted)
+    load_my_models()
+    write_state_dicts(tmp_path)
+    assert [path.parent.name for path in loaded] == ["good-full", "good-lora"] * 2
+
+
+def test_an_explicit_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    _pair(tmp_path, "vit", 0.9)
+    _pair(tmp_path, "other", 0.1)
+    _pair(tmp_path, "birds", 0.1, dataset="birds")
+    chosen: list[str] = []
+
+    def told(path: Path) -> Any:
+        chosen.append(path.parent.name)
+        return load(path)
+
+    monkeypatch.setattr("zoo.validate.load", told)
+    for options, names in (
+        ({"full": "other-full"}, ["other-full", "vit-lora"]),
+        ({"lora": tmp_path / "birds-lora"}, ["birds-full", "birds-lora"]),
+        ({"full": str(tmp_path / "birds-full" / CHECKPOINT), "lora": "vit-lora"}, ["birds-full", "vit-lora"]),
+    ):
+        chosen.clear()
+        load_my_models(**options)
+        assert chosen == names
+    monkeypatch.setenv("POCKETZOO_LORA", "other-lora")
+    for options, names in (({}, ["vit-full", "other-lora"]), ({"lora": "vit-lora"}, ["vit-full", "vit-lora"])):
+        chosen.clear()
+        load_my_models(**options)
+        assert chosen == names
+
+
+def test_a_wrong_choice_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    _pair(tmp_path, "vit", 0.9)
+    _write(tmp_path, "alone", 0.5, "train", dataset="birds", **PLAIN)
+    _write(tmp_path, "scratch", 0.5, "train", **PLAIN | {"weights": "none"})
+    for options, message in (
+        ({"full": "none"}, "full='none': no checkpoint at none"),
+        (
+            {"full": "vit-lora"},
+            "full='vit-lora': expected a fully fine-tuned ViT that is not pruned, got a LoRA-merged",
+        ),
+        ({"lora": "scratch"}, "lora='scratch': expected a LoRA-merged ViT .* got vit_tiny_patch16_224 after train"),
+        ({"full": "alone"}, "no LoRA-merged ViT on birds under .*alone.*; name one: lora=... or POCKETZOO_LORA"),
+    ):
+        with pytest.raises(ArtefactError, match=message):
+            load_my_models(**options)
+    (tmp_path / "vit-lora" / CHECKPOINT).write_bytes(b"broken")
+    monkeypatch.setenv("POCKETZOO_LORA", "vit-lora")
+    with pytest.raises(ArtefactError, match=r"POCKETZOO_LORA=vit-lora: .*not a safetensors file"):
+        load_my_models()
+
+
+def test_beside_the_checkout_where_the_working_directory_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, here = tmp_path / "checkout", tmp_path / "here"
+    for folder in (checkout, here / "output"):
+        folder.mkdir(parents=True)
+    monkeypatch.delenv("POCKETZOO_OUTPUT", raising=False)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("zoo.validate.PROJECT", checkout)
+    _pair(checkout / "output", "theirs", 0.5)
+    with pytest.raises(ArtefactError, match=r"no fine-tuned ViT .*here.output"):
+        load_my_models()  # installed packages: that output/ is somebody else's
+    (checkout / "pyproject.toml").touch()
+    assert len(load_my_models()) == 2
+    _write(here / "output", "mine", 0.5, "train", **PLAIN)
+    with pytest.raises(ArtefactError, match=r"no fine-tuned ViT \(lora\) under .*here.output"):
+        load_my_models()
 
 
 def test_training_leaves_the_state_dicts(made: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from zoo.base.commandline import TRAIN, AsJson, Force, Resume, app, console
 from zoo.base.files import output_root
 from zoo.base.progress import note
-from zoo.commands.runs import RecipeName, Settings, chosen_runs
+from zoo.commands.runs import OneRecipe, Settings, chosen_runs
 
 if TYPE_CHECKING:
     from zoo.artefact.card import Metrics
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=TRAIN)
 def forgetting(
-    recipe: RecipeName = "forgetting",
+    recipe: OneRecipe = "forgetting",
     settings: Settings = None,
     test: Annotated[bool, typer.Option("--test", help="Measure on the test splits, too.")] = False,
     resume: Resume = True,

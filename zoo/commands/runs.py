@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,54 +12,209 @@ import typer
 from rich.table import Table
 
 from zoo.base.commandline import short
+from zoo.base.files import output_root
+from zoo.base.progress import note
 
 __all__ = [
+    "BatchSize",
     "Data",
+    "Epochs",
+    "LearningRate",
     "MaybeRecipe",
+    "Minutes",
     "Model",
+    "OneRecipe",
     "Only",
     "RecipeName",
     "Settings",
     "Weights",
+    "all_runs",
     "chosen_runs",
     "compare",
     "named_source",
     "notes_of",
+    "only_these",
     "report",
+    "with_flags",
 ]
 
-RecipeName = Annotated[str, typer.Option("--recipe", help="Name in zoo/recipes, or path of a TOML file.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Name in zoo/recipes, or path of a TOML file. Default: folder where --data or --model is given, else "
+        "quickstart.",
+        show_default=False,
+    ),
+]
+OneRecipe = Annotated[str, typer.Option("--recipe", help="Name in zoo/recipes, or path of a TOML file.")]
 MaybeRecipe = Annotated[
-    str | None, typer.Option("--recipe", help="Everything that this recipe makes, instead of naming artefacts.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Everything that this recipe makes, instead of naming artefacts. Default with --data: folder.",
+        show_default=False,
+    ),
 ]
 Data = Annotated[
     str | None, typer.Option("--data", help="Folder of images, or a data set by name (`pocketzoo data` lists them).")
 ]
-Model = Annotated[str | None, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Architecture: lenet, or any timm name. Default: the recipe's, else the best whose weights are at hand.",
+        show_default=False,
+    ),
+]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="First weights: none, pretrained, or a state-dict file.")
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        min=1,
+        help="Passes over the training images. Default: the recipe's (folder: 8; from random weights 60).",
+        show_default=False,
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        help="Peak learning rate. Default: the recipe's (folder: 0.0001; from random weights 0.001).",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Images per step, of all processes together. Default: the recipe's (folder: 32).",
+        show_default=False,
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes",
+        help="Instead of --epochs: as many as end within so many minutes, for each run, by its first steps' pace. "
+        "Default: no limit.",
+        show_default=False,
+    ),
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: train.lr=0.001. Repeatable.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Only this run of the recipe. Repeatable.")]
 
 
 def chosen_runs(
-    recipe: str,
+    recipe: str | None,
     data: str | None,
     model: str | None,
     weights: str | None,
     settings: list[str] | None,
     only: list[str] | None,
+    *,
+    made: bool = False,
+    tell: bool = True,
 ) -> list[Any]:
-    """The runs of a recipe, with the command line's overrides; with `only`, those of these names."""
-    from zoo.base.errors import unknown_name
+    """The runs of a recipe, with the command line's overrides; with `only`, those of these names.
+
+    With `made` the artefacts should be there: a network that is not named is that of one of them. With `tell` it is
+    said which get another name than usual.
+    """
+    return only_these(all_runs(recipe, data, model, weights, settings, made=made, tell=tell), only)
+
+
+def all_runs(
+    recipe: str | None,
+    data: str | None,
+    model: str | None,
+    weights: str | None,
+    settings: list[str] | None,
+    *,
+    made: bool = False,
+    tell: bool = True,
+) -> list[Any]:
+    """The runs of a recipe, under names that no artefact of other data has; says what was decided."""
+    from zoo.training.naming import named_apart
     from zoo.training.recipe import load_recipe
 
-    runs = load_recipe(recipe, data=data, model=model, weights=weights, settings=settings or ()).run
+    told: list[str] = []
+
+    def network(first: str) -> str:
+        name, reason = _unnamed_network(data, first, made=made)
+        if reason not in told:
+            told.append(reason)
+        return name
+
+    name = recipe or ("folder" if data or model else "quickstart")
+    runs = load_recipe(name, data=data, model=model, weights=weights, settings=settings or (), network=network).run
+    apart = named_apart(runs, output_root())
+    told += [
+        f"{short(output_root() / run.artefact)} is of other data and stays; of {run.data} it is {other.artefact}"
+        for run, other in zip(runs, apart, strict=True)
+        if other.artefact != run.artefact and tell
+    ]
+    # Of the processes that torchrun starts, one talks.
+    for line in told if os.environ.get("RANK", "0") == "0" else ():
+        note(line)
+    return list(apart)
+
+
+def only_these(runs: list[Any], only: list[str] | None) -> list[Any]:
+    """Those of the given names; all of them without."""
+    from zoo.base.errors import unknown_name
+
     for name in only or ():
         if name not in [run.artefact for run in runs]:
             raise unknown_name("run", name, [run.artefact for run in runs])
     return [run for run in runs if not only or run.artefact in only]
+
+
+def _unnamed_network(data: str | None, weights: str, *, made: bool) -> tuple[str, str]:
+    """The network of a run without one, and a sentence that says why."""
+    from zoo.networks.at_hand import best_at_hand, by_worth
+    from zoo.training.naming import trained_networks
+
+    trained = by_worth(trained_networks(data, output_root())) if made and data else []
+    if not trained:
+        return best_at_hand(weights)
+    others = f", before {', '.join(trained[1:])}" if trained[1:] else ""
+    return trained[0], f"network: {trained[0]}, which was trained on {data}{others}; --model NAME takes another"
+
+
+def with_flags(
+    settings: list[str] | None,
+    *,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    minutes: float | None = None,
+) -> list[str]:
+    """The settings, and what has a flag of its own, as settings.
+
+    Raises:
+        UsageError: two of them speak of the same thing.
+    """
+    from zoo.base.errors import UsageError
+    from zoo.base.settings import parse_setting
+
+    flags = {
+        "train.epochs": ("--epochs", epochs),
+        "train.lr": ("--lr", lr),
+        "train.batch_size": ("--batch-size", batch_size),
+        "minutes": ("--minutes", minutes),
+    }
+    given = {key: (flag, value) for key, (flag, value) in flags.items() if value is not None}
+    if minutes is not None and epochs is not None:
+        raise UsageError("--minutes sets the number of epochs, and so does --epochs; give one of them")
+    for key, _ in map(parse_setting, settings or ()):
+        if key in given:
+            raise UsageError(f"{given[key][0]} and --set {key} say the same; give one of them")
+    return [*(settings or ()), *(f"{key}={value!r}" for key, (_, value) in given.items())]
 
 
 def named_source(data: str | None) -> Any:

@@ -13,7 +13,20 @@ from rich.table import Table
 from zoo.base.commandline import PREPARE, AsJson, app, console
 from zoo.base.errors import UsageError
 from zoo.base.files import output_root, write_bytes
-from zoo.commands.runs import Data, Model, Only, RecipeName, Settings, Weights, chosen_runs
+from zoo.commands.runs import (
+    BatchSize,
+    Data,
+    Epochs,
+    Model,
+    Only,
+    RecipeName,
+    Settings,
+    Weights,
+    all_runs,
+    chosen_runs,
+    only_these,
+    with_flags,
+)
 
 __all__ = ["advise", "lr_find", "probe", "sweep"]
 
@@ -144,11 +157,12 @@ def advise(
 
 @app.command(name="lr-find", rich_help_panel=PREPARE)
 def lr_find(
-    recipe: RecipeName = "quickstart",
+    recipe: RecipeName = None,
     only: Only = None,
     data: Data = None,
     model: Model = None,
     weights: Weights = None,
+    batch_size: BatchSize = None,
     settings: Settings = None,
     low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-7,
     high: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
@@ -162,7 +176,8 @@ def lr_find(
     from zoo.studies.lr_finder import RangeTest, draw, find_rate, suggest
     from zoo.training.stage import parent_of, source_of
 
-    run = _single_run(chosen_runs(recipe, data, model, weights, settings, only), recipe)
+    settings = with_flags(settings, batch_size=batch_size)
+    run = _single_run(chosen_runs(recipe, data, model, weights, settings, only))
     curve = find_rate(
         run, source_of(run).open(), parent_of(run, output_root()), RangeTest(low=low, high=high, steps=steps)
     )
@@ -183,10 +198,10 @@ def lr_find(
 
 @app.command(rich_help_panel=PREPARE)
 def sweep(
-    recipe: RecipeName = "quickstart",
+    recipe: RecipeName = None,
     search: Annotated[str, typer.Option(help="Name in zoo/recipes/search, or path of a TOML file.")] = "finetune",
     trials: Annotated[int, typer.Option(help="Trials of the whole study, finished or pruned.")] = 20,
-    minutes: Annotated[float | None, typer.Option(help="Begin no trial after so many minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Begin no trial after so many; default: no limit.")] = None,
     study: Annotated[str | None, typer.Option(help="Name under output/sweeps; default: the run's name.")] = None,
     pruner: Annotated[str, typer.Option(help="How hopeless trials are stopped: median, hyperband or none.")] = "median",
     seed: Annotated[int, typer.Option(help="Seed of the search; training keeps its own.")] = 0,
@@ -194,6 +209,8 @@ def sweep(
     data: Data = None,
     model: Model = None,
     weights: Weights = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -204,10 +221,10 @@ def sweep(
     from zoo.studies.sweep import SweepConfig
     from zoo.studies.sweep import sweep as stage
     from zoo.studies.sweep_space import read_search
-    from zoo.training.recipe import load_recipe
 
-    run = _single_run(chosen_runs(recipe, data, model, weights, settings, only), recipe)
-    everything = load_recipe(recipe, data=data, model=model, weights=weights, settings=settings or ()).run
+    settings = with_flags(settings, epochs=epochs, batch_size=batch_size)
+    everything = all_runs(recipe, data, model, weights, settings)
+    run = _single_run(only_these(everything, only))
     name = study or run.artefact
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"--study is the name of a folder under output/sweeps, got {name!r}")
@@ -237,10 +254,10 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _single_run(runs: list[Any], recipe: str) -> Any:
+def _single_run(runs: list[Any]) -> Any:
     if len(runs) != 1:
         names = ", ".join(run.artefact for run in runs)
-        raise UsageError(f"{recipe} has {len(runs)} runs; choose one with --only: {names}")
+        raise UsageError(f"the recipe has {len(runs)} runs; choose one with --only: {names}")
     return runs[0]
 
 

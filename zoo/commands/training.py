@@ -11,7 +11,23 @@ import typer
 from zoo.base.commandline import TRAIN, Artefact, AsJson, Force, Resume, app, console
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, UNMERGED, output_root
-from zoo.commands.runs import Data, Model, Only, RecipeName, Settings, Weights, chosen_runs, compare, notes_of, report
+from zoo.commands.runs import (
+    BatchSize,
+    Data,
+    Epochs,
+    LearningRate,
+    Minutes,
+    Model,
+    Only,
+    RecipeName,
+    Settings,
+    Weights,
+    chosen_runs,
+    compare,
+    notes_of,
+    report,
+    with_flags,
+)
 
 __all__ = ["BEFORE_TRAINING", "merge", "train"]
 
@@ -21,17 +37,21 @@ BEFORE_TRAINING: list[Callable[[Any], None]] = []
 
 @app.command(rich_help_panel=TRAIN)
 def train(
-    recipe: RecipeName = "quickstart",
+    recipe: RecipeName = None,
     data: Data = None,
     model: Model = None,
     weights: Weights = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    minutes: Minutes = None,
     settings: Settings = None,
     only: Only = None,
     resume: Resume = True,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the checkpoints of a recipe.
+    """Train a network on your images, or the checkpoints of a recipe.
 
     Each is written to output/NAME/model.safetensors.
     """
@@ -40,6 +60,7 @@ def train(
     from zoo.training.stage import train as stage
     from zoo.validate import write_state_dicts
 
+    settings = with_flags(settings, epochs=epochs, lr=lr, batch_size=batch_size, minutes=minutes)
     chosen = chosen_runs(recipe, data, model, weights, settings, only)
     for run in chosen:
         if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,9 @@ class Run:
     test_on: str = ""
     """Data set on whose test split `make table` (`pocketzoo bench accuracy`) measures the artefact; default: `data`.
     Training reads `data` only."""
+    minutes: float | None = None
+    """Budget of the training, from opening the data to the measured checkpoint: `train.epochs` becomes what ends within
+    it, by the pace of the first steps on this machine."""
     train: FitConfig = field(default_factory=FitConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     recalibrate: RecalibrateConfig = field(default_factory=RecalibrateConfig)
@@ -226,6 +230,8 @@ class Run:
         for key, value in (("size", self.size), ("images_per_split", self.images_per_split)):
             if value is not None and value < 1:
                 raise UsageError(f"{key} must be at least 1, got {value}; leave it out for the default")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UsageError(f"minutes (--minutes) must be a positive number, got {self.minutes:g}")
         if self.start and self.weights != "none":
             raise UsageError(f"run {self.name!r}: give `start` or `weights`, not both")
         if self.lora and self.mask:
@@ -278,31 +284,42 @@ def load_recipe(
     model: str | None = None,
     weights: str | None = None,
     settings: Sequence[str] = (),
+    network: Callable[[str], str] | None = None,
 ) -> Recipe:
     """Read a recipe.
 
     Args:
-        name: of a recipe in zoo/recipes, or the path of a TOML file. Its table `defaults` applies to every `[[run]]`.
+        name: of a recipe in zoo/recipes, or the path of a TOML file. Its table `defaults` applies to every `[[run]]`,
+            its table `scratch` lies above that for those that begin with random weights.
         data: replaces every run's data set.
         model: replaces every run's architecture.
         weights: replaces every run's first weights.
         settings: `train.lr=0.001`, for every run; values are TOML, or else strings.
+        network: names the architecture of a run that has none, from its first weights (`none`, `pretrained`, a file).
 
     Raises:
         UsageError: no such recipe, not TOML, an unknown key (with close matches), a value of the wrong type, no
             data set or model, or a `start` that no earlier run makes.
     """
     path, document = read_toml(name, _FOLDER, kind="recipe")
-    defaults, entries = document.pop("defaults", {}), document.pop("run", [])
+    defaults, scratch, entries = document.pop("defaults", {}), document.pop("scratch", {}), document.pop("run", [])
     if document:
-        raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'run'])}")
-    if not isinstance(defaults, dict) or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise UsageError(f"{path}: expected one table [defaults] and tables [[run]]")
+        raise UsageError(f"{path}: {unknown_name('table', next(iter(document)), ['defaults', 'scratch', 'run'])}")
+    if not isinstance(entries, list) or not all(isinstance(table, dict) for table in (defaults, scratch, *entries)):
+        raise UsageError(f"{path}: expected one table [defaults] and tables [[run]], and perhaps one table [scratch]")
     override = merge(*(nested(*parse_setting(setting)) for setting in settings))
     flags = {
         key: value for key, value in {"data": data, "model": model, "weights": weights}.items() if value is not None
     }
     tables = [merge(defaults, entry, override, flags) for entry in entries]
+    for index, (entry, table) in enumerate(zip(entries, tables, strict=True)):
+        first = table.get("weights", "none")
+        if table.get("start"):
+            continue
+        if first == "none":
+            tables[index] = table = merge(defaults, scratch, entry, override, flags)
+        if network and table.get("data") and not table.get("model") and isinstance(first, str):
+            table["model"] = network(first)
     try:
         recipe = to_dataclass(Recipe, {"run": tables}, path.name)
     except DocumentError as error:

@@ -22,13 +22,15 @@ from zoo.networks.heads import add_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
 from zoo.networks.registry import build, count_macs, input_for
 from zoo.networks.sizes import check_size
+from zoo.networks.stages import is_batch_norm
 from zoo.networks.weights import load_weights
+from zoo.training.budget import PLAN, Plan, identity_of, read_plan, settle, write_plan
 from zoo.training.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world
-from zoo.training.loop.fit import EpochResult, fit
+from zoo.training.loop.fit import EpochResult, fit, measure_pace
 from zoo.training.loop.state import STATE
 from zoo.training.recipe import Run
-from zoo.training.workspace import DataSource, Notes, card_if_readable, is_current, write_notes
+from zoo.training.workspace import DataSource, Notes, card_if_readable, has_notes, is_current, write_notes
 
 __all__ = ["add_test", "measured", "merge", "parent_of", "source_of", "starting_point", "train"]
 
@@ -61,6 +63,7 @@ def train(
     Raises:
         UsageError, DataError, ArtefactError, TrainingError: see the functions this is made of.
     """
+    begun = time.perf_counter()
     world = join_world()
     test = run.test if test is None else test
     folder = output / run.artefact
@@ -77,14 +80,22 @@ def train(
     notes = Notes(role=run.role, data=source, test=_test_source(run) if run.test_on else source)
     parent = parent_of(run, output)
     digest = sha256_file(parent) if parent else None
-    config = _lineage_config(run, dataset)
     target = folder / (UNMERGED if run.lora else CHECKPOINT)
 
-    def stale() -> bool:
-        return force or not is_current(card_if_readable(read_card, target), [("train", config)], digest)
-
-    if first_decides(stale, world):
-        _train(run, dataset, parent, digest, config, target, resume=resume, test=test, on_epoch=on_epoch)
+    stale, settled = first_decides(lambda: _look(run, dataset, digest, target, resume=resume, force=force), world)
+    if stale:
+        _train(
+            run,
+            dataset,
+            parent,
+            target,
+            notes,
+            resume=resume,
+            test=test,
+            on_epoch=on_epoch,
+            begun=begun,
+            settled=settled,
+        )
     elif world.first and test and not run.lora:
         add_test(target, lambda: dataset)
     if world.first:
@@ -181,36 +192,83 @@ def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> C
     return card
 
 
+def _look(
+    run: Run, dataset: Dataset, digest: str | None, target: Path, *, resume: bool, force: bool
+) -> tuple[bool, Plan | None]:
+    """Whether a run is to be trained, and how long it was to take if that was settled by an earlier session."""
+    card = None if force else card_if_readable(read_card, target)
+    made = run
+    if run.minutes is not None and card is not None and card.lineage:
+        # The number of epochs is a result, not a setting.
+        made = _for_epochs(run, card.lineage[-1].config.get("fit", {}).get("epochs", run.train.epochs))
+    if is_current(card, [("train", _lineage_config(made, dataset))], digest):
+        return False, None
+    if run.minutes is None or force or not resume:
+        return True, None
+    return True, read_plan(target.parent, identity_of(_lineage_config(run, dataset), digest))
+
+
+def _for_epochs(run: Run, epochs: int) -> Run:
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, epochs=epochs))
+
+
 def _train(
     run: Run,
     dataset: Dataset,
     parent: Path | None,
-    digest: str | None,
-    config: dict[str, Any],
     target: Path,
+    notes: Notes,
     *,
     resume: bool,
     test: bool,
     on_epoch: Callable[[EpochResult], None] | None,
+    begun: float,
+    settled: Plan | None,
 ) -> None:
     model, card = starting_point(run, dataset, parent)
-    spec = card.use.input
+    world, spec, digest = join_world(), card.use.input, sha256_file(parent) if parent else None
+    train_images = DecodedImages(dataset.splits["train"], canvas(spec))
+    validation = DecodedImages(dataset.splits["validation"], spec)
+    unlabelled = DecodedImages(dataset.unlabelled, canvas(spec)) if run.unlabelled else None
+    if world.first and not has_notes(target.parent):
+        # From now on the folder is known to belong to this data.
+        write_notes(target.parent, notes)
+    if run.minutes is not None:
+        if settled is None:
+            opened = time.perf_counter()
+            pace = measure_pace(
+                model,
+                train=train_images,
+                validation=validation,
+                spec=spec,
+                config=run.train,
+                folder=target.parent,
+                unlabelled=unlabelled,
+                semi=run.unlabelled,
+                mask=run.mask,
+            )
+            identity = identity_of(_lineage_config(run, dataset), digest)
+            settled = settle(run, dataset, pace, identity=identity, begun=begun, opened=opened)
+            if world.first:
+                write_plan(target.parent, settled)
+        run = _for_epochs(run, settled.epochs)
+    config = _lineage_config(run, dataset)
     report = fit(
         model,
-        train=DecodedImages(dataset.splits["train"], canvas(spec)),
-        validation=DecodedImages(dataset.splits["validation"], spec),
+        train=train_images,
+        validation=validation,
         spec=spec,
         config=run.train,
         folder=target.parent,
         resume=resume,
         title=run.artefact,
         identity=[config, digest],
-        unlabelled=DecodedImages(dataset.unlabelled, canvas(spec)) if run.unlabelled else None,
+        unlabelled=unlabelled,
         semi=run.unlabelled,
         mask=run.mask,
         on_epoch=on_epoch,
     )
-    if not join_world().first:
+    if not world.first:
         return
     entry = LineageEntry(
         stage="train",
@@ -218,14 +276,15 @@ def _train(
         parent=digest,
         seed=run.train.seed,
         commit=code_commit(),
-        summary=dataclasses.asdict(report),
+        summary=dataclasses.asdict(report) | (settled.summary() if settled else {}),
         seconds=report.seconds,
     )
     # A first training has no parent file, so it cannot `advance` a parent's card.
     lineage = (*card.lineage, entry)
     card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
     save(model, measured(model, card, dataset, test=test and run.lora is None), target)
-    (target.parent / STATE).unlink(missing_ok=True)
+    for name in (STATE, PLAN):
+        (target.parent / name).unlink(missing_ok=True)
 
 
 def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.Module, Card]:
@@ -290,6 +349,12 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
     )
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
+    if run.weights == "none" and run.train.freeze.norm == "freeze" and any(map(is_batch_norm, model.modules())):
+        raise UsageError(
+            f"{run.artefact}: train.freeze.norm = 'freeze' keeps the statistics of BatchNorm as pretrained, but the "
+            "weights are random (--weights none): --set train.freeze.norm=update, or the recipe `folder`, which has "
+            "settings for both"
+        )
     source = load_weights(model, run.model, run.weights, arguments=run.arguments)
     return model, Card(
         name=run.artefact,
@@ -303,6 +368,7 @@ def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
     return {
         "data": dataset.describe() | ({"thin": dataclasses.asdict(run.thin)} if run.thin else {}),
         "labels": run.labels,
+        **({"minutes": run.minutes} if run.minutes is not None else {}),
         "fit": dataclasses.asdict(run.train),
         "head": dataclasses.asdict(run.head) if run.head else None,
         "lora": dataclasses.asdict(run.lora) if run.lora else None,

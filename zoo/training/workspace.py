@@ -21,6 +21,7 @@ __all__ = [
     "DataSource",
     "Notes",
     "card_if_readable",
+    "has_notes",
     "is_current",
     "notes_for",
     "occupied",
@@ -81,6 +82,11 @@ class Notes:
 def write_notes(folder: Path, notes: Notes) -> None:
     """Write run.json into an artefact's folder."""
     write_bytes(folder / _FILE, json.dumps(dataclasses.asdict(notes), indent=2).encode())
+
+
+def has_notes(folder: Path) -> bool:
+    """Whether an artefact's folder has a run.json."""
+    return (folder / _FILE).is_file()
 
 
 def read_notes(folder: Path) -> Notes:

@@ -97,7 +97,7 @@ def test_sweep_prints_the_best_and_the_command(output: Path, recipe: Path, tmp_p
 
 def test_mistakes(output: Path, recipe: Path) -> None:
     for command in ("sweep", "lr-find"):
-        with pytest.raises(UsageError, match="has 2 runs; choose one with --only: first, second"):
+        with pytest.raises(UsageError, match="the recipe has 2 runs; choose one with --only: first, second"):
             run_cli(command, "--recipe", recipe)
         with pytest.raises(UsageError, match="unknown run 'frist'; did you mean first"):
             run_cli(command, "--recipe", recipe, "--only", "frist")

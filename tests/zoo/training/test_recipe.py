@@ -11,7 +11,7 @@ from zoo.base.errors import UsageError
 from zoo.networks.registry import names
 from zoo.training.recipe import LoraConfig, QuantizeConfig, Run, load_recipe, recipe_names
 
-FOLDER = Path(__file__).resolve().parents[2] / "zoo" / "recipes"
+FOLDER = Path(__file__).resolve().parents[3] / "zoo" / "recipes"
 
 
 def _write(tmp_path: Path, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -18,15 +19,15 @@ from zoo.base.interrupt import deferred_signals
 from zoo.data.decoded import DecodedImages
 from zoo.networks.registry import classifier_width
 from zoo.training.loop.config import FitConfig, loss_of
-from zoo.training.loop.distributed import barrier, join_world
+from zoo.training.loop.distributed import barrier, gather, join_world
 from zoo.training.loop.feeds import TrainingImages
 from zoo.training.loop.losses import Loss
 from zoo.training.loop.masks import Mask
 from zoo.training.loop.objective import Objective
 from zoo.training.loop.semi_supervised import Unlabelled
-from zoo.training.loop.trainer import EpochResult, Stopped, Trainer
+from zoo.training.loop.trainer import EpochResult, Pace, Stopped, Trainer
 
-__all__ = ["EpochResult", "FitConfig", "FitReport", "Stopped", "fit"]
+__all__ = ["EpochResult", "FitConfig", "FitReport", "Pace", "Stopped", "fit", "measure_pace"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +87,9 @@ def fit(
         TrainingError: nothing is trainable, or the loss is not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM; state.pt was written.
     """
-    world = join_world()
-    memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
-    model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    classes = classifier_width(model) or 0
-    pictures = TrainingImages(train, validation, spec, config.augment, classes, config.seed, world, memory_format)
-    objective = Objective(
-        model, config, loss or loss_of(config, train.labels, classes), custom=loss is not None, device=world.device
-    )
-    if semi is not None:
-        objective.learn_from(unlabelled, semi)
-    run = Trainer(model, config, pictures, objective, folder=folder, title=title)
+    run = _trainer(model, train, validation, spec, config, loss, unlabelled, semi, folder=folder, title=title)
+    world = run.world
     run.fingerprint = _fingerprint(model, config, train, validation, [identity, _plain(semi), _plain(mask)])
     try:
         trained = run.prepare()
@@ -122,6 +114,60 @@ def fit(
         seconds=round(state.seconds, 1),
         trainable=trained,
     )
+
+
+def measure_pace(
+    model: nn.Module,
+    *,
+    train: DecodedImages,
+    validation: DecodedImages,
+    spec: Input,
+    config: FitConfig,
+    folder: Path,
+    unlabelled: DecodedImages | None = None,
+    semi: Unlabelled | None = None,
+    mask: Mask | None = None,
+) -> Pace:
+    """Time the first steps that :func:`fit` would do with the same arguments, on a copy of the model.
+
+    Raises:
+        UsageError, TrainingError: as :func:`fit`.
+    """
+    run = _trainer(copy.deepcopy(model), train, validation, spec, config, None, unlabelled, semi, folder=folder)
+    run.prepare()
+    if mask is not None:
+        run.hold_all_but(mask)
+    with _denormals_flushed():
+        pace = run.pace()
+    # Processes that train together wait for the slowest.
+    slowest: Pace = max(gather(pace, run.world), key=lambda one: one.epoch)
+    return slowest
+
+
+def _trainer(
+    model: nn.Module,
+    train: DecodedImages,
+    validation: DecodedImages,
+    spec: Input,
+    config: FitConfig,
+    loss: Loss | None,
+    unlabelled: DecodedImages | None,
+    semi: Unlabelled | None,
+    *,
+    folder: Path,
+    title: str = "",
+) -> Trainer:
+    world = join_world()
+    memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
+    model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    classes = classifier_width(model) or 0
+    pictures = TrainingImages(train, validation, spec, config.augment, classes, config.seed, world, memory_format)
+    objective = Objective(
+        model, config, loss or loss_of(config, train.labels, classes), custom=loss is not None, device=world.device
+    )
+    if semi is not None:
+        objective.learn_from(unlabelled, semi)
+    return Trainer(model, config, pictures, objective, folder=folder, title=title)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -34,10 +35,12 @@ from zoo.training.loop.objective import Objective, Views
 from zoo.training.loop.optim import make_schedule, plateau
 from zoo.training.loop.state import LOG, STATE, RunState, read_state, write_log, write_state
 
-__all__ = ["EpochResult", "Stopped", "Trainer", "with_sync_batch_norm"]
+__all__ = ["EpochResult", "Pace", "Stopped", "Trainer", "with_sync_batch_norm"]
 
 _SAVE_SECONDS = 600
 """Long epochs write state.pt this often in between."""
+_PACE_STEPS = 5
+"""At most so many steps, after the first, are timed to plan a training."""
 _SAVE_SHARE = 0.05
 """Writing state.pt takes at most this share of the time: it is not written after every short epoch."""
 
@@ -52,6 +55,18 @@ class EpochResult:
     validation_loss: float
     validation_top1: float
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long the parts of a training take on this machine, in seconds."""
+
+    once: float
+    """What is computed before the first step, and what the first step takes longer than others."""
+    epoch: float
+    """One epoch: its steps at their mean time, and its validation."""
+    validation: float
+    """The validation alone."""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -162,6 +177,35 @@ class Trainer:
                     except Stopped:
                         return
 
+    def pace(self) -> Pace:
+        """Time the first steps of the last phase, which trains most; the network is not to be used afterwards."""
+        last = phases(self.config.freeze, self.config.epochs)[-1]
+        begin = time.perf_counter()
+        trained = self._require(last.start)
+        self.model.train()
+        live = eval_frozen(self.model, self.config.freeze, last.start, found=self.parts, may=self.may)
+        feed = self._feed(trained, set(live), len(last))
+        once = time.perf_counter() - begin
+        chunks = self._chunks_of(0)
+        count = min(_PACE_STEPS, max(2, len(chunks)))
+        # Few images make few batches, which then come again.
+        few = list(itertools.islice(itertools.cycle(chunks), count + 1))
+        extra = self.objective.views(self.pictures, 0, len(few), 0)
+        laps = [time.perf_counter()]
+        for chunk, (inputs, targets) in zip(few, feed.batches(0, few, 0), strict=True):
+            self._step(feed, inputs, targets, len(chunk), next(extra), 0, len(chunks))
+            laps.append(time.perf_counter())
+        feed.validation_logits()
+        validation = time.perf_counter() - laps[-1]
+        step = (laps[-1] - laps[1]) / count
+        warm_up = max(0.0, laps[1] - laps[0] - step)
+        return Pace(once=once + warm_up, epoch=len(chunks) * step + validation, validation=validation)
+
+    def _chunks_of(self, epoch: int) -> list[list[int]]:
+        config, train = self.config, self.pictures.train
+        order = epoch_order(train.labels, sampler=config.sampler, generator=generator_for(config.seed, epoch, "order"))
+        return _chunks(order, config.batch_size, least=2 * self.world.size)
+
     def _require(self, epoch: int) -> set[str]:
         trained = trained_at(self.model, self.config.freeze, epoch, found=self.parts, may=self.may)
         for name, parameter in self.model.named_parameters():
@@ -201,10 +245,9 @@ class Trainer:
         return DistributedDataParallel(network)
 
     def _epoch(self, epoch: int, feed: Feed, stop_if_asked: Callable[[], None]) -> EpochResult:
-        config, state, train = self.config, self.state, self.pictures.train
+        config, state = self.config, self.state
         label = f"{self.title} epoch {epoch + 1}/{config.epochs}"
-        order = epoch_order(train.labels, sampler=config.sampler, generator=generator_for(config.seed, epoch, "order"))
-        chunks = _chunks(order, config.batch_size, least=2 * self.world.size)
+        chunks = self._chunks_of(epoch)
         extra = self.objective.views(self.pictures, epoch, len(chunks), state.step)
         begin = time.perf_counter()
         feed.network.train()

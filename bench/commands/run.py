@@ -1,0 +1,108 @@
+"""The command that does everything from a folder of images to measured files: the verbs of other rooms, one by one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from bench.commands.measure import bench_accuracy, latency, list_artefacts
+from compress.commands.chain import compress
+from compress.commands.prune import why_not_prunable
+from compress.commands.quantize import export
+from zoo.base.commandline import TRAIN, AsJson, Force, Resume, app, short
+from zoo.base.files import GRAPH, INT8_GRAPH, PROJECT, output_root
+from zoo.base.names import PRUNED
+from zoo.base.progress import note
+from zoo.commands.runs import (
+    BatchSize,
+    Data,
+    Epochs,
+    LearningRate,
+    Minutes,
+    Model,
+    Only,
+    RecipeName,
+    Settings,
+    Weights,
+    chosen_runs,
+    with_flags,
+)
+from zoo.commands.training import train
+
+__all__ = ["run"]
+
+
+@app.command(rich_help_panel=TRAIN)
+def run(
+    recipe: RecipeName = None,
+    data: Data = None,
+    model: Model = None,
+    weights: Weights = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    minutes: Minutes = None,
+    settings: Settings = None,
+    only: Only = None,
+    resume: Resume = True,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, compress, export, quantize and measure, then list.
+
+    What `make train compress export table` does. What is up to date is not made again; --minutes is the budget of
+    training alone. With --json each of these commands prints its own lines.
+    """
+    from zoo.training.loop.distributed import check_alone
+
+    check_alone("run", "train with it, then run this command by itself: it goes on with what was trained")
+    settings = with_flags(settings, epochs=epochs, lr=lr, batch_size=batch_size, minutes=minutes)
+    recipe = None if recipe == "folder" and (data or model) else recipe
+    runs = chosen_runs(recipe, data, model, weights, settings, only, tell=False)
+    if data and not recipe:
+        # From here on the network that was chosen is a named one.
+        model = runs[0].model
+    names = [run.artefact for run in runs]
+    train(recipe, data, model, weights, settings=settings, only=names, resume=resume, force=force, as_json=as_json)
+    models = [run for run in runs if run.role == "model"]
+    pruned = [run.artefact for run in models if not (run.model and why_not_prunable(run))]
+    if pruned:
+        compress(recipe, data, model, settings, pruned, resume=resume, force=force, as_json=as_json)
+    export(None, recipe, True, data, model, settings, names, force=force, as_json=as_json)
+    places = [output_root() / f"{name}{ending}" for name in names for ending in ("", PRUNED)]
+    made = [folder for folder in places if (folder / GRAPH).is_file()]
+    bench_accuracy(made, missing=True, as_json=as_json)
+    latency(made, missing=True, as_json=as_json)
+    list_artefacts(as_json=as_json)
+    of_models = [folder for folder in made if folder.name.removesuffix(PRUNED) in {run.artefact for run in models}]
+    for line in next_steps(max(of_models or made, key=_validation)):
+        note(line)
+
+
+def _validation(artefact: Path) -> float:
+    """Top-1 on validation data, by which the server chooses its default model, too."""
+    from zoo.artefact.onnx_file import read_card
+
+    metrics = read_card(artefact / GRAPH).metrics("validation")
+    return metrics.top1 if metrics else 0.0
+
+
+def next_steps(artefact: Path) -> list[str]:
+    """What to do with a measured artefact, as commands.
+
+    Args:
+        artefact: its folder.
+    """
+    folder = shlex.quote(str(short(artefact)))
+    file = shlex.quote(str(short(artefact / (INT8_GRAPH if (artefact / INT8_GRAPH).is_file() else GRAPH))))
+    models = os.environ.get("POCKETZOO_OUTPUT")
+    where = f"POCKETZOO_OUTPUT={shlex.quote(models)} " if models else ""
+    # Without a name bentoml takes what the pyproject.toml of the working directory says, which a checkout has.
+    service = "" if Path.cwd() == PROJECT else " serve.service:Classifier"
+    return [
+        "next:",
+        f"  {where}bentoml serve{service}   # every artefact, and a page to try them at localhost:3000",
+        f"  pocketzoo report {folder}   # all there is to know about this one, on one page",
+        f"  pocketzoo score {file} path/to/images --out results.parquet   # predictions for many files",
+    ]
