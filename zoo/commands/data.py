@@ -22,14 +22,15 @@ Layout = Annotated[
     ),
 ]
 PathColumn = Annotated[
-    str, typer.Option(help="Of a list: the column of paths, relative to its folder.", show_default="one of a usual name")
+    str,
+    typer.Option(help="Of a list: the column of paths, relative to its folder.", show_default="one of a usual name"),
 ]
-LabelColumn = Annotated[
-    str, typer.Option(help="Of a list: the column of labels.", show_default="one of a usual name")
-]
+LabelColumn = Annotated[str, typer.Option(help="Of a list: the column of labels.", show_default="one of a usual name")]
 SplitColumn = Annotated[
     str,
-    typer.Option(help="Of a list: the column of splits (train, val, test), or none.", show_default="one of a usual name"),
+    typer.Option(
+        help="Of a list: the column of splits (train, val, test), or none.", show_default="one of a usual name"
+    ),
 ]
 
 
@@ -37,7 +38,10 @@ SplitColumn = Annotated[
 def data(
     name: Annotated[
         str | None,
-        typer.Argument(help="Name of a data set, or a folder with one folder per class, or a list (CSV, TSV, JSON lines, Parquet).", show_default=False),
+        typer.Argument(
+            help="Name of a data set, a folder with one folder per class, or a list (CSV, TSV, JSON lines, Parquet).",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the splits that are made here, of --keep and of --labels.")] = 0,
     thin: Annotated[
@@ -64,9 +68,7 @@ def data(
     from zoo.data.splits import Thin
 
     thinned = Thin(classes=tuple(thin), keep=keep) if thin else None
-    reading = Reading(
-        layout=layout, path_column=path_column, label_column=label_column, split_column=split_column
-    )
+    reading = Reading(layout=layout, path_column=path_column, label_column=label_column, split_column=split_column)
     found = open_dataset(name, seed=seed, thin=thinned, labels=labels, reading=reading)
     rows = {split: _counts(samples, found.labels) for split, samples in found.splits.items()}
     if found.unlabelled:

@@ -87,9 +87,7 @@ def _without_copies(
     for split, members in samples.items():
         here = {sample.digest for sample in kept[split]}
         reason = f"in {split}, copies of images of {' or '.join(SPLITS[SPLITS.index(split) + 1 :])}"
-        unused += [
-            Unused(sample.name, reason, labels[sample.label]) for sample in members if sample.digest not in here
-        ]
+        unused += [Unused(sample.name, reason, labels[sample.label]) for sample in members if sample.digest not in here]
     return {split: kept[split] for split in samples}
 
 
@@ -137,4 +135,6 @@ def _check_classes(splits: Mapping[str, Sequence[Sample]], labels: Sequence[str]
             )
         if missing:
             shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-            note(f"{where}: {len(missing)} of {len(labels)} classes without images in {split}: {shown}; measured without")
+            note(
+                f"{where}: {len(missing)} of {len(labels)} classes without images in {split}: {shown}; measured without"
+            )

@@ -66,8 +66,11 @@ def _number(digest: str, seed: int) -> float:
 
 
 def _sides(numbers: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, str]:
-    """The split of each digest of one class: test from the lower end, validation from the upper one, so that a share
-    that shrinks as images are added moves none from the one to the other."""
+    """The split of each digest of one class.
+
+    Test from the lower end of the numbers, validation from the upper one, so that shares which shrink as images are
+    added move none from the one to the other.
+    """
     test, validation = shares.get("test", 0.0), 1 - shares["validation"]
     order = sorted(numbers, key=lambda digest: (numbers[digest], digest))
     low = sum(number < test for number in numbers.values())

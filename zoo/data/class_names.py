@@ -35,8 +35,8 @@ def check_class_names(names: Iterable[str], where: str) -> None:
         key = "".join(canonical(canonical(name).casefold()).split())
         if (other := seen.setdefault(key, name)) != name:
             raise DataError(
-                f"{where}: the classes {ascii(other)} and {ascii(name)} differ only in {_difference(other, name)}; give "
-                "both the same name, or different ones"
+                f"{where}: the classes {other!a} and {name!a} differ only in {_difference(other, name)}; give both "
+                "the same name, or different ones"
             )
 
 

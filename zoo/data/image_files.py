@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from zoo.base.errors import DataError
 from zoo.base.progress import track
 from zoo.data.dataset import Sample
 from zoo.data.unused import Unused, check_lost, tell
@@ -15,6 +16,9 @@ from zoo.data.verified import verify
 from zoo.data.walk import walk
 
 __all__ = ["ImageFile", "files_of_classes", "read_image_files", "verified_samples"]
+
+
+MISSING = "missing"
 
 
 class ImageFile(NamedTuple):
@@ -37,12 +41,14 @@ def files_of_classes(folder: Path, root: Path) -> list[ImageFile]:
 def read_image_files(
     groups: Mapping[str, Sequence[ImageFile]], labels: Sequence[str], root: Path
 ) -> tuple[dict[str, list[Sample]], tuple[Unused, ...]]:
-    """Like :func:`verified_samples`, and tells what is not used.
+    """Like :func:`verified_samples`, for files that a publisher lists; tells which cannot be read.
 
     Raises:
-        DataError: too many files are missing, or cannot be read.
+        DataError: a file is missing, or too many cannot be read.
     """
     samples, unused = verified_samples(groups, labels, root)
+    if missing := next((entry.file for entry in unused if entry.reason == MISSING), None):
+        raise DataError(f"{root}: an image is missing: {missing}; unpack it again")
     check_lost(unused, sum(map(len, samples.values())), str(root))
     tell(unused, str(root))
     return samples, tuple(unused)
@@ -70,11 +76,9 @@ def verified_samples(
     steps = track(zip(named, verdicts, strict=True), total=total, description="Reading images", unit="image")
     for (split, file), verdict in steps:
         if verdict.problem:
-            reason = "missing" if verdict.missing else "unreadable"
+            reason = MISSING if verdict.missing else "unreadable"
             unused.append(Unused(file.name, reason, file.label, verdict.problem))
         else:
             source = os.fspath(file.path)
-            samples[split].append(
-                Sample(name=file.name, label=index[file.label], digest=verdict.digest, source=source)
-            )
+            samples[split].append(Sample(name=file.name, label=index[file.label], digest=verdict.digest, source=source))
     return samples, unused

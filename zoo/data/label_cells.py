@@ -14,8 +14,8 @@ __all__ = ["check_one_label", "label_of"]
 _SURE, _LIKELY = "|;", ",+&/"
 """What stands between several labels: in a name of one label never, or perhaps."""
 _REFUSED = (
-    "but each image is to have one: classifiers with several labels an image are not trained here; keep one label in each "
-    "row"
+    "but each image is to have one: classifiers with several labels an image are not trained here; keep one label in "
+    "each row"
 )
 
 
@@ -47,7 +47,9 @@ def label_of(value: Any, *, where: str) -> str:
         # What pandas makes of whole numbers in a column that lacks some.
         value = int(value)
     if not isinstance(value, bool | int):
-        raise DataError(f"{where}: expected a label (text or a whole number), found {value!r}; name another --label-column")
+        raise DataError(
+            f"{where}: expected a label (text or a whole number), found {value!r}; name another --label-column"
+        )
     return str(value)
 
 
@@ -63,6 +65,6 @@ def check_one_label(labels: Sequence[str], where: str) -> None:
             parts = [part.strip() for part in label.split(sign)]
             if len(parts) > 1 and all(parts) and (sign in _SURE or known.issuperset(parts)):
                 raise DataError(
-                    f"{where}: {label!r} looks like several labels, {' and '.join(parts[:4])}, {_REFUSED}; if it is the "
-                    f"name of one class, write it without {sign!r}"
+                    f"{where}: {label!r} looks like several labels, {' and '.join(parts[:4])}, {_REFUSED}; if it is "
+                    f"the name of one class, write it without {sign!r}"
                 )

@@ -78,8 +78,8 @@ def _is_splits(tops: dict[str, _Top], named: dict[str, str], where: str) -> bool
     if not named or (others and not nested):
         if named:
             note(
-                f"{where}: {_list(sorted(named))} stands beside the class folders {_list(others)}, so it is a class, too "
-                "(--layout splits reads it as a split)"
+                f"{where}: {_list(sorted(named))} stands beside the class folders {_list(others)}, so it is a class, "
+                "too (--layout splits reads it as a split)"
             )
         return False
     if nested and not others:
@@ -87,12 +87,13 @@ def _is_splits(tops: dict[str, _Top], named: dict[str, str], where: str) -> bool
     found = f"{where} can be read in two ways:"
     if others:
         raise DataError(
-            f"{found} as splits, {_list(sorted(named))} with class folders ({_list(sorted(tops[nested[0]].below))}) and "
-            f"{_list(others)} unused: --layout splits; or as the classes {_list(sorted(tops))}: --layout classes"
+            f"{found} as splits, {_list(sorted(named))} with class folders ({_list(sorted(tops[nested[0]].below))}) "
+            f"and {_list(others)} unused: --layout splits; or as the classes {_list(sorted(tops))}: --layout classes"
         )
     raise DataError(
         f"{found} as the classes {_list(sorted(tops))}: --layout classes; or as splits without class folders and so "
-        f"without labels: make {sorted(named)[0]}/CLASS/*.jpg of them, or name a list (CSV) of paths and labels as --data"
+        f"without labels: make {sorted(named)[0]}/CLASS/*.jpg of them, or name a list (CSV) of paths and labels with "
+        "--data"
     )
 
 
@@ -101,7 +102,8 @@ def _splits(tops: dict[str, _Top], named: dict[str, str], where: str) -> Layout:
     for name, split in named.items():
         if (other := owner.setdefault(split, name)) != name:
             raise DataError(
-                f"{where}: {other} and {name} both mean {split}; keep one of them, or read them as classes: --layout classes"
+                f"{where}: {other} and {name} both mean {split}; keep one of them, or read them as classes: "
+                "--layout classes"
             )
     flat = tuple(name for name in named if not tops[name].below)
     if "train" not in owner or owner["train"] in flat:

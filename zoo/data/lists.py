@@ -102,13 +102,13 @@ def _column(table: Table, kind: str, given: str, usual: set[str], path: Path) ->
         raise DataError(f"{path}: the columns {', '.join(map(repr, matches))} may each hold the {kind}s; {remedy}")
     if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in table.columns):  # noqa: PTH122
         raise DataError(
-            f"{path}: expected the names of the columns in the first row, found {', '.join(table.columns[:3])}; add a row "
-            "path,label above it"
+            f"{path}: expected the names of the columns in the first row, found {', '.join(table.columns[:3])}; add a "
+            "row path,label above it"
         )
     if kind == "label" and (names := _one_hot(table)):
         raise DataError(
-            f"{path}: the columns {', '.join(names[:5])} hold 0 and 1, one column for each label, as for several labels an "
-            "image, which are not trained here; expected one column with the label of each image"
+            f"{path}: the columns {', '.join(names[:5])} hold 0 and 1, a column for each label, as for several labels "
+            "an image, which are not trained here; expected one column with the label of each image"
         )
     raise DataError(
         f"{path}: no column has a usual name for {kind}s ({', '.join(sorted(usual)[:6])} ...), found "
@@ -150,8 +150,8 @@ def _split(value: Any, path: Path, row: int, column: str) -> str:
     text = "" if value is None else str(value).strip()
     if text and text.lower() not in SPLIT_NAMES:
         raise DataError(
-            f"{path}, row {row}: expected {', '.join(SPLIT_NAMES)} in the column {column!r}, found {text!r}; name another "
-            f"one (--split-column NAME), or none (--split-column {_NO_SPLIT})"
+            f"{path}, row {row}: expected {', '.join(SPLIT_NAMES)} in the column {column!r}, found {text!r}; name "
+            f"another one (--split-column NAME), or none (--split-column {_NO_SPLIT})"
         )
     return SPLIT_NAMES.get(text.lower(), "")
 

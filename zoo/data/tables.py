@@ -47,7 +47,9 @@ def open_table(path: Path) -> Table:
             f"{', '.join(TABLE_SUFFIXES)}); name one of these"
         )
     if len(set(table.columns)) != len(table.columns) or not all(name.strip() for name in table.columns):
-        raise DataError(f"{path}: expected distinct names of columns in the first row, found {list(table.columns)[:10]}")
+        raise DataError(
+            f"{path}: expected distinct names of columns in the first row, found {list(table.columns)[:10]}"
+        )
     return table
 
 
@@ -56,7 +58,9 @@ def _lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             yield from stream
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise DataError(
+            f"{path}: expected text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -73,7 +77,9 @@ def _delimited(path: Path, delimiter: str | None) -> Table:
                 if cells:
                     yield reader.line_num, cells
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}; expected cells separated by {separator!r}") from error
+            raise DataError(
+                f"{path}, line {reader.line_num}: {error}; expected cells separated by {separator!r}"
+            ) from error
 
     columns = tuple(next(all_rows(), (0, []))[1])
 
@@ -84,8 +90,8 @@ def _delimited(path: Path, delimiter: str | None) -> Table:
         for line, cells in table:
             if len(cells) != len(columns):
                 raise DataError(
-                    f"{path}, line {line}: expected {len(columns)} cells separated by {separator!r} as in the first line, "
-                    f"found {len(cells)}; put cells that hold {separator!r} in quotation marks"
+                    f"{path}, line {line}: expected {len(columns)} cells separated by {separator!r} as in the first "
+                    f"line, found {len(cells)}; put cells that hold {separator!r} in quotation marks"
                 )
             yield tuple(cells[place] for place in places)
 

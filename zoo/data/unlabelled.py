@@ -33,8 +33,8 @@ def open_images(folder: Path) -> list[Sample]:
         DataError: no such folder, no image below it, or too many unreadable ones.
     """
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise DataError(f"{folder}: expected a folder of images, found {found} there; name the folder they are in")
+        there = "a file" if folder.exists() else "nothing"
+        raise DataError(f"{folder}: expected a folder of images, found {there} there; name the folder they are in")
     found = walk(folder)
     files = [ImageFile(f"{folder}/{name}", name, "") for name in found.images]
     if not files:

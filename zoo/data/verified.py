@@ -1,4 +1,4 @@
-"""Which image files were decoded without an error: remembered by name, size and time of change, in one file a folder."""
+"""Which image files were decoded without an error: remembered by name, size and time of change."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ class _Memory:
         if self._table is None:
             return None
         try:
-            row = self._table.execute("SELECT digest FROM good WHERE name = ? AND size = ? AND changed = ?", (name, *state))
+            row = self._table.execute(
+                "SELECT digest FROM good WHERE name = ? AND size = ? AND changed = ?", (name, *state)
+            )
             found = row.fetchone()
         except sqlite3.Error as error:
             self._forget(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zoo.artefact.decode import SUFFIXES, UNREAD, sniff
 from zoo.base.errors import DataError
+from zoo.base.files import output_root
 from zoo.data.unused import Unused, printable
 
 __all__ = ["OUTSIDE", "Walked", "name_problem", "walk"]
@@ -25,6 +26,8 @@ class Walked:
 
     images: list[str] = field(default_factory=list)
     unused: list[Unused] = field(default_factory=list)
+    artefacts: tuple[int, int] | None = None
+    """Identity of the folder that is no part of any data set."""
 
 
 def walk(folder: Path) -> Walked:
@@ -33,12 +36,14 @@ def walk(folder: Path) -> Walked:
     Raises:
         DataError: a folder that cannot be read, or whose name is no text or holds control characters.
     """
-    found = Walked()
+    own = output_root()
+    found = Walked(artefacts=_identity(own) if own.is_dir() else None)
     try:
-        status = folder.stat()
-        _visit(str(folder), "", [(status.st_dev, status.st_ino)], found)
+        _visit(str(folder), "", [_identity(folder)], found)
     except OSError as error:
-        raise DataError(f"{printable(str(folder))}: a folder cannot be read: {error}; allow it, or take it out") from error
+        raise DataError(
+            f"{printable(str(folder))}: a folder cannot be read: {error}; allow it, or take it out"
+        ) from error
     return found
 
 
@@ -63,9 +68,10 @@ def _visit(folder: str, prefix: str, above: list[tuple[int, int]], found: Walked
         elif is_folder:
             if problem := name_problem(entry.name):
                 raise DataError(f"the name of the folder {printable(entry.path)} {problem}; rename it")
-            status = entry.stat()
-            here = (status.st_dev, status.st_ino)
-            if here in above:
+            here = _identity(entry.path)
+            if here == found.artefacts:
+                found.unused.append(Unused(f"{name}/", "the folder that artefacts are written to", lost=False))
+            elif here in above:
                 reason = "links back to a folder that they are in"
                 found.unused.append(Unused(f"{name}/", reason, lost=False))
             else:
@@ -74,6 +80,11 @@ def _visit(folder: str, prefix: str, above: list[tuple[int, int]], found: Walked
             found.unused.append(unused)
         else:
             found.images.append(name)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
 
 
 def _left_out(name: str) -> str | None:

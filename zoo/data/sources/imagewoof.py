@@ -77,7 +77,7 @@ def _is_clean(sample: Sample) -> bool:
     return sample.name.rpartition("/")[2].startswith(_CLEAN)
 
 
-def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
+def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[Unused, ...]]:
     name = f"imagewoof2-{edge}"
     unpack(Remote(url=f"{_ADDRESS}/{name}.tgz"), data_root(), [name])
     root = data_root() / name
