@@ -185,7 +185,7 @@ def _readable(samples: Sequence[Sample], label: int) -> list[Sample]:
         sample
         for sample in samples
         if sample.label == label
-        and (isinstance(sample.source, bytes) or sample.source.suffix.lower() in (".jpeg", ".jpg", ".png"))
+        and (isinstance(sample.source, bytes) or Path(sample.source).suffix.lower() in (".jpeg", ".jpg", ".png"))
     ]
 
 
@@ -202,6 +202,6 @@ def _folder(labels: Sequence[str], chosen: dict[str, list[Sample]]) -> Iterator[
                 if isinstance(sample.source, bytes):
                     (target / f"{index:07d}.png").write_bytes(sample.source)
                 else:
-                    link = target / f"{index:07d}{sample.source.suffix.lower()}"
-                    link.symlink_to(sample.source.resolve())
+                    file = Path(sample.source)
+                    (target / f"{index:07d}{file.suffix.lower()}").symlink_to(file.resolve())
         yield root

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 
 from zoo.base.commandline import COMPRESS, Artefact, AsJson, Force, Resume, app, console
 from zoo.base.errors import UsageError
-from zoo.base.files import CHECKPOINT, checkpoint_path, sha256_file
+from zoo.base.files import CHECKPOINT, checkpoint_path, code_commit, output_root, sha256_file, write_bytes
 from zoo.base.progress import note
 from zoo.commands.runs import Data, named_source, notes_of
 from zoo.commands.training import BEFORE_TRAINING
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from zoo.training.recipe import RecalibrateConfig, RecoverConfig
 
 __all__ = ["why_not_prunable"]
+
+_DECIDING = ("pocketzoo", "timm", "torch", "torch-pruning")
+"""Packages on whose versions it depends whether a network can be pruned."""
 
 
 @app.command(rich_help_panel=COMPRESS)
@@ -258,7 +263,22 @@ def _is_done(
 
 
 def why_not_prunable(run: Any) -> str | None:
-    """Why `pocketzoo compress` would refuse what a run with a `model` trains; None where it would not."""
+    """Why `pocketzoo compress` would refuse what a run with a `model` trains; None where it would not.
+
+    Following a network takes as long as its first training steps, so the answer is remembered beside the artefacts.
+    """
+    commit = code_commit() or ""
+    key = json.dumps([run.model, dict(run.arguments), run.size, commit, *map(version, _DECIDING)], default=str)
+    memory = output_root() / ".index" / f"prunable-{hashlib.sha256(key.encode()).hexdigest()[:16]}.txt"
+    if memory.is_file():
+        return memory.read_text(encoding="utf-8") or None
+    reason = _refusal(run)
+    if not commit.endswith("-dirty"):
+        write_bytes(memory, reason.encode())
+    return reason or None
+
+
+def _refusal(run: Any) -> str:
     from compress.prune.stage import prunable
     from zoo.base.errors import ArtefactError
     from zoo.networks.registry import build, input_for
@@ -269,7 +289,7 @@ def why_not_prunable(run: Any) -> str | None:
         prunable(network, spec)
     except ArtefactError as error:
         return str(error)
-    return None
+    return ""
 
 
 def _tell_if_not_prunable(run: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 import warnings
@@ -9,17 +10,43 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "WHOLE_SIZE", "decode", "sniff"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "UNREAD", "WHOLE_SIZE", "decode", "sniff"]
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_SUFFIXES = {
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    # MPO: a JPEG file with further images behind the first, as stereo cameras and telephones write them.
+    "JPEG": (".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pjpeg"),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+_HERE = {"AVIF": bool(features.check("avif")), "HEIF": importlib.util.find_spec("pillow_heif") is not None}
+"""Whether formats are read that depend on how Pillow was built, or on the package pillow-heif."""
+
+FORMATS = tuple(name for name in _SUFFIXES if _HERE.get(name, True))
 """Pillow's names of the formats that are decoded; the others (EPS above all) are refused."""
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(suffix for name in FORMATS for suffix in _SUFFIXES[name])
 """By which files of these formats are known in a folder."""
+
+_OTHERS = (
+    *(".arw", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".hdr", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl"),
+    *(".nef", ".orf", ".pcx", ".psd", ".raf", ".rw2", ".svg", ".tga", ".xcf"),
+)
+UNREAD = (
+    dict.fromkeys(_OTHERS, "save them as JPEG, PNG or WebP")
+    | dict.fromkeys(set(_SUFFIXES["AVIF"]) - SUFFIXES, "install a Pillow that reads AVIF, or save them as JPEG")
+    | dict.fromkeys(set(_SUFFIXES["HEIF"]) - SUFFIXES, "pip install pillow-heif reads them, or save them as JPEG")
+)
+"""Suffix of images that are not decoded here -> the remedy."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a gibibyte at three bytes per pixel."""
@@ -77,6 +104,9 @@ _MAGIC = (
     *((b"P%d%c" % (number, space), "PPM") for number in range(1, 7) for space in b" \t\n\v\f\r#"),
 )
 
+_MOST_BRANDS = 1024
+"""Bytes of a file's list of brands that are looked at."""
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,6 +127,10 @@ _PHOTOMETRIC, _BITS = 262, 258
 
 # Registers the decoders now, not inside the first request.
 Image.init()
+if "HEIF" in FORMATS:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 # What Pillow says about damaged metadata helps nobody who sent no file; per call, this would not be thread-safe.
 for _category in (UserWarning, Image.DecompressionBombWarning):
@@ -122,7 +156,18 @@ def sniff(data: bytes) -> str | None:
     """The format that a file's first bytes promise, as in FORMATS; None where it is none of them."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[4:8] == b"ftyp":
+        return _by_brand(data)
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def _by_brand(data: bytes) -> str | None:
+    """AVIF or HEIF, by the brands that a file claims (ISO/IEC 14496-12, 4.3; 23008-12, annex B)."""
+    box = data[8 : min(int.from_bytes(data[:4], "big"), _MOST_BRANDS)]
+    brands = {box[place : place + 4] for place in range(0, len(box), 4)}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIF" if brands & {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"} else None
 
 
 def decode(

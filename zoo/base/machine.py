@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cores", "peak_bytes"]
+__all__ = ["available_memory", "cores", "peak_bytes"]
 
 _STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
@@ -16,6 +20,20 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take without pushing others, or itself, out of memory.
+
+    On Linux the least of what the system has and what the control groups around the process leave (containers, batch
+    systems), where files that are only cached count as free.
+    """
+    if not _MEMINFO.exists():
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return max(0, min(int(fields["MemAvailable"].split()[0]) << 10, *_left_in_groups()))
 
 
 def peak_bytes() -> int:
@@ -32,3 +50,30 @@ def peak_bytes() -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most << 10
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group leaves which has a limit; at least one number, however large."""
+    yield 1 << 62
+    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
+        number, controllers, own = line.split(":", 2)
+        if number == "0":
+            top, names = _GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = _GROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inside = top / own.lstrip("/")
+        # Limits of all groups above count; a container may see only its own, at the top.
+        yield from (left for group in (inside, *inside.parents) if (left := _left(group, *names)) is not None)
+
+
+def _left(group: Path, limit: str, usage: str, cached: str) -> int | None:
+    """None: no such group, or without a limit."""
+    try:
+        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        statistics = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if most == "max" else int(most) - used + int(statistics.get(cached, 0))

@@ -1,4 +1,4 @@
-"""The command that lists and opens data sets."""
+"""The command that lists and opens data sets, and the options that say how folders and lists are to be read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,35 @@ from rich.table import Column, Table
 
 from zoo.base.commandline import PREPARE, AsJson, app, console
 
-__all__ = ["data"]
+__all__ = ["LabelColumn", "Layout", "PathColumn", "SplitColumn", "data"]
+
+Layout = Annotated[
+    str,
+    typer.Option(
+        help="How to read a folder: splits (train/CLASS, val/CLASS), classes (CLASS), or auto: what it looks like."
+    ),
+]
+PathColumn = Annotated[
+    str,
+    typer.Option(help="Of a list: the column of paths, relative to its folder.", show_default="one of a usual name"),
+]
+LabelColumn = Annotated[str, typer.Option(help="Of a list: the column of labels.", show_default="one of a usual name")]
+SplitColumn = Annotated[
+    str,
+    typer.Option(
+        help="Of a list: the column of splits (train, val, test), or none.", show_default="one of a usual name"
+    ),
+]
 
 
 @app.command(rich_help_panel=PREPARE)
 def data(
     name: Annotated[
         str | None,
-        typer.Argument(help="Name of a data set, or a folder with one folder per class.", show_default=False),
+        typer.Argument(
+            help="Name of a data set, a folder with one folder per class, or a list (CSV, TSV, JSON lines, Parquet).",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the splits that are made here, of --keep and of --labels.")] = 0,
     thin: Annotated[
@@ -29,6 +50,10 @@ def data(
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of the training images that --thin leaves, 0 to 1.")] = 0.2,
     labels: Annotated[float, typer.Option(help="Share of the training images whose labels stay, 0 to 1.")] = 1.0,
+    layout: Layout = "auto",
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
     as_json: AsJson = False,
 ) -> None:
     """List the data sets that have names, or open one.
@@ -39,17 +64,20 @@ def data(
         _print_list(as_json)
         return
     from zoo.data.catalogue import open_dataset
+    from zoo.data.reading import Reading
     from zoo.data.splits import Thin
 
     thinned = Thin(classes=tuple(thin), keep=keep) if thin else None
-    found = open_dataset(name, seed=seed, thin=thinned, labels=labels)
+    reading = Reading(layout=layout, path_column=path_column, label_column=label_column, split_column=split_column)
+    found = open_dataset(name, seed=seed, thin=thinned, labels=labels, reading=reading)
     rows = {split: _counts(samples, found.labels) for split, samples in found.splits.items()}
     if found.unlabelled:
         rows["unlabelled"] = {"images": len(found.unlabelled)}
     if as_json:
         groups = {group: list(members) for group, members in found.groups.items()}
         shown = found.describe() | {"labels": list(found.labels), "groups": groups, "splits": rows}
-        print(json.dumps(shown | {"skipped": list(found.skipped), "colour": found.colour}))
+        unused = [{field: getattr(entry, field) for field in entry._fields} for entry in found.unused]
+        print(json.dumps(shown | {"unused": unused, "colour": found.colour}))
         return
     table = Table("split", "images", "per class: fewest", "median", "most")
     for split, row in rows.items():
@@ -59,7 +87,8 @@ def data(
     print(f"splits: {found.rule}")
     if found.groups:
         print("groups: " + ", ".join(f"{group} ({len(members)} classes)" for group, members in found.groups.items()))
-    print(f"skipped: {len(found.skipped)} unreadable file(s)" + "".join(f"\n  {line}" for line in found.skipped[:10]))
+    lost = sum(entry.lost for entry in found.unused)
+    print(f"not used: {lost:,} image(s), {len(found.unused) - lost:,} other file(s)")
 
 
 def _print_list(as_json: bool) -> None:

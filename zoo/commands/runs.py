@@ -222,7 +222,7 @@ def named_source(data: str | None) -> Any:
     from zoo.training.workspace import DataSource
 
     # A relative path means something else in another working directory.
-    return DataSource(name=str(Path(data).resolve()) if Path(data).is_dir() else data) if data else None
+    return DataSource(name=str(Path(data).resolve()) if Path(data).exists() else data) if data else None
 
 
 def notes_of(artefact: Path, data: str | None) -> Any:

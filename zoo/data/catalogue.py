@@ -1,4 +1,4 @@
-"""Data sets by name or folder."""
+"""Data sets by name, folder or list."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from zoo.base.errors import unknown_name
 from zoo.data import splits
 from zoo.data.dataset import Dataset, check_disjoint, limit
 from zoo.data.folder import open_folder
+from zoo.data.lists import open_list
+from zoo.data.reading import Reading
 from zoo.data.sources.arrays import cifar10, fashion_mnist, mnist
 from zoo.data.sources.embedded import digits, mnist5k
 from zoo.data.sources.flowers import flowers102
@@ -94,28 +96,37 @@ DATASETS: dict[str, Entry] = {
 
 @functools.lru_cache(maxsize=4)
 def open_dataset(
-    name: str, *, seed: int = 0, per_split: int | None = None, thin: Thin | None = None, labels: float = 1.0
+    name: str,
+    *,
+    seed: int = 0,
+    per_split: int | None = None,
+    thin: Thin | None = None,
+    labels: float = 1.0,
+    reading: Reading | None = None,
 ) -> Dataset:
     """Open a data set, downloading it if needed; the arguments apply in their order here.
 
     Args:
-        name: one of DATASETS, or the path of a folder (see zoo.data.folder).
+        name: one of DATASETS, or the path of a folder (see zoo.data.folder) or of a list (see zoo.data.lists).
         seed: of whatever is drawn here: splits (those of the embedded and the wholly official ones are fixed), thinning
             and the labels that stay.
         per_split: keep at most so many images of each split.
         thin: keep a part of the training images of some classes.
         labels: share of the training images whose labels stay; the others become `Dataset.unlabelled`.
+        reading: how a folder or list is to be read, where it could mean two things.
 
     Raises:
-        UsageError: neither a known name nor a folder, an unknown class, or a share that is out of range.
+        UsageError: neither a known name nor a folder or list, an unknown class, or a share that is out of range.
         DataError: it cannot be downloaded or used.
     """
     if name in DATASETS:
         dataset = DATASETS[name].open(seed)
     elif Path(name).is_dir():
-        dataset = open_folder(Path(name), seed=seed)
+        dataset = open_folder(Path(name), seed=seed, reading=reading)
+    elif Path(name).is_file():
+        dataset = open_list(Path(name), seed=seed, reading=reading)
     else:
-        raise unknown_name("data set (or folder that does not exist)", name, DATASETS)
+        raise unknown_name("data set (or folder or list that does not exist)", name, DATASETS)
     if per_split:
         dataset = limit(dataset, per_split)
     if thin:

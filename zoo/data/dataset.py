@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,22 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoo.base.errors import DataError
+from zoo.data.unused import Unused
 
 __all__ = ["SPLITS", "Dataset", "Sample", "check_disjoint", "limit"]
 
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One labelled image; `source` is the encoded image itself or the file that holds it."""
+    """One labelled image; `source` is the encoded image itself or the path of its file."""
 
     name: str
     """Where it came from, for messages: a path relative to the data set, or an index."""
     label: int
     digest: str
     """SHA-256 of the encoded image."""
-    source: Path | bytes = field(repr=False)
+    source: Path | str | bytes = field(repr=False)
+    """A million paths take a third of the memory as text."""
 
     def read(self) -> bytes:
         """The encoded image.
@@ -36,7 +39,7 @@ class Sample:
         if isinstance(self.source, bytes):
             return self.source
         try:
-            return self.source.read_bytes()
+            return Path(self.source).read_bytes()
         except OSError as error:
             raise DataError(f"{self.source}: cannot be read any more: {error}") from error
 
@@ -56,14 +59,14 @@ class Dataset:
     """Photographs are cropped and mirrored; small images are stretched to the input and never mirrored."""
     location: str | None = None
     """What to give `pocketzoo --data` to open it again."""
-    skipped: tuple[str, ...] = ()
-    """Unreadable files, each with the reason."""
+    unused: tuple[Unused, ...] = ()
+    """Files that are no part of it, each with the reason."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names for several labels at once, like `cats`; accepted wherever classes are chosen."""
     unlabelled: Sequence[Sample] = ()
     """Training images whose labels were set aside: training must not use them, a report of pseudo-labels may."""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over labels, splits and the digest of every image, of the unlabelled ones without their labels."""
         total = hashlib.sha256("\n".join(self.labels).encode())
@@ -74,7 +77,7 @@ class Dataset:
             total.update(f"unlabelled:{sample.digest}\n".encode())
         return total.hexdigest()
 
-    @property
+    @functools.cached_property
     def held_out(self) -> str:
         """SHA-256 over the digests of the validation and test images, whatever the training split is."""
         total = hashlib.sha256()
@@ -92,7 +95,7 @@ class Dataset:
             "held_out": self.held_out,
             "rule": self.rule,
             "n": counts | ({"unlabelled": len(self.unlabelled)} if self.unlabelled else {}),
-            "skipped": len(self.skipped),
+            "skipped": sum(entry.lost for entry in self.unused),
         }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +20,15 @@ from torch.utils.data import Dataset
 from zoo.artefact.card import Input
 from zoo.artefact.preprocess import pixels, scale_and_shift
 from zoo.base.errors import DataError, ImageError, unknown_name
-from zoo.base.machine import cores
-from zoo.base.progress import track
+from zoo.base.machine import available_memory, cores
 from zoo.data.dataset import Sample
 
 __all__ = ["SAMPLERS", "DecodedImages", "Normalise", "canvas", "epoch_order", "outputs"]
 
-CACHE_BYTES = 2 << 30
-"""Decoded training images are kept in memory up to this size; beyond it, threads decode them again."""
+_LEFT = 0.25
+"""The share of the memory which is free at first that decoded images leave to everything else."""
+_CHECK = 256
+"""Images that are kept between two looks at how much memory is free."""
 
 _AHEAD = 3
 """Batches decoded in advance."""
@@ -64,33 +67,57 @@ def epoch_order(labels: torch.Tensor, *, sampler: str, generator: torch.Generato
 
 
 class DecodedImages(Dataset[tuple[torch.Tensor, int]]):
-    """Labelled images as uint8 [C, H, W], decoded as `spec` says and kept in memory where they fit."""
+    """Labelled images as uint8 [C, H, W], decoded as `spec` says.
 
-    def __init__(self, samples: Sequence[Sample], spec: Input, *, cache_bytes: int = CACHE_BYTES) -> None:
+    Each is decoded when it is first asked for, and kept in memory if the machine has room for it; the others are
+    decoded anew each time.
+    """
+
+    def __init__(self, samples: Sequence[Sample], spec: Input, *, cache_bytes: int | None = None) -> None:
         self.samples = samples
         self.spec = spec
         self.labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-        self._memory: torch.Tensor | None = None
-        if len(samples) * spec.channels * spec.size[0] * spec.size[1] <= cache_bytes:
-            self._memory = torch.from_numpy(self._decode_all())
+        free = available_memory()
+        room = int(free * (1 - _LEFT)) if cache_bytes is None else cache_bytes
+        shape = (spec.channels, *spec.size)
+        most = min(len(samples), room // math.prod(shape))
+        # The system gives the memory as images come, so that others who take some meanwhile are noticed.
+        self._memory = torch.empty((most, *shape), dtype=torch.uint8)
+        self._kept = bytearray(most)
+        self._missing = len(samples)
+        self._full = False
+        self._least_free = int(free * _LEFT) if cache_bytes is None else 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if self._memory is not None:
-            return self._memory[index], int(self.labels[index])
-        array = _channels_first(self.samples[index], self.spec)
+        label = int(self.labels[index])
+        if index < len(self._kept) and self._kept[index]:
+            return self._memory[index], label
         # A copy even where the order of the axes is right already: Pillow's memory is read-only.
-        return torch.from_numpy(np.array(array, order="C")), int(self.labels[index])
+        image = torch.from_numpy(np.array(_channels_first(self.samples[index], self.spec), order="C"))
+        self._keep(index, image)
+        return image, label
+
+    def _keep(self, index: int, image: torch.Tensor) -> None:
+        if self._full or index >= len(self._kept):
+            return
+        self._memory[index] = image
+        with self._lock:
+            self._missing -= not self._kept[index]
+            self._kept[index] = 1
+            if self._missing % _CHECK == 0:
+                self._full = available_memory() < self._least_free
 
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches (uint8 [B, C, H, W], int64 [B]) of the indices in `order`."""
-        if self._memory is not None:
+        if self._missing:
+            yield from self._decoded_ahead(order)
+        else:
             for indices in order:
                 yield self._memory[list(indices)], self.labels[list(indices)]
-        else:
-            yield from self._decoded_ahead(order)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All images once, in their own order."""
@@ -116,15 +143,6 @@ class DecodedImages(Dataset[tuple[torch.Tensor, int]]):
                 yield torch.stack(images), torch.tensor(labels, dtype=torch.int64)
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _decode_all(self) -> npt.NDArray[np.uint8]:
-        with ThreadPoolExecutor(max_workers=cores()) as pool:
-            decoded = track(
-                pool.map(lambda sample: _channels_first(sample, self.spec), self.samples),
-                total=len(self.samples),
-                description="Decoding",
-            )
-            return np.stack(list(decoded))
 
 
 class Normalise:

@@ -1,106 +1,119 @@
 """Your own images: a folder with one folder per class.
 
-Three layouts are understood:
+Three layouts are understood (zoo.data.layout says how they are told apart):
 
-- `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`: the splits as they are (`valid` and `validation` mean `val`);
+- `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`: the splits as they are; other names in zoo.data.layout;
 - `train` and `val` only: `val` is the final test, and validation is carved out of `train`;
-- `CLASS/...`: split 70/15/15.
+- `CLASS/...`: 15 % for validation, 15 % for the test.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from zoo.artefact.decode import SUFFIXES
 from zoo.base.errors import DataError
-from zoo.data.dataset import SPLITS, Dataset, Sample, check_disjoint
-from zoo.data.image_files import ImageFile, class_folders, files_of_classes, is_hidden, read_image_files
-from zoo.data.splits import CARVED, stratified
+from zoo.data.assembly import assemble
+from zoo.data.class_names import canonical, check_class_names
+from zoo.data.dataset import Dataset
+from zoo.data.image_files import ImageFile
+from zoo.data.layout import Layout, find_layout
+from zoo.data.reading import Reading
+from zoo.data.tables import TABLE_SUFFIXES
+from zoo.data.unused import Unused, printable
+from zoo.data.walk import OUTSIDE, walk
 
 __all__ = ["open_folder"]
 
-_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
-
-def open_folder(root: Path, *, seed: int = 0) -> Dataset:
+def open_folder(root: Path, *, seed: int = 0, reading: Reading | None = None) -> Dataset:
     """Open a folder of images; every file is decoded once, so that nothing fails in the middle of training.
 
     Args:
         root: the folder, in one of the layouts above.
         seed: of the splits made here.
+        reading: its layout, where the folder can be read in two ways.
 
     Raises:
-        DataError: missing, an unknown layout, fewer than two classes, a class that is in one split only, too many
-            unreadable files, or one image in two splits.
+        DataError: missing, a layout that is unknown or can be read in two ways, fewer than two classes, a class without
+            training images, names that are refused (zoo.data.class_names), or more than 5 % of the images not used.
     """
     if not root.is_dir():
         raise DataError(f"no folder at {root}; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
-    found: dict[str, Path] = {}
-    for entry in class_folders(root):
-        if (split := _ALIASES.get(entry.name.lower())) and found.setdefault(split, entry) != entry:
-            raise DataError(f"{root}: {found[split].name} and {entry.name} both mean {split}; keep one of them")
-    if found and "train" not in found:
-        raise DataError(f"{root}: has {', '.join(sorted(found))} but no `train` folder")
-    groups = {split: files_of_classes(folder, root) for split, folder in found.items()}
-    groups = groups or {"all": files_of_classes(root, root)}
-    folders = [entry for folder in found.values() or [root] for entry in class_folders(folder)]
-    labels = _labels(groups, folders, root)
-    samples, skipped = read_image_files(groups, labels, root)
-    splits, rule = _splits(samples, seed)
-    check_disjoint(splits)
-    if missing := {split for split, members in splits.items() if {m.label for m in members} != set(range(len(labels)))}:
-        raise DataError(f"{root}: not every class has readable images in {', '.join(sorted(missing))}")
-    return Dataset(
-        name=root.resolve().name,
-        labels=labels,
-        splits=splits,
-        rule=rule,
-        colour="RGB",
-        photographs=True,
-        location=str(root.resolve()),
-        skipped=skipped,
+    found = walk(root)
+    layout = find_layout(found.images, layout=(reading or Reading()).layout, where=str(root))
+    groups, outside = _groups(found.images, layout, root)
+    unused = [*(_with_class(entry, layout) for entry in found.unused), *outside]
+    _check_labels(groups, unused, root)
+    return assemble(groups, root=root, name=root.resolve().name, location=root, seed=seed, unused=unused)
+
+
+def _groups(names: Sequence[str], layout: Layout, root: Path) -> tuple[dict[str, list[ImageFile]], list[Unused]]:
+    """The files of each split (or of `all`), and the images that are in none."""
+    groups: dict[str, list[ImageFile]] = {}
+    unused: list[Unused] = []
+    labels: dict[str, str] = {}
+    spelled: dict[str, set[str]] = {}
+    for name in names:
+        parts, depth = _parts(name, layout)
+        split = layout.splits.get(parts[0]) if layout.splits else "all"
+        if len(parts) > depth + 1 and split:
+            spelled.setdefault(split, set()).add(parts[depth])
+            label = labels.setdefault(parts[depth], canonical(parts[depth]))
+            groups.setdefault(split, []).append(ImageFile(f"{root}/{name}", name, label))
+        elif parts[0] in layout.flat:
+            unused.append(Unused(name, _unlabelled(root / parts[0]), lost=False))
+        elif split is None and len(parts) > 1:
+            unused.append(Unused(name, "beside the folders of splits", lost=False))
+        else:
+            unused.append(Unused(name, OUTSIDE))
+    # The splits may spell a class in several normal forms, as archives made on several systems do; one split may not.
+    for inside in spelled.values():
+        check_class_names(sorted(inside), str(root))
+    check_class_names(sorted(set(labels.values())), str(root))
+    return groups, unused
+
+
+def _parts(name: str, layout: Layout) -> tuple[list[str], int]:
+    """The first three parts of a name, and which of them is the class."""
+    return name.split("/", 2), 1 if layout.splits else 0
+
+
+def _unlabelled(folder: Path) -> str:
+    return (
+        f"in {folder.name} without class folders and so without labels; `pocketzoo score output/NAME {folder} --out "
+        "results.parquet` predicts them"
     )
 
 
-def _labels(groups: dict[str, list[ImageFile]], folders: list[Path], root: Path) -> tuple[str, ...]:
-    names = {split: {file.label for file in files} for split, files in groups.items()}
-    labels = sorted(set().union(*names.values()))
-    for folder in folders:
-        visible = (path for path in folder.rglob("*") if path.is_file() and not is_hidden(path.relative_to(folder)))
-        if folder.name not in labels and any(visible):
-            raise DataError(
-                f"{folder}: a class without images that can be read; expected files ending in "
-                f"{', '.join(sorted(SUFFIXES))}; remove the folder or convert its files"
-            )
-    if len(labels) < 2:
+def _with_class(entry: Unused, layout: Layout) -> Unused:
+    parts, depth = _parts(entry.file.rstrip("/"), layout)
+    return entry._replace(label=canonical(parts[depth])) if len(parts) > depth + 1 else entry
+
+
+def _check_labels(groups: dict[str, list[ImageFile]], unused: Sequence[Unused], root: Path) -> None:
+    labels = {file.label for files in groups.values() for file in files}
+    suffixes = f"files ending in {', '.join(sorted(SUFFIXES))}"
+    lost = next((entry for entry in unused if entry.lost and entry.label and entry.label not in labels), None)
+    if lost:
         raise DataError(
-            f"{root}: expected a folder for each of at least two classes, found {labels or 'no images'} "
-            f"(files ending in {', '.join(sorted(SUFFIXES))})"
+            f"{root}: the class {lost.label!r} has no images that can be read ({lost.file}: {lost.reason}); expected "
+            f"{suffixes}; convert its files or remove its folder"
         )
-    for split, present in names.items():
-        if absent := set(labels) - present:
-            raise DataError(f"{root}: class {min(absent)!r} has no images in {split}; found there: {sorted(present)}")
-    return tuple(labels)
+    if len(labels) >= 2:
+        return
+    found = [printable(label) for label in sorted(labels)] or "no images"
+    raise DataError(
+        f"{root}: expected a folder for each of at least two classes, found {found} ({suffixes}){_hint(root, labels)}"
+    )
 
 
-def _splits(samples: dict[str, list[Sample]], seed: int) -> tuple[dict[str, list[Sample]], str]:
-    if len(samples) == 1:
-        ((split, members),) = samples.items()
-        parts = stratified(members, (0.7, 0.15, 0.15), seed=seed)
-        folder = "" if split == "all" else "train folder, "
-        return dict(zip(SPLITS, parts, strict=True)), f"{folder}stratified 70/15/15, seed {seed}"
-    if len(samples) == 3:
-        return samples, "as the folders have them"
-    # The one held-out folder is the final test: choices must not be made on it.
-    held_out = next(split for split in samples if split != "train")
-    train, validation = stratified(samples["train"], (1 - CARVED, CARVED), seed=seed)
-    rule = f"test is the folder `{held_out}`; validation is {CARVED:.0%} of train, stratified, seed {seed}"
-    return {"train": train, "validation": validation, "test": samples[held_out]}, rule
+def _hint(root: Path, labels: Collection[str]) -> str:
+    """What the user may have meant instead."""
+    lists = sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+    if lists:
+        return f"; if {lists[0].name} is a list of paths and labels, name it: --data {lists[0]}"
+    inside = root / next(iter(labels), "")
+    folders = [entry.name for entry in sorted(inside.iterdir()) if entry.is_dir()] if inside != root else []
+    return f"; it has the folders {', '.join(folders[:5])}: name it, --data {inside}" if len(folders) > 1 else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from zoo.base.errors import DataError, UsageError, unknown_name
 from zoo.data.dataset import SPLITS, Dataset, Sample
 
-__all__ = ["CARVED", "Thin", "few_labels", "stratified", "thin", "without_leaks"]
+__all__ = ["CARVED", "Thin", "few_labels", "some", "stratified", "thin", "without_leaks"]
 
 CARVED = 0.2
 """The share of `train` that becomes validation where a data set has no split of that purpose."""
@@ -140,6 +140,18 @@ def few_labels(dataset: Dataset, fraction: float, *, seed: int) -> Dataset:
         unlabelled=tuple(sample for sample in train if sample.digest not in chosen),
         rule=f"{dataset.rule}; labels of {fraction:.4g} of train kept, stratified, seed {seed}",
     )
+
+
+def some(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """About `most` of the images, the same ones each time: an equal share of each class, at least one; all if fewer."""
+    if len(samples) <= most:
+        return samples
+    chosen = {
+        digest
+        for label, copies in _by_class(samples)
+        for digest in _first(copies, most / len(samples), f"some:{label}")
+    }
+    return [sample for sample in samples if sample.digest in chosen]
 
 
 def _by_class(samples: Iterable[Sample]) -> list[tuple[int, dict[str, list[Sample]]]]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from zoo.artefact.decode import SUFFIXES
 from zoo.base.errors import DataError
 from zoo.data.dataset import Sample
-from zoo.data.image_files import ImageFile, is_hidden, read_image_files
+from zoo.data.image_files import ImageFile, verified_samples
+from zoo.data.unused import check_lost, tell
+from zoo.data.walk import walk
 
 __all__ = ["UNKNOWN", "open_images"]
 
@@ -21,7 +23,7 @@ def open_images(folder: Path) -> list[Sample]:
 
     Args:
         folder: images are known by their suffix (zoo.artefact.decode.SUFFIXES); hidden files and folders are
-            passed over.
+            passed over, and what is not used is counted in a note.
 
     Returns:
         The images in the order of their paths relative to `folder`, with the label UNKNOWN; of images with the same
@@ -31,19 +33,18 @@ def open_images(folder: Path) -> list[Sample]:
         DataError: no such folder, no image below it, or too many unreadable ones.
     """
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise DataError(f"{folder}: expected a folder of images, found {found} there; name the folder they are in")
-    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = [
-        ImageFile(folder / path, path.as_posix(), "")
-        for path in inside
-        if not is_hidden(path) and (folder / path).is_file()
-    ]
+        there = "a file" if folder.exists() else "nothing"
+        raise DataError(f"{folder}: expected a folder of images, found {there} there; name the folder they are in")
+    found = walk(folder)
+    files = [ImageFile(f"{folder}/{name}", name, "") for name in found.images]
     if not files:
         raise DataError(
             f"{folder}: no images below it; expected files ending in {', '.join(sorted(SUFFIXES))}, in any layout"
         )
-    samples, _ = read_image_files({"all": files}, [""], folder)
+    samples, unread = verified_samples({"all": files}, [""], folder)
+    unused = [*found.unused, *unread]
+    check_lost(unused, len(samples["all"]), str(folder))
+    tell(unused, str(folder))
     distinct: dict[str, Sample] = {}
     for sample in samples["all"]:
         distinct.setdefault(sample.digest, dataclasses.replace(sample, label=UNKNOWN))

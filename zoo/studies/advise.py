@@ -40,7 +40,7 @@ from zoo.data.decoded import DecodedImages
 from zoo.networks.cutting.truncate import features_of
 from zoo.networks.lora import adaptable
 from zoo.networks.stages import Freezing, stages
-from zoo.studies.probe import extract, fit_probe
+from zoo.studies.probe import decoded, extract, fit_probe
 from zoo.training.evaluate import accuracy
 from zoo.training.loop.config import FitConfig
 from zoo.training.recipe import LoraConfig, Run
@@ -160,7 +160,7 @@ def measure(dataset: Dataset, model: nn.Module, spec: Input, *, random_weights: 
     Raises:
         DataError: a class without training images, or a validation split of one class only.
     """
-    train, validation = DecodedImages(dataset.splits["train"], spec), DecodedImages(dataset.splits["validation"], spec)
+    train, validation = decoded(dataset, spec)
     features = extract(features_of(model, ""), train, validation)
     probe = fit_probe(features, dataset)
     truth = features.validation_labels
@@ -175,9 +175,9 @@ def measure(dataset: Dataset, model: nn.Module, spec: Input, *, random_weights: 
         )
 
     mean, spread = features.train.mean(axis=0), features.train.std(axis=0) + 1e-6
-    counts = Counter(features.train_labels.tolist())
+    counts = Counter(sample.label for sample in dataset.splits["train"])
     return Facts(
-        images=len(train),
+        images=len(dataset.splits["train"]),
         per_class=(min(counts.values()), statistics.median(counts.values()), max(counts.values())),
         chance=chance,
         pixels=neighbours(_pixels(train), _pixels(validation)),

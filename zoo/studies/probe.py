@@ -30,6 +30,7 @@ from zoo.base.files import CHECKPOINT, code_commit, sha256_file
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
+from zoo.data.splits import some
 from zoo.networks.checkpoint import save
 from zoo.networks.cutting.truncate import features_of, truncate
 from zoo.networks.registry import count_macs, last_layers
@@ -40,9 +41,11 @@ from zoo.training.workspace import Notes, write_notes
 
 __all__ = [
     "CLASSIFIERS",
+    "MOST_IMAGES",
     "STRENGTHS",
     "Extracted",
     "ProbeReport",
+    "decoded",
     "extract",
     "fit_probe",
     "install",
@@ -54,6 +57,9 @@ CLASSIFIERS = ("logistic", "svm")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) that is tried on validation; for standardised features. A larger C than 1
 fits the training images exactly wherever there are fewer images than features, and so changes nothing more."""
+
+MOST_IMAGES = 10_000
+"""Of each split that are looked at: what a frozen layer is worth does not take more, and all features are in memory."""
 
 _ITERATIONS = 2000
 _BATCH = 64
@@ -128,12 +134,23 @@ def probe(
         if name not in CLASSIFIERS:
             raise unknown_name("classifier", name, CLASSIFIERS)
     trunks = {layer: features_of(model, layer) for layer in layers}
-    train, validation = DecodedImages(dataset.splits["train"], spec), DecodedImages(dataset.splits["validation"], spec)
+    train, validation = decoded(dataset, spec)
     reports = []
     for layer, trunk in trunks.items():
         features = extract(trunk, train, validation, layer=layer)
         reports += [fit_probe(features, dataset, classifier=name) for name in classifiers]
     return reports
+
+
+def decoded(dataset: Dataset, spec: Input) -> tuple[DecodedImages, DecodedImages]:
+    """Training and validation images to compare features on, MOST_IMAGES of each or about so many."""
+    found = []
+    for split in ("train", "validation"):
+        chosen = some(dataset.splits[split], MOST_IMAGES)
+        if len(chosen) < len(dataset.splits[split]):
+            note(f"{dataset.name}: looking at {len(chosen):,} of {len(dataset.splits[split]):,} images of {split}")
+        found.append(DecodedImages(chosen, spec))
+    return found[0], found[1]
 
 
 def extract(trunk: nn.Module, train: DecodedImages, validation: DecodedImages, *, layer: str = "") -> Extracted:

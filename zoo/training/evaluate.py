@@ -47,6 +47,9 @@ __all__ = [
 Logits = npt.NDArray[np.float32]
 Classifier = Callable[[npt.NDArray[np.float32]], Logits]
 
+_ROWS = 4096
+"""Rows of logits that are looked at together: [N, K] of a large data set several times over would fill the memory."""
+
 CALIBRATION_BINS = 15
 """As in Guo et al. 2017, table 1."""
 
@@ -154,10 +157,10 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         dataset: name for the record.
         split: name for the record.
     """
-    ranks = np.argsort(-logits, axis=1, kind="stable")
-    hits = int((ranks[:, 0] == labels).sum())
+    ranks = _ranks(logits, labels)
+    hits = int((ranks == 0).sum())
     interval = binomtest(hits, len(labels)).proportion_ci(confidence_level=0.95, method="wilson")
-    top5 = float((ranks[:, :5] == labels[:, None]).any(axis=1).mean()) if logits.shape[1] > 5 else None
+    top5 = float((ranks < 5).mean()) if logits.shape[1] > 5 else None
     return Metrics(
         dataset=dataset,
         split=split,
@@ -167,6 +170,18 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         high=float(interval.high),
         top5=top5,
     )
+
+
+def _ranks(logits: Logits, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many answers of each row come before the true one: int64 [N]. What is no number comes last."""
+    ranks = np.empty(len(labels), dtype=np.int64)
+    for start in range(0, len(labels), _ROWS):
+        part = np.nan_to_num(logits[start : start + _ROWS], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        truth = labels[start : start + _ROWS, None]
+        own = np.take_along_axis(part, truth, axis=1)
+        earlier = (part == own) & (np.arange(part.shape[1]) < truth)
+        ranks[start : start + _ROWS] = ((part > own) | earlier).sum(axis=1)
+    return ranks
 
 
 def per_class(logits: Logits, labels: npt.NDArray[np.int64], names: Sequence[str]) -> list[ClassMetrics]:
@@ -251,9 +266,16 @@ def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
 
+    starts = range(0, len(labels), _ROWS)
+
+    def likelihood(start: int, log_temperature: float) -> npt.NDArray[np.float64]:
+        part, truth = logits[start : start + _ROWS], labels[start : start + _ROWS, None]
+        scaled = part.astype(np.float64) / np.exp(log_temperature)
+        found: npt.NDArray[np.float64] = np.take_along_axis(log_softmax(scaled, axis=1), truth, axis=1)[:, 0]
+        return found
+
     def loss(log_temperature: float) -> float:
-        likelihood = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
-        return float(-likelihood[np.arange(len(labels)), labels].mean())
+        return float(-np.concatenate([likelihood(start, log_temperature) for start in starts]).mean())
 
     best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(best.x))

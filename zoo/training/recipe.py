@@ -14,6 +14,7 @@ from zoo.artefact.card import Head
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.settings import merge, nested, parse_setting
+from zoo.data.reading import Reading
 from zoo.data.splits import Thin
 from zoo.training.loop.config import FitConfig
 from zoo.training.loop.masks import Mask
@@ -185,7 +186,9 @@ class Run:
     model: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
-    """Name of an embedded data set, or a folder."""
+    """Name of an embedded data set, or a folder, or a list."""
+    reading: Reading = field(default_factory=Reading)
+    """How the folder or list is to be read, where it could mean two things."""
     images_per_split: int | None = None
     split_seed: int = 0
     """Of the splits that are made of a folder; not `train.seed`, so that another seed has the same test."""

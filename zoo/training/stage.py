@@ -17,6 +17,7 @@ from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas
+from zoo.data.unused import write_unused
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.heads import add_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
@@ -75,6 +76,8 @@ def train(
             f"{run.artefact}: labels = {run.labels:g} leaves none of the {len(dataset.splits['train'])} training "
             f"images of {dataset.name} without a label, so [unlabelled] has nothing to learn from; set labels lower"
         )
+    if world.first:
+        write_unused(dataset.unused, folder / "unused.csv")
     # A relative path means something else in another working directory.
     source = dataclasses.replace(source, name=dataset.location or run.data)
     notes = Notes(role=run.role, data=source, test=_test_source(run) if run.test_on else source)
@@ -121,7 +124,12 @@ def parent_of(run: Run, output: Path) -> Path | None:
 def source_of(run: Run) -> DataSource:
     """How to open the data of a run."""
     return DataSource(
-        name=run.data, seed=run.split_seed, per_split=run.images_per_split, thin=run.thin, labels=run.labels
+        name=run.data,
+        seed=run.split_seed,
+        per_split=run.images_per_split,
+        thin=run.thin,
+        labels=run.labels,
+        reading=run.reading,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from zoo.base.errors import ArtefactError, DataError, PocketzooError, UsageError
 from zoo.base.files import write_bytes
 from zoo.data.catalogue import open_dataset
 from zoo.data.dataset import Dataset
+from zoo.data.reading import Reading
 from zoo.data.splits import Thin
 
 __all__ = [
@@ -40,16 +41,25 @@ class DataSource:
     """How to open a data set again on this machine."""
 
     name: str
-    """A data set's name, or a folder's path."""
+    """A data set's name, or the path of a folder or list."""
     seed: int = 0
     per_split: int | None = None
     thin: Thin | None = None
     labels: float = 1.0
     """Share of the training images whose labels stay."""
+    reading: Reading = field(default_factory=Reading)
+    """How the folder or list is to be read, where it could mean two things."""
 
     def open(self) -> Dataset:
         """The data set; errors as zoo.data.catalogue.open_dataset."""
-        return open_dataset(self.name, seed=self.seed, per_split=self.per_split, thin=self.thin, labels=self.labels)
+        return open_dataset(
+            self.name,
+            seed=self.seed,
+            per_split=self.per_split,
+            thin=self.thin,
+            labels=self.labels,
+            reading=self.reading,
+        )
 
     def open_for(self, card: Card) -> Dataset:
         """The data set that `card` was trained on.

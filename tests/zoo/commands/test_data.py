@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.zoo.factories import encode, picture
-from zoo.base.errors import UsageError
+from zoo.base.errors import DataError, UsageError
 from zoo.data.catalogue import DATASETS, open_dataset
 
 pytestmark = pytest.mark.usefixtures("output")
@@ -43,7 +43,7 @@ def test_what_is_in_a_data_set():
     assert rows["unlabelled"] == ["1,075", "-", "-", "-"]
     assert "digits: 10 classes, L; digest " in text
     assert "splits: stratified 70/15/15 by digest of the pixels, seed 5000; 0.5 of the train images of 3 kept" in text
-    assert text.endswith("skipped: 0 unreadable file(s)\n")
+    assert text.endswith("not used: 0 image(s), 0 other file(s)\n")
 
 
 def test_a_folder_as_json(tmp_path):
@@ -54,12 +54,44 @@ def test_a_folder_as_json(tmp_path):
     (tmp_path / "pets/dog/0.png").write_bytes(b"broken")
     shown = json.loads(run_cli("data", tmp_path / "pets", "--seed", "3", "--json").stdout)
     dataset = open_dataset(str(tmp_path / "pets"), seed=3)
-    assert shown["digest"] == dataset.digest and shown["rule"] == "stratified 70/15/15, seed 3"
-    assert shown["splits"]["train"]["per_class"] == {"cat": 6, "dog": 27}
-    assert shown["splits"]["train"] | {"per_class": None} == {
-        "images": 33, "min": 6, "median": 16.5, "max": 27, "per_class": None
-    }  # fmt: skip
-    assert len(shown["skipped"]) == 1 and shown["skipped"][0].startswith("dog/0.png: ")
+    assert (
+        shown["digest"] == dataset.digest
+        and shown["rule"] == "validation and test are 0.15 of all each, by digest, seed 3"
+    )
+    classes = shown["splits"]["train"]["per_class"]
+    assert shown["splits"]["train"] == {
+        "images": len(dataset.splits["train"]),
+        "min": classes["cat"],
+        "median": (classes["cat"] + classes["dog"]) / 2,
+        "max": classes["dog"],
+        "per_class": classes,
+    }
+    assert [entry | {"detail": ""} for entry in shown["unused"]] == [
+        {"file": "dog/0.png", "reason": "unreadable", "label": "dog", "detail": "", "lost": True}
+    ]
+
+
+def test_what_can_be_read_in_two_ways_is_decided_by_options(tmp_path):
+    root = tmp_path / "pets"
+    for number, place in enumerate(("cat", "train/a", "train/b")):
+        (root / place).mkdir(parents=True)
+        for index in range(6):
+            (root / place / f"{index}.png").write_bytes(encode(picture(100 * number + index)))
+    with pytest.raises(DataError, match=r"two ways.*--layout splits.*--layout classes"):
+        run_cli("data", root)
+    labels = {
+        layout: json.loads(run_cli("data", root, "--layout", layout, "--json").stdout)["labels"]
+        for layout in ("splits", "classes")
+    }
+    assert labels == {"splits": ["a", "b"], "classes": ["cat", "train"]}
+    (root / "list.csv").write_text(
+        "a,b,c\n" + "".join(f"train/{kind}/{n}.png,{kind},A\n" for kind in "ab" for n in range(6))
+    )
+    columns = ("--path-column", "a", "--label-column", "b")
+    shown = json.loads(run_cli("data", root / "list.csv", *columns, "--json").stdout)
+    assert (shown["name"], shown["labels"], sum(shown["n"].values())) == ("pets-list", ["a", "b"], 12)
+    with pytest.raises(DataError, match=r"row 1: expected train, .*found 'A'.*--split-column"):
+        run_cli("data", root / "list.csv", *columns, "--split-column", "c")
 
 
 def test_an_unknown_name_has_close_matches():

@@ -64,7 +64,9 @@ def test_folder_by_path(output, tmp_path):
 
 
 def test_neither(output):
-    with pytest.raises(UsageError, match=r"\(or folder that does not exist\) 'oxford_pets'; did you mean oxford_pet"):
+    with pytest.raises(
+        UsageError, match=r"\(or folder or list that does not exist\) 'oxford_pets'; did you mean oxford_pet"
+    ):
         open_dataset("oxford_pets")
 
 

@@ -11,6 +11,7 @@ import torch
 from tests.zoo.factories import encode, make_input, make_samples, photo_input, picture
 from zoo.artefact.preprocess import normalise, pixels
 from zoo.base.errors import DataError, UsageError
+from zoo.data import decoded as module
 from zoo.data.dataset import Sample
 from zoo.data.decoded import DecodedImages, Normalise, canvas, epoch_order
 
@@ -39,6 +40,56 @@ def test_cached_and_uncached_give_the_same_batches():
     for (ours, labels), (theirs, their_labels) in zip(cached, uncached, strict=True):
         assert torch.equal(ours, theirs) and torch.equal(labels, their_labels)
     assert cached[0][0].shape == (2, 1, 6, 6)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the images that were decoded."""
+    found: list[str] = []
+    original = module._channels_first
+    monkeypatch.setattr(
+        module, "_channels_first", lambda sample, spec: found.append(sample.name) or original(sample, spec)
+    )
+    return found
+
+
+@pytest.mark.parametrize("kept", [0, 2, 5, 99])
+def test_what_fits_is_kept_and_the_rest_decoded_each_time(decoded, kept):
+    images = DecodedImages(SAMPLES, SPEC, cache_bytes=kept * 36 + 35)
+    wanted = torch.stack([torch.from_numpy(np.moveaxis(pixels(s.read(), SPEC), -1, 0).copy()) for s in SAMPLES])
+    order = [[4, 0], [2, 2], [3, 1]]
+    for epoch in range(3):
+        decoded.clear()
+        found = list(images.batches(order))
+        assert torch.equal(torch.cat([part for part, _ in found]), wanted[[4, 0, 2, 2, 3, 1]])
+        assert torch.cat([labels for _, labels in found]).tolist() == [0, 0, 0, 0, 1, 1]
+        assert set(decoded) == {str(index) for index in range(5) if index >= kept or epoch == 0}
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(decoded):
+    images = DecodedImages(SAMPLES, SPEC)
+    assert decoded == []
+    assert torch.equal(images[3][0], images[3][0]) and decoded == ["3"]
+
+
+def test_keeping_ends_where_others_take_the_memory(monkeypatch, decoded):
+    free = iter([10_000, 10_000, 2_000])
+    monkeypatch.setattr(module, "available_memory", lambda: next(free, 2_000))
+    monkeypatch.setattr(module, "_CHECK", 1)
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    images = DecodedImages(SAMPLES, SPEC)
+    for _ in range(2):
+        list(images.in_order(1))
+    assert decoded == ["0", "1", "2", "3", "4", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(("free", "kept"), [(0, 0), (96, 2), (10_000, 5)])
+def test_three_quarters_of_what_is_free_are_taken(monkeypatch, decoded, free, kept):
+    monkeypatch.setattr(module, "available_memory", lambda: free)
+    images = DecodedImages(SAMPLES, SPEC)
+    for _ in range(2):
+        list(images.in_order(5))
+    assert len(decoded) == 10 - kept
 
 
 def test_pictures_are_decoded_ahead_but_not_all_at_once(monkeypatch):

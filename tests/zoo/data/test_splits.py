@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zoo.base.errors import DataError, UsageError
 from zoo.data.dataset import SPLITS, Dataset, Sample
-from zoo.data.splits import Thin, few_labels, stratified, thin, without_leaks
+from zoo.data.splits import Thin, few_labels, some, stratified, thin, without_leaks
 
 FRACTIONS = [(0.7, 0.15, 0.15), (0.6, 0.2, 0.2), (0.8, 0.2), (0.34, 0.33, 0.33)]
 
@@ -199,3 +199,13 @@ def test_shared_images_stay_in_the_test_and_then_in_validation():
         "; 1 image(s) dropped from validation, copies of images of test"
     )
     assert without_leaks(splits) == (splits, "")
+
+
+@pytest.mark.parametrize("most", [1, 30, 100])
+def test_some_of_each_class_the_same_ones_each_time(most):
+    samples = _samples([100, 10, 1], copies=2)
+    found = some(samples, most)
+    counts = Counter(sample.label for sample in found)
+    assert set(counts) == {0, 1, 2} and some(list(reversed(samples)), most)[::-1] == found
+    assert counts[0] == pytest.approx(200 * most / len(samples), abs=4)
+    assert some(samples, 222) is samples

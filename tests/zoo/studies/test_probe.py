@@ -14,6 +14,7 @@ from sklearn.svm import LinearSVC
 
 from tests.zoo.factories import TINY_VIT
 from zoo.base.errors import DataError, UsageError
+from zoo.data import decoded as module
 from zoo.data.catalogue import open_dataset
 from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load
@@ -135,8 +136,10 @@ def test_a_network_of_two_heads_answers_what_the_probe_answers():
 def test_layers_times_classifiers(network, monkeypatch):
     dataset, model, card = network
     decoded = []
-    original = DecodedImages._decode_all
-    monkeypatch.setattr(DecodedImages, "_decode_all", lambda self: decoded.append(1) or original(self))
+    original = module._channels_first
+    monkeypatch.setattr(
+        module, "_channels_first", lambda sample, spec: decoded.append(sample) or original(sample, spec)
+    )
     found = probe(dataset, model, card.use.input, layers=("layer1", ""), classifiers=("svm", "logistic"))
     assert [(entry.layer, entry.classifier, entry.dim) for entry in found] == [
         ("layer1", "svm", 64),
@@ -146,7 +149,15 @@ def test_layers_times_classifiers(network, monkeypatch):
     ]
     assert all(entry.validation.n == 60 and entry.validation.split == "validation" for entry in found)
     assert all(entry.validation.top1 > 0.3 for entry in found), "chance is 0.1"
-    assert len(decoded) == 2, "training and validation images, once"
+    assert len(decoded) == 120, "training and validation images, once"
+
+
+def test_of_many_images_some_are_looked_at(network, monkeypatch, capsys):
+    dataset, model, card = network
+    monkeypatch.setattr("zoo.studies.probe.MOST_IMAGES", 40)
+    (found,) = probe(dataset, model, card.use.input)
+    assert 35 <= found.validation.n <= 45
+    assert capsys.readouterr().err.count("of 60 images of ") == 2
 
 
 @pytest.mark.parametrize("layer", ["", "layer2"])

@@ -62,6 +62,27 @@ def test_ties_go_to_the_earlier_label():
     assert accuracy(many, np.array([3, 3]), dataset="d", split="s").top5 == 1
 
 
+@pytest.mark.parametrize("rows", [3, 4096])
+def test_ranks_are_those_of_a_stable_sort(rows, monkeypatch):
+    monkeypatch.setattr("zoo.training.evaluate._ROWS", rows)
+    draw = np.random.default_rng(0)
+    logits = draw.integers(0, 4, (200, 9)).astype(np.float32)  # ties everywhere
+    logits[draw.random(logits.shape) < 0.1] = np.nan
+    labels = draw.integers(0, 9, 200)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    found = accuracy(logits, labels, dataset="d", split="s")
+    assert found.top1 == (order[:, 0] == labels).mean()
+    assert found.top5 == (order[:, :5] == labels[:, None]).any(axis=1).mean()
+
+
+def test_the_temperature_of_many_rows_is_that_of_few_at_a_time(monkeypatch):
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(size=(500, 7)).astype(np.float32), draw.integers(0, 7, 500)
+    whole = fit_temperature(logits, labels)
+    monkeypatch.setattr("zoo.training.evaluate._ROWS", 64)
+    assert fit_temperature(logits, labels) == whole
+
+
 def test_top5_where_there_are_more_than_five_labels():
     logits = -np.arange(6, dtype=np.float32)[None].repeat(6, axis=0)
     labels = np.arange(6)

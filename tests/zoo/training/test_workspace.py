@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.zoo.factories import make_card
 from zoo.artefact.card import LineageEntry
 from zoo.base.errors import ArtefactError, DataError
 from zoo.data.catalogue import open_dataset
+from zoo.data.reading import Reading
 from zoo.data.splits import Thin
 from zoo.training.workspace import (
     DataSource,
@@ -30,6 +32,23 @@ def test_notes_round_trip(tmp_path):
     write_notes(tmp_path / "x", NOTES)
     assert read_notes(tmp_path / "x") == NOTES
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["run.json"]
+
+
+def test_notes_of_before_there_were_readings_are_read(tmp_path):
+    source = {"name": "digits", "seed": 3, "per_split": None, "thin": None, "labels": 1.0}
+    (tmp_path / "run.json").write_text(json.dumps({"role": "model", "data": source, "test": source}))
+    assert read_notes(tmp_path).data == DataSource(name="digits", seed=3)
+
+
+def test_a_source_remembers_how_it_is_read(output, tmp_path):
+    from tests.zoo.data.test_folder import _fill
+
+    root = _fill(tmp_path / "pets", {"cat": 8, "train/red": 8, "train/blue": 8})
+    for layout, labels in (("classes", ("cat", "train")), ("splits", ("blue", "red"))):
+        source = DataSource(name=str(root), reading=Reading(layout=layout))
+        write_notes(tmp_path, dataclasses.replace(NOTES, data=source))
+        assert read_notes(tmp_path).data == source
+        assert read_notes(tmp_path).data.open().labels == labels
 
 
 def test_missing_notes(tmp_path):

@@ -43,5 +43,5 @@ def flowers102(seed: int = 0) -> Dataset:
             ImageFile(path, path.name, labels[label])
             for path, label in zip(part._image_files, part._labels, strict=True)
         ]
-    samples, skipped = read_image_files(files, labels, folder)
-    return official_dataset("flowers102", labels, samples, seed=seed, skipped=skipped)
+    samples, unused = read_image_files(files, labels, folder)
+    return official_dataset("flowers102", labels, samples, seed=seed, unused=unused)

@@ -18,6 +18,7 @@ from zoo.data.dataset import Dataset, Sample
 from zoo.data.image_files import read_image_files
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset, train_and_val
+from zoo.data.unused import Unused
 
 __all__ = ["imagewoof", "imagewoof_clean"]
 
@@ -48,13 +49,13 @@ def imagewoof(seed: int = 0, *, edge: int = 320) -> Dataset:
     Raises:
         DataError: it cannot be downloaded, or the files are not as published.
     """
-    train, test, skipped = _read(edge)
+    train, test, unused = _read(edge)
     seen = sum(not _is_clean(sample) for sample in test)
     held_out = (
         f"ImageWoof val (ImageNet-overlapping: {seen} of its {len(test)} images, {seen / len(test):.1%}, "
         "are named as ImageNet training images, which pretrained networks have seen)"
     )
-    return _dataset("imagewoof", "ImageNet-overlapping", edge, train, test, seed, held_out, skipped)
+    return _dataset("imagewoof", "ImageNet-overlapping", edge, train, test, seed, held_out, unused)
 
 
 def imagewoof_clean(seed: int = 0, *, edge: int = 320) -> Dataset:
@@ -62,26 +63,26 @@ def imagewoof_clean(seed: int = 0, *, edge: int = 320) -> Dataset:
 
     What else the `val` folder has is left out. Arguments and errors of :func:`imagewoof`.
     """
-    train, val, skipped = _read(edge)
+    train, val, unused = _read(edge)
     test = [sample for sample in [*val, *train] if _is_clean(sample)]
     rest = [sample for sample in train if not _is_clean(sample)]
     held_out = (
         f"the {len(test)} images named {_CLEAN}* ({len(train) - len(rest)} of them taken out of train); "
         f"the other {len(val) - sum(map(_is_clean, val))} images of val are left out"
     )
-    return _dataset("imagewoof_clean", "ILSVRC2012 val only", edge, rest, test, seed, held_out, skipped)
+    return _dataset("imagewoof_clean", "ILSVRC2012 val only", edge, rest, test, seed, held_out, unused)
 
 
 def _is_clean(sample: Sample) -> bool:
     return sample.name.rpartition("/")[2].startswith(_CLEAN)
 
 
-def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
+def _read(edge: int) -> tuple[list[Sample], list[Sample], tuple[Unused, ...]]:
     name = f"imagewoof2-{edge}"
     unpack(Remote(url=f"{_ADDRESS}/{name}.tgz"), data_root(), [name])
     root = data_root() / name
-    samples, skipped = read_image_files(train_and_val(root, tuple(_BREEDS)), tuple(_BREEDS), root)
-    return samples["train"], samples["test"], skipped
+    samples, unused = read_image_files(train_and_val(root, tuple(_BREEDS)), tuple(_BREEDS), root)
+    return samples["train"], samples["test"], unused
 
 
 def _dataset(
@@ -92,9 +93,9 @@ def _dataset(
     test: Sequence[Sample],
     seed: int,
     held_out: str,
-    skipped: tuple[str, ...],
+    unused: tuple[Unused, ...],
 ) -> Dataset:
     location = name if edge == 320 else f"{name}_{edge}"
     labels, samples = tuple(_BREEDS.values()), {"train": train, "test": test}
-    found = official_dataset(location, labels, samples, seed=seed, held_out=held_out, skipped=skipped)
+    found = official_dataset(location, labels, samples, seed=seed, held_out=held_out, unused=unused)
     return dataclasses.replace(found, name=f"{name} ({caution}, {edge} px)")

@@ -33,6 +33,6 @@ def inaturalist10(seed: int = 0) -> Dataset:
     """
     unpack(Remote(url=_URL), data_root(), [_FOLDER])
     root = data_root() / _FOLDER
-    samples, skipped = read_image_files(train_and_val(root, _CLASSES), _CLASSES, root)
+    samples, unused = read_image_files(train_and_val(root, _CLASSES), _CLASSES, root)
     held_out = "the folder `val`"
-    return official_dataset("inaturalist10", _CLASSES, samples, seed=seed, held_out=held_out, skipped=skipped)
+    return official_dataset("inaturalist10", _CLASSES, samples, seed=seed, held_out=held_out, unused=unused)

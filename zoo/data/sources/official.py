@@ -9,6 +9,7 @@ from zoo.base.errors import DataError
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.image_files import ImageFile, files_of_classes
 from zoo.data.splits import CARVED, stratified, without_leaks
+from zoo.data.unused import Unused
 
 __all__ = ["official_dataset", "train_and_val"]
 
@@ -22,7 +23,7 @@ def official_dataset(
     held_out: str = "the official test split",
     colour: str = "RGB",
     photographs: bool = True,
-    skipped: tuple[str, ...] = (),
+    unused: tuple[Unused, ...] = (),
 ) -> Dataset:
     """A data set with its published test, exactly as it is; what else has an image of it is dropped.
 
@@ -34,7 +35,7 @@ def official_dataset(
         held_out: what `test` is, in words, for the rule.
         colour: RGB or L.
         photographs: see Dataset.
-        skipped: unreadable files, each with the reason.
+        unused: files that cannot be read, each with the reason.
 
     Raises:
         DataError: a class has too few images to carve validation out of.
@@ -53,7 +54,7 @@ def official_dataset(
         colour=colour,
         photographs=photographs,
         location=name,
-        skipped=skipped,
+        unused=unused,
     )
 
 

@@ -59,8 +59,8 @@ def _open(name: str, seed: int) -> Dataset:
         ]
         for split, part in (("train", "trainval"), ("test", "test"))
     }
-    samples, skipped = read_image_files(files, breeds, root / "oxford-iiit-pet")
-    dataset = official_dataset(name, breeds, samples, seed=seed, skipped=skipped)
+    samples, unused = read_image_files(files, breeds, root / "oxford-iiit-pet")
+    dataset = official_dataset(name, breeds, samples, seed=seed, unused=unused)
     groups = {f"{kind}s": tuple(breed for breed in breeds if species[breed] == kind) for kind in _SPECIES}
     dataset = dataclasses.replace(dataset, groups=groups)
     return dataset if name == "oxford_pet" else _by_species(dataset, species)

@@ -19,7 +19,7 @@ from zoo.artefact.card import Input
 from zoo.base.seeds import generator_for
 from zoo.data.augment.mix import mix, mixes
 from zoo.data.augment.pipeline import Augment, augment
-from zoo.data.decoded import CACHE_BYTES, DecodedImages, Normalise, outputs
+from zoo.data.decoded import DecodedImages, Normalise, outputs
 from zoo.networks.cutting.cut import Cut, CutError, cut_bytes, cut_network
 from zoo.training.loop.distributed import World, gather, interleaved
 from zoo.training.loop.norms import even_chunks
@@ -27,6 +27,9 @@ from zoo.training.loop.norms import even_chunks
 __all__ = ["CutFeed", "Feed", "TrainingImages", "WholeFeed", "cut_feed"]
 
 _CHUNK = 64
+_MOST_BYTES = 2 << 30
+"""Of what the frozen layers make of the images. Not what the machine has: computing it anew rounds otherwise, so a run
+would depend on it."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def cut_feed(
     if not parts.worthwhile:
         return "the layers that are frozen from the first on are less than a tenth of the work"
     size = cut_bytes(parts, example) * (len(pictures.train) * count + len(pictures.validation))
-    if size > CACHE_BYTES:
+    if size > _MOST_BYTES:
         return f"what the frozen layers make of the images takes {size / 2**30:.1f} GiB"
     kept = [_frozen_views(parts.frozen, pictures, view) for view in range(count)]
     validation = _frozen_validation(parts.frozen, pictures)

@@ -46,7 +46,9 @@ def test_a_few_unreadable_files_are_skipped_and_named(archive):
     files["inaturalist_12K/train/Aves/3.jpg"] = b"broken"
     archive(files)
     dataset = inaturalist10()
-    assert len(dataset.skipped) == 1 and dataset.skipped[0].startswith("train/Aves/3.jpg: cannot decode")
+    assert [(entry.file, entry.label, entry.reason) for entry in dataset.unused] == [
+        ("train/Aves/3.jpg", "Aves", "unreadable")
+    ]
 
 
 @pytest.mark.parametrize("classes", [CLASSES[:9], [*CLASSES, "Protozoa"]])
