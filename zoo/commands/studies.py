@@ -225,12 +225,16 @@ def sweep(
     settings = with_flags(settings, epochs=epochs, batch_size=batch_size)
     everything = all_runs(recipe, data, model, weights, settings)
     run = _single_run(only_these(everything, only))
+    space = read_search(search)
+    for flag, key, value in (("--epochs", "train.epochs", epochs), ("--batch-size", "train.batch_size", batch_size)):
+        if value is not None and key in space:
+            raise UsageError(f"{flag} {value} would have no effect, as --search {search} varies {key}; leave it out")
     name = study or run.artefact
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"--study is the name of a folder under output/sweeps, got {name!r}")
     config = SweepConfig(trials=trials, minutes=minutes, pruner=pruner, seed=seed)
     folder = output_root() / "sweeps" / name
-    found = stage(everything, run, read_search(search), folder, config, start=output_root())
+    found = stage(everything, run, space, folder, config, start=output_root())
     if as_json:
         print(json.dumps(dataclasses.asdict(found), default=str))
         return

@@ -50,7 +50,7 @@ class Plan:
         return {"epoch_seconds": self.epoch_seconds, "planned_seconds": self.planned_seconds}
 
 
-def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: float, opened: float) -> Plan:
+def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: float, decoding: float) -> Plan:
     """The plan of a run, which all processes come to; says so.
 
     Args:
@@ -59,7 +59,7 @@ def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: floa
         pace: of its first steps.
         identity: of the run.
         begun: when the budget began, as time.perf_counter tells it.
-        opened: when the images were there, decoded.
+        decoding: seconds that decoding the training and validation images took.
 
     Raises:
         UsageError: not even one epoch ends in time.
@@ -69,7 +69,7 @@ def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: floa
     counts = {split: len(samples) for split, samples in dataset.splits.items()}
     # What comes after training: validation images (twice where adapters are merged) and test images are decoded and
     # answered, and BatchNorm may be measured over the training images.
-    each = pace.validation / counts["validation"] + (opened - begun) / (counts["train"] + counts["validation"])
+    each = pace.validation / counts["validation"] + decoding / (counts["train"] + counts["validation"])
     answers = (2 if run.lora else 1) * counts["validation"] + counts["test"]
     measuring = answers * each + (pace.epoch if run.train.freeze.norm == "reestimate" else 0.0)
     settled = plan(

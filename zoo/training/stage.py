@@ -15,6 +15,7 @@ from torch import nn
 from zoo.artefact.card import Build, Card, Inform, LineageEntry, Lora, Use, advance
 from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
+from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas
 from zoo.data.unused import write_unused
@@ -235,6 +236,7 @@ def _train(
 ) -> None:
     model, card = starting_point(run, dataset, parent)
     world, spec, digest = join_world(), card.use.input, sha256_file(parent) if parent else None
+    undecoded = time.perf_counter()
     train_images = DecodedImages(dataset.splits["train"], canvas(spec))
     validation = DecodedImages(dataset.splits["validation"], spec)
     unlabelled = DecodedImages(dataset.unlabelled, canvas(spec)) if run.unlabelled else None
@@ -243,7 +245,7 @@ def _train(
         write_notes(target.parent, notes)
     if run.minutes is not None:
         if settled is None:
-            opened = time.perf_counter()
+            decoding = time.perf_counter() - undecoded
             pace = measure_pace(
                 model,
                 train=train_images,
@@ -256,7 +258,7 @@ def _train(
                 mask=run.mask,
             )
             identity = identity_of(_lineage_config(run, dataset), digest)
-            settled = settle(run, dataset, pace, identity=identity, begun=begun, opened=opened)
+            settled = settle(run, dataset, pace, identity=identity, begun=begun, decoding=decoding)
             if world.first:
                 write_plan(target.parent, settled)
         run = _for_epochs(run, settled.epochs)
@@ -358,10 +360,9 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
     if run.weights == "none" and run.train.freeze.norm == "freeze" and any(map(is_batch_norm, model.modules())):
-        raise UsageError(
+        note(
             f"{run.artefact}: train.freeze.norm = 'freeze' keeps the statistics of BatchNorm as pretrained, but the "
-            "weights are random (--weights none): --set train.freeze.norm=update, or the recipe `folder`, which has "
-            "settings for both"
+            "weights are random (--weights none); --set train.freeze.norm=update learns them"
         )
     source = load_weights(model, run.model, run.weights, arguments=run.arguments)
     return model, Card(

@@ -63,14 +63,22 @@ def test_random_weights_have_the_settings_of_training_from_scratch(output: Path,
     assert run.train.lr == 0.5
 
 
-def test_frozen_statistics_of_random_weights_are_refused(output: Path, photos: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"keeps the statistics of BatchNorm as pretrained, but the weights are random"
-    ):
-        run_cli(
-            *("train", "--data", photos, "--model", "resnet10t", "--weights", "none", "--set", "size=32"),
-            *("--set", "train.freeze.norm=freeze"),
-        )
+def test_frozen_statistics_of_random_weights_are_told(output: Path, photos: Path) -> None:
+    options = ("--data", photos, "--model", "resnet10t", "--weights", "none", "--set", "size=32", "--epochs", "1")
+    told = "keeps the statistics of BatchNorm as pretrained, but the weights are random"
+    assert told in run_cli("train", *options, "--set", "train.freeze.norm=freeze").stderr.replace("\n", " ")
+    assert told not in run_cli("train", *options).stderr
+
+
+def test_a_flag_that_the_search_varies_is_refused(output: Path, photos: Path) -> None:
+    for flag, key in (("--batch-size", "train.batch_size"), ("--epochs", "train.epochs")):
+        search = photos.parent / "search.toml"
+        search.write_text(f'[search]\n"{key}" = {{ low = 2, high = 4 }}\n')
+        with pytest.raises(UsageError, match=rf"{flag} 3 would have no effect, as --search .* varies {key}"):
+            run_cli(
+                *("sweep", "--data", photos, "--model", "lenet", "--weights", "none", "--search", search),
+                *("--trials", "1", flag, "3"),
+            )
 
 
 def test_two_folders_of_one_name(output: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:

@@ -86,7 +86,7 @@ def test_ablations(tmp_path, output, name):
 
 
 def test_forgetting_pets(pets, flowers, output, tmp_path):  # noqa: F811
-    own = (Path(zoo.training.recipe.__file__).parent / "recipes/forgetting-pets.toml").read_text()
+    own = (Path(zoo.training.recipe.__file__).parents[1] / "recipes/forgetting-pets.toml").read_text()
     big = 'model = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"\nweights = "pretrained"\n'
     small = ", ".join(f"{key} = {value}" for key, value in TINY_VIT.items())
     assert own.count(big) == 1
