@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.observe.metrics import CONTENT_TYPE
 from serve.observe.trace import continue_trace, request_id
 from serve.page import route as page
-from serve.protocols import admin
 from serve.protocols.form import read_form
 from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
 from serve.protocols.oip import handlers as oip
@@ -100,10 +99,6 @@ async def _metrics(runtime: Runtime, call: Call) -> Reply:
     return Reply(body=body, media_type=CONTENT_TYPE.encode())
 
 
-async def _admin(runtime: Runtime, call: Call) -> Reply:
-    return await admin.handle(runtime, call, call.path.removeprefix("/admin/"))
-
-
 _ROUTES: dict[str, tuple[str, Handler]] = {
     "/predict": ("POST", _predict_form),
     "/v1/predict": ("POST", _predict_raw),
@@ -173,7 +168,7 @@ class Front:
                 allow = ("GET", "HEAD") if method == "GET" else (method,)
                 raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=allow)
             if route not in _OPEN:
-                runtime.authorize(call, admin=route.startswith("/admin"))
+                runtime.authorize(call)
             async with asyncio.timeout(runtime.settings.timeout_seconds):
                 return route, await handler(runtime, call), None
         except PocketzooError as error:
@@ -196,8 +191,6 @@ class Front:
             return f"/v1/models/{{model}}{versions}:predict", "POST", _bound(_predict_raw, **parts)
         if path == "/v2" or path.startswith("/v2/"):
             return oip.template(path), "any", _bound(oip.handle, tail=path[3:])
-        if path.startswith("/admin/"):
-            return "/admin", "any", _admin
         if (reply := self._pages(runtime).get(path)) is not None:
             return path, "GET", _constant(reply)
         raise Refused(404, f"no such route: {path!r:.100}; GET /docs lists them")

@@ -104,14 +104,6 @@ class Metrics:
         self._events: _Children[Counter] = _Children(
             Counter("pocketzoo_model_events", "Changes of the models.", ["kind", "model"], registry=registry).labels
         )
-        self._shadows: _Children[Counter] = _Children(
-            Counter(
-                "pocketzoo_shadow",
-                "Images answered by a second model as well, and whether it predicts the same class.",
-                ["model", "shadow", "agrees"],
-                registry=registry,
-            ).labels
-        )
         self._drift = _DriftGauges(registry)
 
     def record(self, call: Call, *, route: str, status: int, images: int) -> None:
@@ -174,12 +166,8 @@ class Metrics:
         self._loaded.set(count)
 
     def event(self, kind: str, model: str, detail: str = "") -> None:
-        """Count a change: loaded, swapped, refused, rolled_back, unloaded. `detail` is for the log, told likewise."""
+        """Count a change: loaded, swapped, refused, unloaded. `detail` is for the log, told likewise."""
         self._events.of(kind, model).inc()
-
-    def shadow(self, model: str, other: str, agrees: bool) -> None:
-        """`other` answered an image of `model` as well, which is thrown away but for whether both agree."""
-        self._shadows.of(model, other, "true" if agrees else "false").inc()
 
     def answered(self, model: Answering, confidences: npt.NDArray[np.float32], classes: npt.NDArray[np.intp]) -> None:
         """Take in answers for the drift of a model whose card has a reference; from the event loop's thread only.

@@ -82,7 +82,6 @@ class ModelInfo(BaseModel):
     accuracy: Accuracy | None = Field(None, description="on the validation split, if it was measured")
     loaded: bool = Field(description="whether it is in memory; it is loaded by the first request that names it")
     error: str | None = Field(None, description="why the file cannot be served")
-    versions: list[str] = Field(description="what can be rolled back to, newest first")
 
 
 class ModelsResponse(BaseModel):

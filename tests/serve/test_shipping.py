@@ -63,7 +63,7 @@ def test_the_folder_holds_what_can_be_served_and_says_so(shipment, folder, outpu
 
 def test_the_sources_are_enough_and_no_more(folder):
     found = _files(folder)
-    assert {"serve/service.py", "serve/page/index.html", "zoo/__init__.py", "zoo/artefact/predictor.py"} <= found
+    assert {"serve/service.py", "serve/page/assets/index.html", "zoo/__init__.py", "zoo/artefact/predictor.py"} <= found
     assert not [path for path in found if path.startswith(("serve/shipping", "zoo/cli", "zoo/models", "compress"))]
     distributions = importlib.metadata.packages_distributions()
     pinned = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()}

@@ -113,12 +113,8 @@ async def _model_ready(runtime: Runtime, call: Call, name: str, version: str | N
 
 async def _metadata(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
     model = await runtime.model(call, name, version)
-    versions = [model.version]
-    for entry in (await _models(runtime))["models"]:
-        if entry["name"] == model.name:
-            versions += [entry["version"], *entry["versions"]]
-    known = list(dict.fromkeys(filter(None, versions)))
-    return json_reply({"name": model.name, "versions": known, "platform": "onnxruntime_onnx", **_tensors(model.card)})
+    about = {"name": model.name, "versions": [model.version], "platform": "onnxruntime_onnx"}
+    return json_reply({**about, **_tensors(model.card)})
 
 
 def _tensors(card: Card) -> dict[str, Any]:
@@ -147,20 +143,15 @@ async def _index(runtime: Runtime, call: Call, name: str, version: str | None) -
     only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
     if not isinstance(only_ready, bool):
         raise Refused(400, "expected a JSON object with `ready` true or false, or no body")
-    entries = [entry for model in (await _models(runtime))["models"] for entry in _index_entries(model)]
+    described = await asyncio.to_thread(runtime.repository.describe)
+    entries = [_index_entry(model) for model in described["models"]]
     return json_reply([entry for entry in entries if entry["state"] == "READY" or not only_ready])
 
 
-def _index_entries(model: dict[str, Any]) -> list[dict[str, str]]:
-    """One entry per version; what is not in memory is ready too, because a request that names it loads it."""
+def _index_entry(model: dict[str, Any]) -> dict[str, str]:
+    """What is not in memory is ready too, because a request that names it loads it."""
     state = "UNAVAILABLE" if model["error"] and not model["loaded"] else "READY"
-    newest = {"name": model["name"], "version": model["version"] or "", "state": state, "reason": model["error"] or ""}
-    older = [version for version in model["versions"] if version != model["version"]]
-    return [newest, *({"name": model["name"], "version": one, "state": "READY", "reason": ""} for one in older)]
-
-
-async def _models(runtime: Runtime) -> dict[str, Any]:
-    return await asyncio.to_thread(runtime.repository.describe)
+    return {"name": model["name"], "version": model["version"] or "", "state": state, "reason": model["error"] or ""}
 
 
 async def _infer(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:

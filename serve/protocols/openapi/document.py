@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.protocols.http import Reply
-from serve.protocols.openapi import admin as openapi_admin
 from serve.protocols.openapi import oip as openapi_oip
 from serve.protocols.openapi.parts import (
     SECURITY_SCHEMES,
@@ -45,7 +44,7 @@ def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) ->
         models: names of models, the default first; for examples.
         formats: Pillow's names of the image formats that are accepted.
     """
-    every = _MODELS + openapi_oip.MODELS + openapi_admin.MODELS
+    every = _MODELS + openapi_oip.MODELS
     _, schemas = models_json_schema([(model, "serialization") for model in every], ref_template=_REFERENCE)
     media_types = [f"image/{name.lower()}" for name in formats]
     return {
@@ -58,7 +57,7 @@ def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) ->
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "."}],
-        "paths": _predict_paths(media_types) | openapi_oip.paths() | openapi_admin.paths() | _other_paths(),
+        "paths": _predict_paths(media_types) | openapi_oip.paths() | _other_paths(),
         "components": {
             "schemas": schemas["$defs"],
             "responses": error_responses(),
@@ -105,9 +104,7 @@ def _predict_paths(media_types: list[str]) -> JsonObject:
 
 def _predict(name: str, summary: str) -> JsonObject:
     answer = json_answer("PredictResponse", "The most probable labels", example=_ANSWER)
-    found = operation(name, summary, "Predicting", answer, *_PREDICT)
-    found["parameters"].append(reference("parameters", "split"))
-    return guarded(found)
+    return guarded(operation(name, summary, "Predicting", answer, *_PREDICT))
 
 
 def _other_paths() -> JsonObject:

@@ -167,7 +167,7 @@ def paths() -> JsonObject:
         ("/v2/models/{name}", "", ("name",)),
         ("/v2/models/{name}/versions/{version}", "Version", ("name", "version")),
     ):
-        parameters = [reference("parameters", name) for name in (*names, "split")]
+        parameters = [reference("parameters", name) for name in names]
         found[place] = {
             "parameters": parameters,
             "get": _get(f"modelMetadata{suffix}", "Inputs and outputs of a model", ModelMetadata, *_MODEL, keys=True),

@@ -26,8 +26,7 @@ JsonObject = dict[str, Any]
 ERRORS = {
     400: "The request is malformed: a broken form or document, an unknown field, a value that does not fit.",
     401: "An API key is needed, and none or an unknown one came.",
-    403: "The API key may not do this.",
-    404: "There is no such route, model or version; or administration is off.",
+    404: "There is no such route, model or version.",
     405: "The route does not take this method; `Allow` says which.",
     408: "The body took longer than POCKETZOO_TIMEOUT_SECONDS.",
     413: "The body, an image file, its pixels or the number of images are more than is accepted.",
@@ -86,12 +85,6 @@ def parameters(models: tuple[str, ...]) -> JsonObject:
         "request_id": parameter(
             "X-Request-Id", "header", "What logs and the answer shall call this request.", {"type": "string"}
         ),
-        "split": parameter(
-            "X-Pocketzoo-Split",
-            "header",
-            "Which side of a traffic split shall answer; default: as the split's percentage has it.",
-            {"enum": ["canary", "stable"]},
-        ),
         "traceparent": parameter("traceparent", "header", "W3C Trace Context; comes back in the answer.", text),
     }
 
@@ -139,11 +132,10 @@ def operation(name: str, summary: str, tag: str, answer: JsonObject, *statuses: 
     }
 
 
-def guarded(found: JsonObject, *, admin: bool = False) -> JsonObject:
-    """The operation with the security of predicting (a key if the server has any), or of administration."""
-    more = (401, 403, 404, 429) if admin else (401, 429)
+def guarded(found: JsonObject) -> JsonObject:
+    """The operation with the security of predicting (a key if the server has any)."""
     found["responses"] = dict(
-        sorted((found["responses"] | {str(code): reference("responses", str(code)) for code in more}).items())
+        sorted((found["responses"] | {str(code): reference("responses", str(code)) for code in (401, 429)}).items())
     )
-    found["security"] = ([] if admin else [{}]) + [{"bearer": []}, {"apiKey": []}]
+    found["security"] = [{}, {"bearer": []}, {"apiKey": []}]
     return found

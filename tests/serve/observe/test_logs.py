@@ -119,7 +119,7 @@ def test_off_silences_requests_but_no_events(pipe):
     assert line.endswith('info event=swapped model=vit detail="69efcedb1234 replaces 0123456789ab"')
 
 
-@pytest.mark.parametrize(("kind", "level"), [("loaded", "info"), ("refused", "warning"), ("shadow_failed", "warning")])
+@pytest.mark.parametrize(("kind", "level"), [("loaded", "info"), ("refused", "warning"), ("unloaded", "info")])
 def test_an_event_is_a_line(pipe, kind, level):
     reader, writer = pipe
     Log(Settings(), descriptor=writer).event(kind, "vit", "why")

@@ -47,9 +47,8 @@ def serving(app):
 
 
 @pytest.fixture(scope="module")
-def runtime(output, tmp_path_factory):
-    state = tmp_path_factory.mktemp("state")
-    settings = Settings(models=output, state=state, max_images=4, max_request_bytes=2 << 20, log="off", batch="off")
+def runtime(output):
+    settings = Settings(models=output, max_images=4, max_request_bytes=2 << 20, log="off", batch="off")
     runtime = Runtime(settings)
     yield runtime
     runtime.close()
