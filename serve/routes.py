@@ -94,7 +94,6 @@ def _document(formats: tuple[str, ...]) -> Reply:
 
 
 async def _metrics(runtime: Runtime, call: Call) -> Reply:
-    runtime.metrics.flush()
     body = await asyncio.to_thread(runtime.metrics.render)
     return Reply(body=body, media_type=CONTENT_TYPE.encode())
 

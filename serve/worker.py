@@ -68,7 +68,6 @@ class Runtime:
 
     def close(self) -> None:
         """Finish what runs and free what is held."""
-        self.metrics.flush()
         self.repository.stop()
         self._loader.shutdown(cancel_futures=True)
         self._batch_thread.shutdown()

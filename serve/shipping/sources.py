@@ -20,7 +20,8 @@ _LEFT_OUT = ("bulk", "commands", "shipping", "__pycache__")
 def server_sources(project: Path = PROJECT) -> dict[str, Path]:
     """The package `serve` without its commands and what only they use, and every module of `zoo` that it imports.
 
-    Directly or not; imports inside functions count. The keys are paths below `project`, with slashes, in alphabetical order.
+    Directly or not; imports inside functions count. The keys are paths below `project`, with slashes, in alphabetical
+    order.
 
     Raises:
         ArtefactError: a module that cannot be read.
