@@ -20,7 +20,8 @@ from serve.page import route as page
 from serve.protocols.form import read_form
 from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
 from serve.protocols.oip import handlers as oip
-from serve.protocols.openapi import document as openapi
+from serve.protocols.openapi import docs_page
+from serve.protocols.openapi.document import document
 from serve.worker import Runtime
 from zoo.base.errors import PocketzooError
 
@@ -90,7 +91,7 @@ async def _openapi(runtime: Runtime, call: Call) -> Reply:
 
 @functools.cache
 def _document(formats: tuple[str, ...]) -> Reply:
-    return json_reply(openapi.document(formats=formats))
+    return json_reply(document(formats=formats))
 
 
 async def _metrics(runtime: Runtime, call: Call) -> Reply:
@@ -196,11 +197,11 @@ class Front:
 
     def _pages(self, runtime: Runtime) -> Mapping[str, Reply]:
         if self._static is None:
-            self._static = {**openapi.pages(), **(page.files() if runtime.settings.page else {})}
+            self._static = {**docs_page.pages(), **(page.files() if runtime.settings.page else {})}
         return self._static
 
 
-_OPEN = frozenset({*page.files(), *openapi.pages(), "/docs.json", "/metrics", "/v2/health/live", "/v2/health/ready"})
+_OPEN = frozenset({*page.files(), *docs_page.pages(), "/docs.json", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Routes that need no key, as browsers, probes and Prometheus expect; of models they tell names and numbers."""
 
 

@@ -9,8 +9,8 @@ import jsonschema_rs
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
-from serve.protocols.openapi.document import DOCS_POLICY, docs_page, document, pages, static_files
-from serve.protocols.openapi.parts import ERRORS
+from serve.protocols.openapi.docs_page import DOCS_POLICY, docs_page, pages, static_files
+from serve.protocols.openapi.document import ERRORS, document
 from tests.serve.conftest import BENTOML_WARNINGS
 
 pytestmark = BENTOML_WARNINGS
