@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.protocols.http import Call, Refused, Reply, json_reply
-from serve.protocols.oip.request import InferRequest, Wanted, inflate, read_request
+from serve.protocols.oip.request import Asked, Wanted, inflate, read_request
 from serve.protocols.oip.tensors import Output, images_name, write_answer
 from zoo.artefact.card import Card
 from zoo.artefact.predictor import softmax
@@ -170,7 +170,7 @@ async def _infer(runtime: Runtime, call: Call, name: str, version: str | None) -
     return _answer(call, model, request.id, wanted, logits)
 
 
-async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> InferRequest:
+async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> Asked:
     length = call.headers.get(b"inference-header-content-length")
     settings, spec = runtime.settings, model.card.use.input
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's documents as pydantic models, for the OpenAPI document.
+"""What the Open Inference Protocol answers, as pydantic models for the OpenAPI document.
 
 Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, and Triton's extension for
 binary tensor data. The answers themselves are made in :mod:`serve.protocols.oip.handlers`.
@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, RootModel
 
+from serve.protocols.oip.tensors import Datatype
+
 __all__ = [
     "IndexRequest",
-    "InferRequest",
     "InferResponse",
     "ModelMetadata",
     "ModelReady",
@@ -20,10 +21,6 @@ __all__ = [
     "ServerLive",
     "ServerMetadata",
     "ServerReady",
-]
-
-Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
 
 
@@ -90,36 +87,6 @@ class IndexEntry(BaseModel):
 
 class RepositoryIndex(RootModel[list[IndexEntry]]):
     """The answer of POST /v2/repository/index."""
-
-
-class InferInput(BaseModel):
-    """One tensor of a request."""
-
-    name: str
-    shape: list[int]
-    datatype: Datatype
-    parameters: dict[str, str | int | float | bool] | None = Field(
-        None, description="`binary_data_size`: bytes of the tensor behind the JSON, in place of `data`"
-    )
-    data: list[Any] | None = Field(None, description="flat in row-major order, or nested as the shape says")
-
-
-class InferOutputRequest(BaseModel):
-    """One tensor that is asked for."""
-
-    name: str = Field(description="probabilities, logits or label")
-    parameters: dict[str, str | int | float | bool] | None = Field(
-        None, description="`classification`: the k most probable labels; `binary_data`: the tensor as bytes"
-    )
-
-
-class InferRequest(BaseModel):
-    """The body of POST /v2/models/{name}/infer."""
-
-    id: str | None = Field(None, description="comes back in the answer")
-    parameters: dict[str, str | int | float | bool] | None = None
-    inputs: list[InferInput] = Field(description="one tensor")
-    outputs: list[InferOutputRequest] | None = Field(None, description="default: probabilities and label")
 
 
 class InferOutput(BaseModel):

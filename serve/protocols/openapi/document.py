@@ -1,4 +1,4 @@
-"""The one OpenAPI document of all routes, from their table and pydantic's schemas of what they take and answer.
+"""The one OpenAPI document of all routes, from their table and the schemas of what they take and answer.
 
 Source: OpenAPI Specification 3.1.0.
 """
@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve.protocols.oip.schema import InferRequest
-from serve.protocols.openapi.operations import IMAGE, OPERATIONS, Operation
+from serve.protocols.oip.request import InferOutputRequest, InferRequest
+from serve.protocols.openapi.operations import IMAGE, OPERATIONS, Document, Operation
 from serve.protocols.schema import ErrorResponse, PredictResponse
 from zoo.artefact.preprocess import FORMATS
 
@@ -64,7 +65,7 @@ _SECURITY: JsonObject = {
 
 _PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGNsaGhgYGBgYmBgYGBgAAASKgGEzwCOrgAAAABJRU5ErkJggg=="
 """A grey image of 2 x 2 pixels."""
-_EXAMPLES: Mapping[type[BaseModel], JsonObject] = {
+_EXAMPLES: Mapping[Document, JsonObject] = {
     InferRequest: {"id": "1", "inputs": [{"name": "image_bytes", "shape": [1], "datatype": "BYTES", "data": [_PNG]}]},
     PredictResponse: {
         "model": "vit",
@@ -90,11 +91,6 @@ def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) ->
         models: names of models, the default first; for examples.
         formats: Pillow's names of the image formats that are accepted.
     """
-    documents = [ErrorResponse, *(model for one in OPERATIONS for model in (*one.body.values(), *one.answers.values()))]
-    _, schemas = models_json_schema(
-        [(model, "serialization") for model in documents if model is not None],
-        ref_template="#/components/schemas/{model}",
-    )
     paths: JsonObject = {}
     for one in OPERATIONS:
         paths.setdefault(one.path, {})[one.method] = _operation(one, formats)
@@ -110,13 +106,28 @@ def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) ->
         "servers": [{"url": "."}],
         "paths": paths,
         "components": {
-            "schemas": schemas["$defs"],
+            "schemas": _schemas(),
             "responses": {str(status): _error(status) for status in ERRORS},
             "parameters": _parameters(models[0] if models else "vit"),
             "headers": _HEADERS,
             "securitySchemes": _SECURITY,
         },
     }
+
+
+def _schemas() -> JsonObject:
+    models: list[type[BaseModel]] = [ErrorResponse]
+    structs: list[type[msgspec.Struct]] = [InferOutputRequest]
+    for one in OPERATIONS:
+        for model in (*one.body.values(), *one.answers.values()):
+            if model is not None and issubclass(model, BaseModel):
+                models.append(model)
+            elif model is not None:
+                structs.append(model)
+    place = "#/components/schemas/{%s}"
+    _, found = models_json_schema([(model, "serialization") for model in models], ref_template=place % "model")
+    _, ours = msgspec.json.schema_components(structs, ref_template=place % "name")
+    return {**ours, **found["$defs"]}
 
 
 def _operation(one: Operation, formats: Sequence[str]) -> JsonObject:
@@ -148,7 +159,7 @@ def _operation(one: Operation, formats: Sequence[str]) -> JsonObject:
     return found
 
 
-def _content(content: Mapping[str, type[BaseModel] | None], formats: Sequence[str]) -> JsonObject:
+def _content(content: Mapping[str, Document | None], formats: Sequence[str]) -> JsonObject:
     found: JsonObject = {}
     for media_type, model in content.items():
         entry: JsonObject

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 from pydantic import BaseModel
 
 from serve.protocols.oip import schema as oip
+from serve.protocols.oip.request import InferRequest
 from serve.protocols.schema import ModelsResponse, PredictForm, PredictResponse
 
-__all__ = ["IMAGE", "OPERATIONS", "Operation"]
+__all__ = ["IMAGE", "OPERATIONS", "Document", "Operation"]
+
+Document = type[BaseModel] | type[msgspec.Struct]
 
 IMAGE = "image/*"
 """Stands for the media types of all accepted formats."""
@@ -29,11 +33,11 @@ class Operation:
     summary: str
     tag: str
     method: str = "get"
-    answers: Mapping[str, type[BaseModel] | None]
+    answers: Mapping[str, Document | None]
     """Media type -> its document; None: text, or bytes."""
     errors: tuple[int, ...] = ()
     """Statuses beside those that every route answers."""
-    body: Mapping[str, type[BaseModel] | None] = field(default_factory=dict)
+    body: Mapping[str, Document | None] = field(default_factory=dict)
     optional: bool = False
     """Whether the body may be left out."""
     key: bool = False
@@ -46,7 +50,7 @@ class Operation:
     """Headers of the request that only this one looks at."""
 
 
-def _predict(path: str, name: str, body: Mapping[str, type[BaseModel] | None], summary: str) -> Operation:
+def _predict(path: str, name: str, body: Mapping[str, Document | None], summary: str) -> Operation:
     return Operation(
         path=path,
         name=name,
@@ -89,7 +93,7 @@ def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
             method="post",
             answers={"application/json": oip.InferResponse, "application/octet-stream": None},
             errors=_IMAGES,
-            body={"application/json": oip.InferRequest, "application/octet-stream": None},
+            body={"application/json": InferRequest, "application/octet-stream": None},
             key=True,
             more="Tensors as JSON or, with Inference-Header-Content-Length, as bytes behind the JSON. An input of "
             "datatype BYTES holds encoded image files (base64 in JSON), which the server decodes as it does for "

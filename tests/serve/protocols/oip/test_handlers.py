@@ -272,7 +272,7 @@ def test_asynchronous_requests(client, predictor, pixels):
         (422, "finite", [tensor(np.full((1, 3, 8, 8), np.nan, np.float32))]),
         (422, "answer is not finite", [tensor(np.full((1, 3, 8, 8), 3e38, np.float32))]),
         (415, "not an image", [files(b"no image")]),
-        (400, "one tensor", [files(b"a"), tensor(np.zeros((1, 3, 8, 8), np.float32))]),
+        (400, "`inputs`: expected `array` of length 1", [files(b"a"), tensor(np.zeros((1, 3, 8, 8), np.float32))]),
     ],
 )
 def test_inputs_that_are_refused(client, status, sentence, inputs):
@@ -286,7 +286,7 @@ def test_inputs_that_are_refused(client, status, sentence, inputs):
     [
         ("unknown output 'logit'; did you mean logits", triton.InferRequestedOutput("logit")),
         ("'label' is a class already", triton.InferRequestedOutput("label", class_count=2)),
-        ("expected a number of classes", triton.InferRequestedOutput("logits", class_count=-1)),
+        ("classification`: expected `int` >= 1", triton.InferRequestedOutput("logits", class_count=-1)),
     ],
 )
 def test_outputs_that_are_refused(client, pixels, sentence, wanted):
@@ -331,7 +331,8 @@ def test_a_body_for_the_reading_thread(address, draw):
     status, found = post(address, {"inputs": [image], "padding": " " * oip._INLINE_BYTES})
     assert (status, len(found["outputs"])) == (200, 2)
     status, found = post(address, {"inputs": [{"data": []}], "padding": " " * oip._INLINE_BYTES})
-    assert (status, found["error"]) == (400, "`inputs[0].name`: expected 'image' or 'image_bytes', got nothing")
+    sentence = "`inputs[0]`: object missing required field `name`; GET /docs shows what is expected"
+    assert (status, found["error"]) == (400, sentence)
 
 
 @pytest.mark.parametrize(
