@@ -333,6 +333,32 @@ def test_other_methods_and_routes_are_refused_in_a_sentence(client, method, path
     assert ("Allow" in response.headers) is (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        ("POST", "/v1/predict?model=nope", "model"),
+        ("POST", "/v1/predict?MODEL", "MODEL"),
+        ("POST", "/predict?top=3", "top"),
+        ("POST", "/v1/models/good:predict?x=%C3%A9", "x"),
+        ("GET", "/models?limit=1", "limit"),
+        ("GET", "/v2/models/good?a=&b=", "a"),
+        ("GET", "/v2/health/live?verbose=1", "verbose"),
+        ("GET", "/metrics?name[]=up", "name[]"),
+        ("GET", "/docs.json?x=1", "x"),
+    ],
+)
+def test_a_query_is_refused_by_its_name(client, draw, method, path, name):
+    response = client.request(method, path, content=draw(0) if method == "POST" else None)
+    assert _error(response, 400).startswith(
+        f"unknown query parameter {name!r}: no route takes any; a model is named in"
+    )
+
+
+def test_pages_do_not_mind_a_query(client):
+    for path in ("/?utm_source=x", "/page/app.js?v=1", "/docs?x=1", "/v1/predict?"):
+        assert client.get(path).status_code == (405 if "predict" in path else 200)
+
+
 def test_an_error_nobody_expected_is_a_500_without_details(client, draw, monkeypatch):
     monkeypatch.setattr("serve.worker.softmax", lambda *_: 1 / 0)
     assert _error(_raw(client, draw(0)), 500) == "the server failed; its log says why"

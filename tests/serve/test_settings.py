@@ -71,7 +71,7 @@ def test_a_bad_number_is_refused_by_name(value):
         ("FORMATS", "png,eps", "unknown format in POCKETZOO_FORMATS 'EPS'"),
         ("ABSTAIN", "2", "expected a probability"),
         ("PAGE", "2", "expected 0 or 1"),
-        ("FORMATS", ",", "expected at least one of BMP"),
+        ("FORMATS", ",", "expected at least one of AVIF, BMP"),
         ("TIMEOUT_SECONDS", "0", "expected more than 0"),
         ("MAX_BUFFERED_BYTES", "9", "expected at least POCKETZOO_MAX_REQUEST_BYTES"),
         ("QUEU", "3", "POCKETZOO_QUEU is no setting; did you mean POCKETZOO_QUEUE"),

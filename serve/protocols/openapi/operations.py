@@ -83,7 +83,6 @@ def _json(path: str, name: str, summary: str, answer: type[BaseModel], errors: t
 
 def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
     return (
-        _json(path, f"modelMetadata{suffix}", "Inputs and outputs of a model", oip.ModelMetadata, _MODEL),
         _json(f"{path}/ready", f"modelReady{suffix}", "Whether a model is loaded and checked", oip.ModelReady, _MODEL),
         Operation(
             path=f"{path}/infer",
@@ -100,6 +99,7 @@ def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
             "/predict. GET /v2/models/{name} names the inputs and outputs.",
             headers=("header_length", "encoding"),
         ),
+        _json(path, f"modelMetadata{suffix}", "Inputs and outputs of a model", oip.ModelMetadata, _MODEL),
     )
 
 
@@ -145,4 +145,4 @@ OPERATIONS: tuple[Operation, ...] = (
     _text("/healthz", "healthz", "The same as /livez", "text/plain", ours=False),
     _text("/readyz", "readyz", "Whether the default model is loaded, checked and warm", "text/plain", ours=False),
 )
-"""What has a version in its path comes first: a model's name may have slashes."""
+"""In this order they are matched. As a model's name may have slashes, what has more behind it comes first."""
