@@ -226,16 +226,6 @@ class Engine:
                 retry_after=self.wait_seconds(),
             )
 
-    async def spare(self, work: Callable[[bool], T]) -> T | None:
-        """Run `work` if a slot is free at once; None if not. For what nobody waits for."""
-        if self._inside >= self._settings.slots:
-            return None
-        self._enter(1)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, False)
-        finally:
-            self._enter(-1)
-
     def close(self) -> None:
         """Wait for what runs; drop what waits."""
         self._threads.shutdown(wait=True, cancel_futures=True)

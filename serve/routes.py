@@ -1,4 +1,4 @@
-"""The way in: an ASGI application that answers this project's routes itself and leaves the rest to BentoML.
+"""The way in: Starlette's router for this project's routes, around BentoML's application, which gets the rest.
 
 BentoML's own stack (OpenTelemetry, access log, metrics, timeout, Starlette, pydantic) takes longer for a request than
 a small network needs for an image, so a request passes from uvicorn to its handler through this module only.
@@ -8,31 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.observe.metrics import CONTENT_TYPE
 from serve.observe.trace import continue_trace, request_id
 from serve.page import route as page
-from serve.protocols import admin
 from serve.protocols.form import read_form
 from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
 from serve.protocols.oip import handlers as oip
-from serve.protocols.openapi import document as openapi
+from serve.protocols.openapi import docs_page
+from serve.protocols.openapi.document import document
+from serve.protocols.openapi.operations import OPERATIONS
 from serve.worker import Runtime
 from zoo.base.errors import PocketzooError
 
 __all__ = ["Front"]
 
-Handler = Callable[[Runtime, Call], Awaitable[Reply]]
+Handler = Callable[..., Awaitable[Reply]]
+"""Called with the runtime, the call and the named parts of its path."""
 
-_OF_BENTOML = frozenset({"/livez", "/readyz", "/healthz", "/schema.json"})
-_ASSETS_OF_BENTOML = "/static_content/swagger-ui"
-
-_MODEL_ROUTE = re.compile(r"/v1/models/(?P<name>[^:]+?)(?:/versions/(?P<version>[^/:]+))?:predict")
+_OF_BENTOML = ("/livez", "/readyz", "/healthz", "/schema.json", "/static_content/swagger-ui{rest:path}")
 
 _NOT_IMAGES = ("multipart/", "application/json", "application/x-www-form-urlencoded", "text/")
 """Media types that some client libraries choose by themselves; worth a sentence about what to send instead."""
@@ -91,46 +92,74 @@ async def _openapi(runtime: Runtime, call: Call) -> Reply:
 
 @functools.cache
 def _document(formats: tuple[str, ...]) -> Reply:
-    return json_reply(openapi.document(formats=formats))
+    return json_reply(document(formats=formats))
 
 
 async def _metrics(runtime: Runtime, call: Call) -> Reply:
-    runtime.metrics.flush()
     body = await asyncio.to_thread(runtime.metrics.render)
     return Reply(body=body, media_type=CONTENT_TYPE.encode())
 
 
-async def _admin(runtime: Runtime, call: Call) -> Reply:
-    return await admin.handle(runtime, call, call.path.removeprefix("/admin/"))
-
-
-_ROUTES: dict[str, tuple[str, Handler]] = {
-    "/predict": ("POST", _predict_form),
-    "/v1/predict": ("POST", _predict_raw),
-    "/models": ("GET", _models),
-    "/docs.json": ("GET", _openapi),
-    "/metrics": ("GET", _metrics),
+HANDLERS: Mapping[str, Handler] = {
+    "predict": _predict_form,
+    "predictImage": _predict_raw,
+    "predictImageOf": _predict_raw,
+    "predictImageOfVersion": _predict_raw,
+    "models": _models,
+    "openapi": _openapi,
+    "metrics": _metrics,
+    **oip.HANDLERS,
 }
+"""Name of an operation -> what answers it; pages and BentoML's operations have none."""
 
 
-class Front:
-    """The ASGI application that uvicorn runs: ours, around BentoML's."""
+class _ModelName(Convertor[str]):
+    """A model's name, which may have slashes inside."""
 
-    def __init__(self, app: ASGIApp, runtime: Callable[[], Runtime]) -> None:
-        """`app` is BentoML's; `runtime` is asked for the worker's once `app` has started."""
-        self._app = app
-        self._find_runtime = runtime
-        self._runtime: Runtime | None = None
-        self._static: Mapping[str, Reply] | None = None
+    regex = "[^:]*[^:/]"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("model", _ModelName())
+
+
+class _Endpoint:
+    """One route as an ASGI application: whose request it is, its answer, or a sentence in its place, and the record."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        handler: Handler,
+        *,
+        route: str,
+        method: str | None,
+        key: bool = False,
+        strict: bool = True,
+    ) -> None:
+        """Answer with `handler`.
+
+        Args:
+            runtime: the worker's.
+            handler: what answers.
+            route: its template, for the log and the metrics.
+            method: the only one it takes; None: any.
+            key: whether it needs one, if the server has any.
+            strict: whether a query is refused.
+        """
+        self._runtime = runtime
+        self._handler = handler
+        self._route = route
+        self._methods = ("GET", "HEAD") if method == "GET" else (method,) if method else ()
+        self._key = key
+        self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or hand it to BentoML."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, self._noticing_start(send))
-            return
-        if self._runtime is None or scope["type"] != "http" or self._belongs_to_bentoml(scope):
-            await self._app(scope, receive, send)
-            return
+        """Answer one request."""
         runtime = self._runtime
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         call = Call(
@@ -142,86 +171,97 @@ class Front:
             trace=continue_trace(headers),
         )
         runtime.metrics.in_flight(1)
-        route, status, error = "", 499, None
+        status, error = 499, None
         try:
-            route, reply, error = await self._answer(runtime, call)
+            reply, error = await self._answer(call, scope)
             status = reply.status
             await _send(send, call, reply)
         finally:
             runtime.release(call)
             runtime.metrics.in_flight(-1)
-            runtime.metrics.record(call, route=route, status=status, images=call.images)
-            runtime.log.request(call, route=route, status=status, error=error)
+            runtime.metrics.record(call, route=self._route, status=status, images=call.images)
+            runtime.log.request(call, route=self._route, status=status, error=error)
+
+    async def _answer(self, call: Call, scope: Scope) -> tuple[Reply, str | None]:
+        runtime = self._runtime
+        try:
+            if self._methods and call.method not in self._methods:
+                expected = f"{self._route}: expected {self._methods[0]}, got {call.method!r:.20}"
+                raise Refused(405, expected, allow=self._methods)
+            if self._key:
+                runtime.authorize(call)
+            if self._strict and (query := scope.get("query_string")):
+                _refuse_query(query)
+            async with asyncio.timeout(runtime.settings.timeout_seconds):
+                return await self._handler(runtime, call, **scope.get("path_params", {})), None
+        except PocketzooError as error:
+            return reply_of_error(error), str(refusal(error))
+        except TimeoutError:
+            late = _late(call, runtime.settings.timeout_seconds)
+            return reply_of_error(late), str(late)
+        except Exception as error:
+            runtime.log.failure(call, error)
+            return json_reply({"error": "the server failed; its log says why"}, status=500), repr(error)
+
+
+def _refuse_query(query: bytes) -> None:
+    for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        raise Refused(
+            400,
+            f"unknown query parameter {name!r:.80}: no route takes any; a model is named in the path, as in "
+            "POST /v1/models/NAME:predict, or in the form field `model`",
+        )
+
+
+class Front:
+    """The ASGI application that uvicorn runs: ours, around BentoML's."""
+
+    def __init__(self, app: ASGIApp, runtime: Callable[[], Runtime]) -> None:
+        """`app` is BentoML's; `runtime` is asked for the worker's once `app` has started."""
+        self._app = app
+        self._find_runtime = runtime
+        self._router: ASGIApp = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or hand it to BentoML."""
+        if scope["type"] == "http":
+            await self._router(scope, receive, send)
+        else:
+            await self._app(scope, receive, self._noticing_start(send))
 
     def _noticing_start(self, send: Send) -> Send:
         async def noticing(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                self._runtime = self._find_runtime()
+                runtime = self._find_runtime()
+                nowhere = _Endpoint(runtime, _nowhere, route="", method=None, strict=False)
+                self._router = Router(list(self._routes(runtime)), redirect_slashes=False, default=nowhere)
             await send(message)
 
         return noticing
 
-    def _belongs_to_bentoml(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        return path in _OF_BENTOML or path.startswith(_ASSETS_OF_BENTOML)
-
-    async def _answer(self, runtime: Runtime, call: Call) -> tuple[str, Reply, str | None]:
-        route = ""
-        try:
-            route, method, handler = self._find(runtime, call)
-            if call.method != method and not (method == "GET" and call.method == "HEAD") and method != "any":
-                allow = ("GET", "HEAD") if method == "GET" else (method,)
-                raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=allow)
-            if route not in _OPEN:
-                runtime.authorize(call, admin=route.startswith("/admin"))
-            async with asyncio.timeout(runtime.settings.timeout_seconds):
-                return route, await handler(runtime, call), None
-        except PocketzooError as error:
-            return route, reply_of_error(error), str(refusal(error))
-        except TimeoutError:
-            late = _late(call, runtime.settings.timeout_seconds)
-            return route, reply_of_error(late), str(late)
-        except Exception as error:
-            runtime.log.failure(call, error)
-            return route, json_reply({"error": "the server failed; its log says why"}, status=500), repr(error)
-
-    def _find(self, runtime: Runtime, call: Call) -> tuple[str, str, Handler]:
-        """The route's template, its method and its handler."""
-        path = call.path
-        if (found := _ROUTES.get(path)) is not None:
-            return path, *found
-        if path.startswith("/v1/models/") and (match := _MODEL_ROUTE.fullmatch(path)):
-            parts = {key: value for key, value in match.groupdict().items() if value}
-            versions = "/versions/{version}" if match["version"] else ""
-            return f"/v1/models/{{model}}{versions}:predict", "POST", _bound(_predict_raw, **parts)
-        if path == "/v2" or path.startswith("/v2/"):
-            return oip.template(path), "any", _bound(oip.handle, tail=path[3:])
-        if path.startswith("/admin/"):
-            return "/admin", "any", _admin
-        if (reply := self._pages(runtime).get(path)) is not None:
-            return path, "GET", _constant(reply)
-        raise Refused(404, f"no such route: {path!r:.100}; GET /docs lists them")
-
-    def _pages(self, runtime: Runtime) -> Mapping[str, Reply]:
-        if self._static is None:
-            self._static = {**openapi.pages(), **(page.files() if runtime.settings.page else {})}
-        return self._static
+    def _routes(self, runtime: Runtime) -> Iterator[Route]:
+        for operation in OPERATIONS:
+            if (handler := HANDLERS.get(operation.name)) is None:
+                continue
+            label = operation.path.replace("{name}", "{model}")
+            method = operation.method.upper()
+            endpoint = _Endpoint(runtime, handler, route=label, method=method, key=operation.key)
+            # A slash at the end is what some clients of the Open Inference Protocol send.
+            for end in ("", "/") if operation.path.startswith("/v2") else ("",):
+                yield Route(operation.path.replace("{name}", "{name:model}") + end, endpoint)
+        for path in _OF_BENTOML:
+            yield Route(path, self._app)
+        for path, reply in {**docs_page.pages(), **(page.files() if runtime.settings.page else {})}.items():
+            yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
 
 
-_OPEN = frozenset({*page.files(), *openapi.pages(), "/docs.json", "/metrics", "/v2/health/live", "/v2/health/ready"})
-"""Routes that need no key, as browsers, probes and Prometheus expect; of models they tell names and numbers."""
+async def _nowhere(runtime: Runtime, call: Call) -> Reply:
+    raise Refused(404, f"no such route: {call.path!r:.100}; GET /docs lists them")
 
 
 def _late(call: Call, seconds: float) -> Refused:
     what = "the body did not come" if call.reading else "no answer"
     return Refused(408 if call.reading else 504, f"{what} within {seconds:g} s (POCKETZOO_TIMEOUT_SECONDS)")
-
-
-def _bound(handler: Callable[..., Awaitable[Reply]], **parts: Any) -> Handler:
-    async def call_it(runtime: Runtime, call: Call) -> Reply:
-        return await handler(runtime, call, **parts)
-
-    return call_it
 
 
 def _constant(reply: Reply) -> Handler:

@@ -73,16 +73,12 @@ class Settings:
     """How long the first image of a batch waits for more."""
 
     poll_seconds: float = 1.0
-    """How often the folder is looked at for new files; 0: only on POST /admin/reload."""
-    keep_versions: int = 3
-    """Versions of a model that are kept to roll back to, in `state`."""
+    """How often the folder is looked at for new files; 0: only when the server starts."""
     max_loaded: int = 8
     """Models in memory; the one not used for longest makes room for another."""
-    state: Path | None = None
-    """Where pins, splits and old versions are kept; default: `.serve` in the folder of the models."""
 
     keys_file: Path | None = None
-    """API keys, as `pocketzoo key` writes them; default: none: anyone may predict, nobody may administrate."""
+    """API keys, as `pocketzoo key` writes them; default: none: anyone may predict."""
     log: str = "json"
     """One line per request: `json`, `text` or `off`."""
     page: int = 1
@@ -109,21 +105,19 @@ class Settings:
         if self.page > 1:
             raise UsageError(f"{PREFIX}PAGE: expected 0 or 1, got {self.page}")
 
-    @property
-    def state_folder(self) -> Path:
-        """Where the server may write; need not exist."""
-        return self.state or self.models / ".serve"
-
 
 _OF_OTHERS = frozenset({f"{PREFIX}OUTPUT", f"{PREFIX}STARTED"})
-_ZERO_IS_FINE = frozenset({"keep_versions", "page", "queue"})
+_ZERO_IS_FINE = frozenset({"page", "queue"})
+_GONE = frozenset({f"{PREFIX}KEEP_VERSIONS", f"{PREFIX}STATE"})
+"""Settings that this server had; it keeps no state."""
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `environment`; an empty variable counts as not set.
 
     Raises:
-        UsageError: a value that does not fit, or a variable whose name is that of a setting but for a slip.
+        UsageError: a value that does not fit, a variable whose name is that of a setting but for a slip, or one of a
+            setting that is no more.
     """
     hints = typing.get_type_hints(Settings)
     found: dict[str, typing.Any] = {}
@@ -140,6 +134,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 def _refuse_slip(variable: str, known: Iterable[str]) -> None:
     """Refuse POCKETZOO_MAX_PIXEL, but not POCKETZOO_PORT, which Kubernetes sets for a service of that name."""
+    if variable in _GONE:
+        raise UsageError(f"{variable} is no setting any more: to roll back, put the old file back; unset it")
     variables = [f"{PREFIX}{name.upper()}" for name in known]
     if close := difflib.get_close_matches(variable, variables, n=1, cutoff=0.9):
         raise UsageError(f"{variable} is no setting; did you mean {close[0]}? Unset it otherwise")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import random
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -32,8 +31,6 @@ from zoo.base.errors import ArtefactError, UsageError
 __all__ = ["Runtime"]
 
 Array = npt.NDArray[np.float32]
-
-SPLIT_HEADER = b"x-pocketzoo-split"
 
 _KEYS_EVERY_SECONDS = 1.0
 """How often the file of the keys is looked at, at most."""
@@ -67,12 +64,10 @@ class Runtime:
         self._buffered = 0
         self._loading = 0
         self._keys_seen = time.perf_counter()
-        self._shadows: set[asyncio.Task[None]] = set()
         self.repository.start()
 
     def close(self) -> None:
         """Finish what runs and free what is held."""
-        self.metrics.flush()
         self.repository.stop()
         self._loader.shutdown(cancel_futures=True)
         self._batch_thread.shutdown()
@@ -83,31 +78,27 @@ class Runtime:
         self.metrics.loaded(self.repository.loaded)
         self.log.event(kind, model, detail)
 
-    def authorize(self, call: Call, *, admin: bool) -> None:
+    def authorize(self, call: Call) -> None:
         """Find out whose request it is, and count it against his rate.
 
         Raises:
-            Refused: 401, 403, 404 or 429; see :class:`serve.access.keys.Keys`.
+            Refused: 401 or 429; see :class:`serve.access.keys.Keys`.
         """
         if call.started >= self._keys_seen + _KEYS_EVERY_SECONDS:
             self._keys_seen = call.started
             self.keys.reload()
-        call.key = self.keys.authorize(call.headers, admin=admin)
+        call.key = self.keys.authorize(call.headers)
         self.keys.take(call.key)
 
     async def model(self, call: Call, name: str | None, version: str | None = None) -> Model:
-        """The model that shall answer, after the traffic split; loaded if it is not in memory.
+        """The model that shall answer; loaded if it is not in memory.
 
         Raises:
             Refused: 404 if there is none of that name or version, 503 if it cannot be served.
         """
-        force = call.headers.get(SPLIT_HEADER, b"").decode("latin-1") or None
-        unit = random.random()
-        model = self.repository.route(name, version, unit=unit, force=force)
+        model = self.repository.get(name, version)
         if model is None:
-            model = await self._load(
-                call, functools.partial(self.repository.load, name, version, unit=unit, force=force)
-            )
+            model = await self._load(call, functools.partial(self.repository.load, name, version))
         call.model, call.version = model.name, model.version
         return model
 
@@ -229,7 +220,7 @@ class Runtime:
         probabilities = softmax(np.stack([row.values for row in rows]), model.card.use.temperature)
         if not np.isfinite(probabilities).all():
             raise ArtefactError(f"the model {model.name!r} answers with numbers that are not finite; export it again")
-        self._watch(model, pictures, probabilities)
+        self._follow(model, probabilities)
         predictor = model.predictor(alone=True)
         return [
             prediction_document(prediction, abstain=self.settings.abstain)
@@ -241,11 +232,11 @@ class Runtime:
         rows = await self._run(call, model, [("", image) for image in images])
         logits = np.stack([row.values for row in rows])
         if np.isfinite(logits).all():
-            self._watch(model, [("", image) for image in images], softmax(logits, model.card.use.temperature))
+            self._follow(model, softmax(logits, model.card.use.temperature))
         return logits
 
     async def logits(self, call: Call, model: Model, inputs: Array) -> Array:
-        """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]; no shadow sees them."""
+        """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]."""
         call.images = len(inputs)
         start = time.perf_counter()
         if (batcher := await self._batcher(model)) is not None:
@@ -301,32 +292,10 @@ class Runtime:
         self.engine.batch_took(images, seconds)
         self.metrics.batch(images)
 
-    def _watch(self, model: Model, pictures: Sequence[Picture], probabilities: Array) -> None:
-        classes = self._follow(model, probabilities)
-        if (shadow := self.repository.shadow(model)) is not None:
-            for picture, column in zip(pictures, classes, strict=True):
-                task = asyncio.ensure_future(self._shadow(model, shadow, picture, int(column)))
-                self._shadows.add(task)
-                task.add_done_callback(self._shadows.discard)
-
-    def _follow(self, model: Model, probabilities: Array) -> npt.NDArray[np.intp]:
-        """Tell the drift gauges; the predicted classes [B]."""
+    def _follow(self, model: Model, probabilities: Array) -> None:
+        """Tell the drift gauges."""
         classes = np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
         self.metrics.answered(model, probabilities.max(axis=1), classes)
-        return classes
-
-    async def _shadow(self, model: Model, shadow: Model, picture: Picture, column: int) -> None:
-        def work(alone: bool) -> bool:
-            row = prepare(picture, "", shadow.card.use.input, self.settings)
-            return int(infer(row, shadow.predictor(alone=False).logits).values.argmax()) == column
-
-        try:
-            agrees = await self.engine.spare(work)
-        except Exception as error:  # whatever it is, only the shadow's
-            self.log.event("shadow_failed", shadow.name, repr(error))
-            return
-        if agrees is not None:
-            self.metrics.shadow(model.name, shadow.name, agrees)
 
 
 def _place(picture: Picture, at: int, total: int) -> str:

@@ -3,7 +3,6 @@
     [[key]]
     name = "phone-app"
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-    role = "predict"
     rate = 10.0
     burst = 20
 
@@ -24,13 +23,12 @@ import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 
-__all__ = ["ROLES", "KeyEntry", "add_key", "digest_of", "parse_keys", "read_keys", "remove_key"]
-
-ROLES = ("predict", "admin")
+__all__ = ["KeyEntry", "add_key", "digest_of", "parse_keys", "read_keys", "remove_key"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -46,8 +44,6 @@ class KeyEntry:
     """What logs call it."""
     sha256: str
     """64 lower-case hexadecimal digits: SHA-256 of the key's ASCII characters."""
-    role: str
-    """`predict`, or `admin`, which may predict, too."""
     rate: float | None = None
     """Requests per second in the long run; None: as many as the server can."""
     burst: int | None = None
@@ -86,7 +82,7 @@ def parse_keys(text: str, path: Path) -> tuple[KeyEntry, ...]:
     """
     try:
         # ValueError: also what tomllib says to a date that does not exist.
-        found = to_dataclass(_Document, tomllib.loads(text), str(path)).key
+        found = to_dataclass(_Document, _without_roles(tomllib.loads(text), path), str(path)).key
     except DocumentError as error:
         raise UsageError(f"{error}; `pocketzoo key NAME --file {path}` writes entries that fit") from error
     except (ValueError, RecursionError) as error:
@@ -104,7 +100,7 @@ def parse_keys(text: str, path: Path) -> tuple[KeyEntry, ...]:
     return found
 
 
-def add_key(path: Path, name: str, *, role: str, rate: float | None = None, burst: int | None = None) -> str:
+def add_key(path: Path, name: str, *, rate: float | None = None, burst: int | None = None) -> str:
     """Draw a key and append its entry to the file at `path`, which need not exist; mode 0600.
 
     Returns:
@@ -118,7 +114,7 @@ def add_key(path: Path, name: str, *, role: str, rate: float | None = None, burs
     if name in [entry.name for entry in entries]:
         raise UsageError(f"{path}: there is a key {name!r}; choose another name, or remove it first (--remove)")
     key = secrets.token_urlsafe(32)
-    entry = KeyEntry(name=name, sha256=digest_of(key.encode()).hex(), role=role, rate=rate, burst=burst)
+    entry = KeyEntry(name=name, sha256=digest_of(key.encode()).hex(), rate=rate, burst=burst)
     _check(entry, f"key {name!r:.80}")
     if text:
         text = text.rstrip("\n") + "\n\n"
@@ -150,6 +146,18 @@ def remove_key(path: Path, name: str) -> None:
     _write_private(path, shorter)
 
 
+def _without_roles(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document without `role = "predict"`: every key may predict, and nothing else can be allowed."""
+    entries = document.get("key")
+    for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+        if isinstance(entry, dict) and (role := entry.pop("role", "predict")) != "predict":
+            raise UsageError(
+                f"{path}: key[{index}] ({entry.get('name')!r:.80}): role: expected predict or no role, got {role!r:.80}"
+                "; a key can only predict: change the line, or remove the key"
+            )
+    return document
+
+
 def _check(entry: KeyEntry, place: str) -> None:
     if not _NAME.fullmatch(entry.name):
         raise UsageError(
@@ -157,8 +165,6 @@ def _check(entry: KeyEntry, place: str) -> None:
         )
     if not _DIGEST.fullmatch(entry.sha256):
         raise UsageError(f"{place}: sha256: expected 64 lower-case hexadecimal digits, got {entry.sha256!r:.80}")
-    if entry.role not in ROLES:
-        raise UsageError(f"{place}: {unknown_name('role', entry.role[:80], ROLES)}")
     if entry.rate is not None and not 0 < entry.rate <= _MAX_RATE:
         raise UsageError(f"{place}: rate: expected requests per second, above 0, got {entry.rate}")
     if entry.burst is not None and not 1 <= entry.burst <= _MAX_RATE:
@@ -178,7 +184,7 @@ def _text(path: Path) -> str:
 
 def _toml(entry: KeyEntry) -> str:
     # A JSON string is a TOML basic string, for the characters that a name may have.
-    lines = ["[[key]]", f"name = {json.dumps(entry.name)}", f'sha256 = "{entry.sha256}"', f'role = "{entry.role}"']
+    lines = ["[[key]]", f"name = {json.dumps(entry.name)}", f'sha256 = "{entry.sha256}"']
     if entry.rate is not None:
         lines.append(f"rate = {float(entry.rate)!r}")
     if entry.burst is not None:

@@ -1,8 +1,7 @@
-"""Who may do what, and how often: API keys from a file, and a rate for each.
+"""Who may predict, and how often: API keys from a file, and a rate for each.
 
-Predicting needs a key if the file has at least one with the role `predict`; a key with the role `admin` may predict,
-too. The admin routes do not exist unless there is an admin key. A client sends its key as `Authorization: Bearer KEY`
-(RFC 6750, section 2.1) or as `X-API-Key: KEY`.
+Where there is a file, predicting needs a key. A client sends its key as `Authorization: Bearer KEY` (RFC 6750, section
+2.1) or as `X-API-Key: KEY`.
 """
 
 from __future__ import annotations
@@ -49,17 +48,6 @@ class _Bucket:
         return (1.0 - self.tokens) / self.rate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table:
-    """One state of the file, replaced as a whole."""
-
-    digests: tuple[tuple[bytes, KeyEntry], ...] = ()
-    predict: bool = False
-    """Whether predicting needs a key."""
-    admin: bool = False
-    """Whether the admin routes exist."""
-
-
 class Keys:
     """The API keys of one worker.
 
@@ -69,7 +57,7 @@ class Keys:
     """
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the file that `settings.keys_file` names; without one, anyone may predict and nobody administrate.
+        """Read the file that `settings.keys_file` names; without one, anyone may predict.
 
         Raises:
             UsageError: the file cannot be read, has no key, or an entry does not fit.
@@ -77,7 +65,7 @@ class Keys:
         self._path = settings.keys_file
         self._workers = settings.workers
         self._clock = clock
-        self._table = _Table()
+        self._digests: tuple[tuple[bytes, str], ...] = ()
         self._buckets: dict[str, _Bucket] = {}
         self._stamp: tuple[int, ...] | None = None
         if self._path is not None:
@@ -85,39 +73,27 @@ class Keys:
             self._use(_read(self._path))
 
     @property
-    def admin(self) -> bool:
-        """Whether the admin routes exist."""
-        return self._table.admin
-
-    @property
     def required(self) -> bool:
         """Whether predicting needs a key."""
-        return self._table.predict
+        return self._path is not None
 
-    def authorize(self, headers: Mapping[bytes, bytes], *, admin: bool) -> str | None:
+    def authorize(self, headers: Mapping[bytes, bytes]) -> str | None:
         """The name of the key that a request came with; None where none is needed.
 
         Args:
             headers: lower-case name -> value.
-            admin: whether it is about an admin route.
 
         Raises:
-            Refused: 404 for an admin route if there are none, 401 without a known key, 403 with one that may not.
+            Refused: 401 without a known key.
         """
-        table = self._table
-        if admin and not table.admin:
-            raise Refused(404, "no such route: administration is off until POCKETZOO_KEYS_FILE has a key of role admin")
-        if not admin and not table.predict:
+        if not self.required:
             return None
         key = _key(headers)
         if key is None:
             raise Refused(401, f"this needs an API key, and none came; {_HOW}")
-        entry = _find(table, key)
-        if entry is None:
+        if (name := self._find(key)) is None:
             raise Refused(401, f"the API key is not one of this server's; {_HOW}")
-        if admin and entry.role != "admin":
-            raise Refused(403, f"the API key {entry.name!r} may only predict; administration needs one of role admin")
-        return entry.name
+        return name
 
     def take(self, name: str | None) -> None:
         """Count one request of the key `name` (what :meth:`authorize` returned) against its rate.
@@ -137,8 +113,7 @@ class Keys:
     def reload(self, *, force: bool = False) -> bool:
         """Read the file again if it changed, or if `force`; cheap enough to be called every second.
 
-        A file that cannot be used leaves the keys as they are, with a warning. Where predicting needed a key it does
-        so until the server starts anew, even if the last such key was removed: a file half written never opens it.
+        A file that cannot be used, or has no key any more, leaves the keys as they are, with a warning.
 
         Returns:
             Whether the file was read and is in use now.
@@ -155,7 +130,7 @@ class Keys:
         except UsageError as error:
             _log.warning("the API keys stay as they were: %s", error)
             return False
-        _log.info("%d API keys read from %s", len(self._table.digests), self._path)
+        _log.info("%d API keys read from %s", len(self._digests), self._path)
         return True
 
     def _use(self, entries: tuple[KeyEntry, ...]) -> None:
@@ -165,11 +140,16 @@ class Keys:
             if old is not None and (old.rate, old.capacity) == (bucket.rate, bucket.capacity):
                 buckets[name] = old
         self._buckets = buckets
-        self._table = _Table(
-            digests=tuple((bytes.fromhex(entry.sha256), entry) for entry in entries),
-            predict=self._table.predict or any(entry.role == "predict" for entry in entries),
-            admin=any(entry.role == "admin" for entry in entries),
-        )
+        self._digests = tuple((bytes.fromhex(entry.sha256), entry.name) for entry in entries)
+
+    def _find(self, key: bytes) -> str | None:
+        digest = digest_of(key)
+        found = None
+        # Through all of them, so that the time says neither whether nor where there is a match.
+        for known, name in self._digests:
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
 
     def _bucket(self, entry: KeyEntry) -> _Bucket:
         assert entry.rate is not None
@@ -183,16 +163,6 @@ def _key(headers: Mapping[bytes, bytes]) -> bytes | None:
     if scheme.lower() == b"bearer" and (token := token.strip()):
         return token
     return headers.get(b"x-api-key", b"").strip() or None
-
-
-def _find(table: _Table, key: bytes) -> KeyEntry | None:
-    digest = digest_of(key)
-    found = None
-    # Through all of them, so that the time says neither whether nor where there is a match.
-    for known, entry in table.digests:
-        if hmac.compare_digest(known, digest):
-            found = entry
-    return found
 
 
 def _read(path: Path) -> tuple[KeyEntry, ...]:

@@ -17,9 +17,6 @@ __all__ = ["key"]
 @app.command(rich_help_panel=SERVE)
 def key(
     name: Annotated[str | None, typer.Argument(help="What logs call the key, like phone-app.")] = None,
-    role: Annotated[
-        str, typer.Option(help="predict, or admin, which may also reload, roll back and split models.")
-    ] = "predict",
     rate: Annotated[float | None, typer.Option(help="Requests per second in the long run; default: no limit.")] = None,
     burst: Annotated[int | None, typer.Option(help="Requests at once after a rest; default: the rate.")] = None,
     file: Annotated[
@@ -44,17 +41,17 @@ def key(
         remove_key(file, name)
         _say({"name": name, "file": str(file)}, f"{file}: {name} removed", as_json)
     else:
-        drawn = add_key(file, name, role=role, rate=rate, burst=burst)
-        _say({"name": name, "role": role, "file": str(file), "key": drawn}, drawn, as_json)
+        drawn = add_key(file, name, rate=rate, burst=burst)
+        _say({"name": name, "file": str(file), "key": drawn}, drawn, as_json)
         if not as_json:
-            _explain(name, role, file)
+            _explain(name, file)
 
 
-def _explain(name: str, role: str, file: Path) -> None:
+def _explain(name: str, file: Path) -> None:
     from zoo.base.progress import note
 
     note(
-        f"{name} ({role}) is in {file}, as a hash: the key above is shown this once. "
+        f"{name} is in {file}, as a hash: the key above is shown this once. "
         f"Start the server with POCKETZOO_KEYS_FILE={file.resolve()}; clients send `Authorization: Bearer KEY`"
     )
 
@@ -70,9 +67,9 @@ def _list(entries: Any, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "role", "requests/s", "burst", "sha256"):
+    for heading in ("name", "requests/s", "burst", "sha256"):
         table.add_column(heading, no_wrap=True)
     for entry in entries:
         limits = (f"{entry.rate:g}", str(entry.capacity)) if entry.rate is not None else ("", "")
-        table.add_row(entry.name, entry.role, *limits, entry.sha256[:12])
+        table.add_row(entry.name, *limits, entry.sha256[:12])
     console().print(table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import time
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def stamp(path: Path) -> Stamp:
 class Model:
     """One version of one artefact, in memory."""
 
-    __slots__ = ("__weakref__", "_alone", "_shared", "bytes", "card", "digest", "labels", "name", "path", "used")
+    __slots__ = ("__weakref__", "_alone", "_shared", "bytes", "card", "digest", "name", "path", "used")
 
     def __init__(self, name: str, *, alone: Predictor, shared: Predictor, size: int) -> None:
         """Give loaded predictors of the same file a name; :func:`load_model` does.
@@ -58,8 +57,6 @@ class Model:
         self.card: Card = alone.card
         self.digest: str = alone.digest
         self.bytes = size
-        self.labels: str = hashlib.sha256("\0".join(alone.card.use.labels).encode()).hexdigest()
-        """Equal for two models exactly if their labels are the same, in the same order."""
         self.used: float = time.monotonic()
         """When it was last asked for, in seconds of time.monotonic; the one thing about it that changes."""
         self._alone = alone

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-from serve.models.snapshot import View
-from serve.models.versions import VersionStore
+from serve.models.folder import Artefact
 from zoo.artefact.card import Card
-from zoo.artefact.onnx_file import read_card
 from zoo.base.errors import PocketzooError
 
 __all__ = ["best_first"]
 
 
-def best_first(view: View, store: VersionStore) -> list[str]:
-    """Names of a view's models by validation accuracy, then by size of the file; what was not measured comes last.
+def best_first(artefacts: Mapping[str, Artefact]) -> list[str]:
+    """Names of models by validation accuracy, then by size of the file; what was not measured or read comes last."""
 
-    A model whose file cannot be read is ranked by the version that would answer in its place.
-    """
-
-    def rank(name: str) -> tuple[float, int, str]:
-        card = next(_cards(view, store, name), None)
+    def rank(artefact: Artefact) -> tuple[float, int, str]:
+        card = _card(artefact)
         measured = card.metrics("validation") if card else None
-        return (-measured.top1 if measured else 1.0, view.artefacts[name].bytes, name)
+        return (-measured.top1 if measured else 1.0, artefact.bytes, artefact.name)
 
-    return sorted(view.artefacts, key=rank)
+    return [artefact.name for artefact in sorted(artefacts.values(), key=rank)]
 
 
-def _cards(view: View, store: VersionStore, name: str) -> Iterator[Card]:
-    """Cards of what would answer to a name, likeliest first."""
-    pins = [pin for pin in (view.state.pins.get(name),) if pin]
-    for version in (*pins, None, *store.versions(name)[:1]):
-        try:
-            if version is None:
-                yield view.artefacts[name].card()
-            elif (path := store.path(name, version)) is not None:
-                yield read_card(path)
-        except PocketzooError:
-            continue
+def _card(artefact: Artefact) -> Card | None:
+    try:
+        return artefact.card()
+    except PocketzooError:
+        return None

@@ -87,38 +87,26 @@ class _Window:
 class Follower:
     """The drift of what answers under one name.
 
-    Versions come and go under a name, and two may share its requests. The one that gives most of the answers is
-    followed (the majority vote of Boyer and Moore, with at most ENOUGH votes): a canary does not disturb the window,
-    and a new version is followed after at most ENOUGH answers. Not for several threads at once.
+    The version that answered last is followed: one that takes its place begins anew. Not for several threads at once.
     """
 
     def __init__(self) -> None:
         self._card: Card | None = None
         self._digest: str | None = None
-        self._votes = 0
         self._window = _Window(0)
 
-    def add(self, digest: str, card: Card, answers: Iterable[tuple[int, float]]) -> bool:
+    def add(self, digest: str, card: Card, answers: Iterable[tuple[int, float]]) -> None:
         """Take in answers of one version: the index of the predicted class, and its calibrated probability.
 
         Args:
             digest: what tells versions apart.
             card: the version's.
             answers: in the order in which they were given.
-
-        Returns:
-            Whether they belong to the version that is followed.
         """
+        if digest != self._digest:
+            self._digest, self._card, self._window = digest, card, _Window(len(card.use.labels))
         for index, confidence in answers:
-            if digest != self._digest:
-                self._votes -= 1
-                if self._votes >= 0:
-                    continue
-                self._digest, self._card = digest, card
-                self._votes, self._window = 0, _Window(len(card.use.labels))
-            self._votes = min(ENOUGH, self._votes + 1)
             self._window.add(index, confidence)
-        return digest == self._digest
 
     @property
     def answers(self) -> int:

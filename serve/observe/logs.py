@@ -78,8 +78,8 @@ class Log:
         self._write(fields, "error")
 
     def event(self, kind: str, model: str, detail: str = "") -> None:
-        """One line about the server itself: a model that was loaded, swapped, refused, rolled back."""
-        level = "warning" if kind == "refused" or kind.endswith("_failed") else "info"
+        """One line about the server itself: a model that was loaded, swapped, refused, unloaded."""
+        level = "warning" if kind == "refused" else "info"
         fields = {"time": self._now(), "level": level, "event": kind, "model": model[:_MOST], "detail": detail}
         self._write(fields, "detail")
 

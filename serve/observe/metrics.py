@@ -1,13 +1,10 @@
 """What Prometheus may ask: requests, stages, models and drift, of all workers together.
 
-`bentoml serve` sets PROMETHEUS_MULTIPROC_DIR for its workers: each then counts in memory-mapped files of its own there,
-and whichever is asked adds them up. Without the variable (in tests) a :class:`Metrics` counts in memory. Labels are
-bounded: templates of routes, names of models in the repository, numbers of statuses; never text of a client.
+Labels are bounded: templates of routes, names of models in the repository, numbers of statuses; never text of a client.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import time
@@ -19,8 +16,7 @@ import numpy.typing as npt
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 
 from serve.observe.drift import Follower
-from serve.observe.exposition import forget_dead_workers, render, reserve_files
-from serve.observe.tally import CounterTally, HistogramTally
+from serve.observe.workers import choose_storage, render
 from serve.protocols.http import Call
 from serve.settings import Settings
 from zoo.artefact.card import Card
@@ -34,8 +30,6 @@ _SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25
 """Upper bounds of times: 0.1 ms to 10 s, three per decade."""
 _MOST = 1000
 """Combinations of labels of one metric; what comes later is counted together, under the labels `other`."""
-_FLUSH_SECONDS = 0.25
-"""How long a request may be missing from what is scraped."""
 _REPORT_EVERY = 25
 """Answers of a model between two looks at its drift, which take longer than counting them."""
 
@@ -57,8 +51,7 @@ _REASONS = {
 }
 """Why a request was refused, by the status of its answer."""
 
-_C = TypeVar("_C", Counter, Gauge, CounterTally, HistogramTally)
-_T = TypeVar("_T", CounterTally, HistogramTally)
+_C = TypeVar("_C", Counter, Gauge, Histogram)
 
 
 class Answering(Protocol):
@@ -81,37 +74,20 @@ class Metrics:
     """The metrics of one worker, to be made when the worker starts, and once: a process has one set of files."""
 
     def __init__(self, settings: Settings) -> None:
-        """Register every metric, and forget workers that were killed; `settings.batch_size` bounds a histogram."""
-        forget_dead_workers()
-        reserve_files()
+        """Register every metric; of the settings `batch_size` bounds a histogram, and `workers` says where to count."""
+        choose_storage(settings.workers)
         self._registry = registry = CollectorRegistry()
-        self._requests = _tallied(
-            Counter("pocketzoo_requests", "Requests answered.", ["route", "model", "status"], registry=registry)
-        )
+        self._requests = _counter("requests", "Requests answered.", registry, "route", "model", "status")
         self._request_seconds = _timed("request", "From a request's headers to its answer.", registry, "route")
         self._stage_seconds = _timed("stage", "Time of a request per stage.", registry, "stage")
-        self._images = _tallied(Counter("pocketzoo_images", "Images answered.", ["model"], registry=registry))
-        self._refused = _tallied(
-            Counter("pocketzoo_refused", "Requests not answered, by the reason.", ["reason"], registry=registry)
-        )
-        self._flush_planned = False
-        self._now_in_flight = self._now_queued = 0
+        self._images = _counter("images", "Images answered.", registry, "model")
+        self._refused = _counter("refused", "Requests not answered, by the reason.", registry, "reason")
         self._in_flight = _gauge("in_flight", "Requests being worked on.", registry)
         self._queued = _gauge("queued", "Requests that wait for their turn.", registry)
         self._loaded = _gauge("models_loaded", "Models in memory, in the worker with the most.", registry, "livemax")
         sizes = [2**power for power in range(max(1, math.ceil(math.log2(settings.batch_size))) + 1)]
         self._batches = Histogram("pocketzoo_batch_size", "Images of one inference.", buckets=sizes, registry=registry)
-        self._events: _Children[Counter] = _Children(
-            Counter("pocketzoo_model_events", "Changes of the models.", ["kind", "model"], registry=registry).labels
-        )
-        self._shadows: _Children[Counter] = _Children(
-            Counter(
-                "pocketzoo_shadow",
-                "Images answered by a second model as well, and whether it predicts the same class.",
-                ["model", "shadow", "agrees"],
-                registry=registry,
-            ).labels
-        )
+        self._events = _counter("model_events", "Changes of the models.", registry, "kind", "model")
         self._drift = _DriftGauges(registry)
 
     def record(self, call: Call, *, route: str, status: int, images: int) -> None:
@@ -124,46 +100,22 @@ class Metrics:
             images: asked about; counted where the request was not refused.
         """
         model = call.model or ""
-        now = time.perf_counter()
-        self._requests.of(route, model, status).count += 1
-        self._request_seconds.of(route, model).observe(now - call.started)
+        self._requests.of(route, model, status).inc()
+        self._request_seconds.of(route, model).observe(time.perf_counter() - call.started)
         for stage, milliseconds in call.stages.items():
             self._stage_seconds.of(stage, model).observe(milliseconds / 1e3)
         if status >= 400:
-            self._refused.of(_REASONS.get(status, "other")).count += 1
+            self._refused.of(_REASONS.get(status, "other")).inc()
         elif images:
-            self._images.of(model).count += images
-        if not self._flush_planned:
-            self._plan_flush()
-
-    def _plan_flush(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.flush()
-            return
-        self._flush_planned = True
-        loop.call_later(_FLUSH_SECONDS, self.flush)
-
-    def flush(self) -> None:
-        """Write what :meth:`record` has counted since the last time; from the event loop's thread."""
-        self._flush_planned = False
-        self._in_flight.set(self._now_in_flight)
-        self._queued.set(self._now_queued)
-        for children in (self._requests, self._images, self._refused, self._request_seconds, self._stage_seconds):
-            children.flush()
+            self._images.of(model).inc(images)
 
     def in_flight(self, delta: int) -> None:
         """A request came (1) or went (-1)."""
-        self._now_in_flight += delta
-        if not self._flush_planned:
-            self._plan_flush()
+        self._in_flight.inc(delta)
 
     def queued(self, count: int) -> None:
         """So many requests of this worker wait."""
-        self._now_queued = count
-        if not self._flush_planned:
-            self._plan_flush()
+        self._queued.set(count)
 
     def batch(self, images: int) -> None:
         """One inference had so many images."""
@@ -174,12 +126,8 @@ class Metrics:
         self._loaded.set(count)
 
     def event(self, kind: str, model: str, detail: str = "") -> None:
-        """Count a change: loaded, swapped, refused, rolled_back, unloaded. `detail` is for the log, told likewise."""
+        """Count a change: loaded, swapped, refused, unloaded. `detail` is for the log, told likewise."""
         self._events.of(kind, model).inc()
-
-    def shadow(self, model: str, other: str, agrees: bool) -> None:
-        """`other` answered an image of `model` as well, which is thrown away but for whether both agree."""
-        self._shadows.of(model, other, "true" if agrees else "false").inc()
 
     def answered(self, model: Answering, confidences: npt.NDArray[np.float32], classes: npt.NDArray[np.intp]) -> None:
         """Take in answers for the drift of a model whose card has a reference; from the event loop's thread only.
@@ -215,16 +163,6 @@ class _Children(Generic[_C]):
                 return self._others
             child = self._known[values] = self._make(*values)
         return child
-
-
-class _Tallies(_Children[_T]):
-    """Children that are written in bulk."""
-
-    def flush(self) -> None:
-        for tally in self._known.values():
-            tally.flush()
-        if self._others is not None:
-            self._others.flush()
 
 
 class _DriftGauges:
@@ -269,13 +207,13 @@ class _DriftGauges:
         self._classes.of(name).set(math.nan if drift is None or drift.classes is None else drift.classes)
 
 
-def _timed(name: str, text: str, registry: CollectorRegistry, label: str) -> _Tallies[HistogramTally]:
-    histogram = Histogram(f"pocketzoo_{name}_seconds", text, [label, "model"], buckets=_SECONDS, registry=registry)
-    return _Tallies(lambda *values: HistogramTally(histogram.labels(*values), _SECONDS))
+def _timed(name: str, text: str, registry: CollectorRegistry, label: str) -> _Children[Histogram]:
+    name = f"pocketzoo_{name}_seconds"
+    return _Children(Histogram(name, text, [label, "model"], buckets=_SECONDS, registry=registry).labels)
 
 
-def _tallied(counter: Counter) -> _Tallies[CounterTally]:
-    return _Tallies(lambda *values: CounterTally(counter.labels(*values)))
+def _counter(name: str, text: str, registry: CollectorRegistry, *labels: str) -> _Children[Counter]:
+    return _Children(Counter(f"pocketzoo_{name}", text, labels, registry=registry).labels)
 
 
 def _gauge(name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:

@@ -1,8 +1,10 @@
-"""What the server answers, as pydantic models: they are the JSON and its documentation at `/docs`."""
+"""What the server takes and answers, as pydantic models: they are the JSON and its documentation at `/docs`."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 __all__ = [
     "Accuracy",
@@ -12,8 +14,20 @@ __all__ = [
     "Milliseconds",
     "ModelInfo",
     "ModelsResponse",
+    "PredictForm",
     "PredictResponse",
 ]
+
+
+class PredictForm(BaseModel):
+    """The form of POST /predict."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]] = Field(
+        min_length=1, description="one or several image files"
+    )
+    model: str | None = Field(None, description="a name of GET /models; default: the default model")
 
 
 class LabelProbability(BaseModel):
@@ -82,7 +96,6 @@ class ModelInfo(BaseModel):
     accuracy: Accuracy | None = Field(None, description="on the validation split, if it was measured")
     loaded: bool = Field(description="whether it is in memory; it is loaded by the first request that names it")
     error: str | None = Field(None, description="why the file cannot be served")
-    versions: list[str] = Field(description="what can be rolled back to, newest first")
 
 
 class ModelsResponse(BaseModel):

@@ -14,13 +14,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 _ENTRY = "serve"
 _PACKAGES = ("serve", "zoo")
-_LEFT_OUT = ("shipping", "__pycache__")
+_LEFT_OUT = ("bulk", "commands", "shipping", "__pycache__")
 
 
 def server_sources(project: Path = PROJECT) -> dict[str, Path]:
-    """The package `serve` without this one, and every module of `zoo` that it imports, directly or not.
+    """The package `serve` without its commands and what only they use, and every module of `zoo` that it imports.
 
-    Imports inside functions count. The keys are paths below `project`, with slashes, in alphabetical order.
+    Directly or not; imports inside functions count. The keys are paths below `project`, with slashes, in alphabetical
+    order.
 
     Raises:
         ArtefactError: a module that cannot be read.

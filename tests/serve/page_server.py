@@ -36,7 +36,6 @@ def _models() -> dict:
             "accuracy": accuracy,
             "loaded": not error,
             "error": error,
-            "versions": [],
         }
 
     models = [

@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from starlette.testclient import TestClient
 
-from serve.access.key_file import add_key
 from serve.protocols.openapi.document import document
 from tests.serve.conftest import BENTOML_WARNINGS, write_artefact
 from tests.serve.mutations import FORMATS, bombs, good, mutate
@@ -44,7 +43,6 @@ class Server:
     """The application, and how often it answered what."""
 
     client: TestClient
-    admin_key: str
     version: str
     """Of the model `good`."""
     statuses: collections.Counter[tuple[str, int]] = field(default_factory=collections.Counter)
@@ -83,15 +81,13 @@ def server(request, tmp_path_factory) -> Iterator[Server]:
     write_artefact(root / "models" / "other" / "model.onnx", seed=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_MODELS", str(root / "models"))
-        patch.setenv("POCKETZOO_KEYS_FILE", str(root / "keys.toml"))
         patch.setenv("POCKETZOO_THREADS", "1")
         patch.setenv("POCKETZOO_MAX_PIXELS", "1000000")
         patch.setenv("POCKETZOO_MAX_IMAGE_BYTES", "100000")
         patch.setenv("POCKETZOO_MAX_REQUEST_BYTES", "300000")
         patch.setenv("POCKETZOO_LOG", "off")
-        key = add_key(root / "keys.toml", "root", role="admin")
         with TestClient(Classifier.to_asgi(), raise_server_exceptions=False) as client:
-            found = Server(client=client, admin_key=key, version=client.get("/models").json()["models"][0]["version"])
+            found = Server(client=client, version=client.get("/models").json()["models"][0]["version"])
             yield found
     if "POCKETZOO_FUZZ_EXAMPLES" in os.environ:
         with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
@@ -201,7 +197,14 @@ def test_odd_names_of_models(server, text):
 )
 def test_odd_headers(server, headers):
     encoded = {name.encode("latin-1"): value.encode("latin-1") for name, value in headers.items()}
-    for path in ("/predict", "/v1/predict", "/v2/models/good/infer", "/models", "/admin/reload"):
+    for path in (
+        "/predict",
+        "/v1/predict",
+        "/v2/models/good/infer",
+        "/models",
+        "/admin/reload",
+        "/v2/repository/index",
+    ):
         for method in ("GET", "POST"):
             server.send("odd header", method, path, content=good("PNG"), headers=encoded)
     server.still_answers()
@@ -230,7 +233,7 @@ def test_odd_methods_and_paths(server, method):
         "/%",
         "/nothing",
     ):
-        response = server.client.request(method, path, headers={"X-API-Key": server.admin_key})
+        response = server.client.request(method, path)
         server.statuses["odd path", response.status_code] += 1
         assert response.status_code in _REFUSED, (path, response.text)
         assert ("allow" in response.headers) == (response.status_code == 405), (path, response.headers)
@@ -301,10 +304,10 @@ def test_spoilt_tensors(server):
     server.still_answers()
 
 
-@pytest.mark.parametrize("path", ["/v2/models/good/infer", "/v2/repository/index", "/admin/reload"])
+@pytest.mark.parametrize("path", ["/v2/models/good/infer", "/v2/repository/index"])
 @pytest.mark.parametrize("text", ["[" * 4000, '{"a":' * 1500, "1" * 4096, '"', "\0", "NaN", "\xff"])
 def test_documents_that_break_parsers(server, path, text):
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.admin_key}"}
+    headers = {"Content-Type": "application/json"}
     server.send("odd document", "POST", path, content=text.encode("latin-1"), headers=headers)
     server.still_answers()
 
@@ -352,8 +355,6 @@ def test_the_document_is_true(server, label, mode):
         values = case.as_transport_kwargs(base_url="http://testserver")
         prepared = requests.Request(**{name: values[name] for name in known if name in values}).prepare()
         url, headers = prepared.url.replace(_VERSION, server.version), dict(prepared.headers)
-        if path.startswith("/admin"):
-            headers["Authorization"] = f"Bearer {server.admin_key}"
         if path in {"/readyz", "/livez", "/healthz", "/metrics"}:
             response = server.client.request(prepared.method, url)
             server.statuses["document", response.status_code] += 1

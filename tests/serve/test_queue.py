@@ -232,21 +232,6 @@ def test_failures_take_their_time_in_the_estimate(make):
         assert engine.wait_seconds() > 0.025
 
 
-def test_spare_work_runs_only_where_a_slot_is_free(make):
-    engine, go = make(slots=1), threading.Event()
-
-    async def main():
-        free = await engine.spare(lambda alone: "ran")
-        busy = asyncio.ensure_future(engine.map(call(), [Work(lambda alone: go.wait(5))]))
-        await asyncio.sleep(0)
-        skipped = await engine.spare(lambda alone: "ran")
-        go.set()
-        await busy
-        return free, skipped
-
-    assert asyncio.run(main()) == ("ran", None)
-
-
 def test_batches_count_as_waiting_and_set_the_estimate(make):
     engine = make(slots=1)
     for _ in range(200):

@@ -16,7 +16,6 @@ SETTABLE = {
     "formats": "png, Jpeg",
     "log": "text",
     "models": "there",
-    "state": "elsewhere",
     "keys_file": "keys.toml",
     "abstain": "0.5",
     "page": "0",
@@ -28,7 +27,6 @@ def test_defaults_without_any_variable():
     assert settings == Settings()
     assert (settings.top, settings.max_images, settings.max_image_bytes) == (5, 32, 20 * 1024 * 1024)
     assert 2 <= settings.slots <= 16
-    assert settings.state_folder == settings.models / ".serve"
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
@@ -43,7 +41,13 @@ def test_values_are_read_as_what_they_are():
     settings = read_settings({f"POCKETZOO_{name.upper()}": value for name, value in SETTABLE.items()})
     assert settings.formats == ("PNG", "JPEG")
     assert (settings.batch_window_ms, settings.abstain, settings.page) == (1.5, 0.5, 0)
-    assert (settings.models, settings.state_folder) == (Path("there"), Path("elsewhere"))
+    assert settings.models == Path("there")
+
+
+@pytest.mark.parametrize("name", ["STATE", "KEEP_VERSIONS"])
+def test_a_setting_that_is_no_more_is_refused_with_what_to_do_instead(name):
+    with pytest.raises(UsageError, match=f"POCKETZOO_{name} is no setting any more: .* old file back; unset it"):
+        read_settings({f"POCKETZOO_{name}": "3"})
 
 
 def test_an_empty_variable_counts_as_not_set():
@@ -67,7 +71,7 @@ def test_a_bad_number_is_refused_by_name(value):
         ("FORMATS", "png,eps", "unknown format in POCKETZOO_FORMATS 'EPS'"),
         ("ABSTAIN", "2", "expected a probability"),
         ("PAGE", "2", "expected 0 or 1"),
-        ("FORMATS", ",", "expected at least one of BMP"),
+        ("FORMATS", ",", "expected at least one of AVIF, BMP"),
         ("TIMEOUT_SECONDS", "0", "expected more than 0"),
         ("MAX_BUFFERED_BYTES", "9", "expected at least POCKETZOO_MAX_REQUEST_BYTES"),
         ("QUEU", "3", "POCKETZOO_QUEU is no setting; did you mean POCKETZOO_QUEUE"),

@@ -52,7 +52,7 @@ def folder(shipment, tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_keys(output, tmp_path_factory):
     root = tmp_path_factory.mktemp("keys")
-    add_key(root / "keys.toml", "phone", role="predict", rate=None, burst=None)
+    add_key(root / "keys.toml", "phone")
     out = root / "out"
     write_shipment(plan_shipment([output / "good"], root=output, keys_file=root / "keys.toml"), out)
     return out
@@ -163,8 +163,8 @@ def test_the_container_file_copies_what_is_there_and_drops_its_rights(folder):
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last["USER"])
     assert names.index("USER") > max(place for place, name in enumerate(names) if name in {"RUN", "COPY"})
     environment = dict(re.findall(r"(\w+)=(\S*)", last["ENV"]))
-    assert read_settings(environment).state_folder == Path("/tmp/pocketzoo/state")
-    for variable in ("BENTOML_HOME", "PROMETHEUS_MULTIPROC_DIR", "POCKETZOO_STATE"):
+    assert read_settings(environment).models == Path("/app/output")
+    for variable in ("BENTOML_HOME", "PROMETHEUS_MULTIPROC_DIR"):
         assert environment[variable].startswith("/tmp/")
     assert json.loads(last["CMD"])[:3] == ["bentoml", "serve", "serve.service:Classifier"]
     assert "torch" not in (folder / "Containerfile").read_text() + (folder / "requirements.txt").read_text()

@@ -1,4 +1,4 @@
-"""What handlers ask of the runtime: bodies within limits, models after the split, shadows."""
+"""What handlers ask of the runtime: bodies within limits, and answers in order."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,6 @@ import pytest
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from serve.worker import Runtime
-from tests.serve.conftest import write_artefact
 from tests.serve.protocols.test_http import call
 
 
@@ -92,53 +91,6 @@ def test_a_body_that_was_only_announced_takes_no_room(output):
 
     with runtime(output, max_buffered_bytes=5, max_request_bytes=5) as server:
         asyncio.run(ask(server))
-
-
-@pytest.fixture
-def twins(tmp_path):
-    """Two models with different weights and the same labels, and one more that is the default."""
-    for seed, name in enumerate(("first", "second")):
-        write_artefact(tmp_path / name / "model.onnx", seed=seed)
-    write_artefact(tmp_path / "best" / "model.onnx", seed=7, top1=0.9)
-    return tmp_path
-
-
-def test_a_split_sends_a_share_to_the_canary_and_a_header_decides(twins):
-    async def name(server, **headers):
-        return (await server.model(call(**headers), "first")).name
-
-    async def names(server):
-        drawn = [await name(server) for _ in range(200)]
-        return drawn, await name(server, x_pocketzoo_split="canary"), await name(server, x_pocketzoo_split="stable")
-
-    with runtime(twins) as server:
-        server.repository.load("first")
-        server.repository.set_split("first", to="second", percent=50)
-        drawn, forced, stable = asyncio.run(names(server))
-        assert 50 < drawn.count("second") < 150
-        assert (forced, stable) == ("second", "first")
-        server.repository.set_split("first", to="second", percent=0)
-        assert set(asyncio.run(names(server))[0]) == {"first"}
-
-
-def test_a_shadow_sees_the_images_and_only_its_disagreement_is_kept(twins, draw):
-    async def ask(server):
-        for seed in range(6):
-            document = await server.answer(call(), "first", None, [("", draw(seed))])
-            assert document["model"] == "first"
-            await asyncio.gather(*server._shadows)
-        return document
-
-    with runtime(twins) as server:
-        server.repository.load("first")
-        server.repository.set_shadow("first", to="second")
-        asyncio.run(ask(server))
-        lines = [
-            line for line in server.metrics.render().decode().splitlines() if line.startswith("pocketzoo_shadow_total")
-        ]
-    counted = {("true" in line): float(line.rpartition(" ")[2]) for line in lines}
-    assert sum(counted.values()) == 6
-    assert all('model="first"' in line and 'shadow="second"' in line for line in lines)
 
 
 def test_several_images_are_computed_side_by_side_and_answered_in_order(output, draw):

@@ -11,7 +11,7 @@ import asyncio
 import importlib.metadata
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.protocols.http import Call, Refused, Reply, json_reply
-from serve.protocols.oip.request import InferRequest, Wanted, inflate, read_request
+from serve.protocols.oip.request import Asked, Wanted, inflate, read_request
 from serve.protocols.oip.tensors import Output, images_name, write_answer
 from zoo.artefact.card import Card
 from zoo.artefact.predictor import softmax
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from serve.models.model import Model
     from serve.worker import Runtime
 
-__all__ = ["handle", "template"]
+__all__ = ["HANDLERS"]
 
 Array = npt.NDArray[np.float32]
 
@@ -44,47 +44,8 @@ _INLINE_BYTES = 1 << 20
 """Larger bodies are read in a thread of their own, one at a time: decompressed and parsed they take memory."""
 _READER = ThreadPoolExecutor(1, thread_name_prefix="oip")
 
-_ACTIONS = ("ready", "infer")
 
-
-async def handle(runtime: Runtime, call: Call, tail: str) -> Reply:
-    """Answer one request; `tail` is what follows /v2 in its path.
-
-    Raises:
-        PocketzooError: it cannot be answered; see serve.protocols.http.refusal for the status.
-    """
-    route, name, version = _route(tail)
-    if (found := _ROUTES.get(route)) is None:
-        raise Refused(404, f"no such route: {'/v2' + tail!r:.100}; GET /docs lists them")
-    method, handler = found
-    if call.method != method and not (method == "GET" and call.method == "HEAD"):
-        allow = ("GET", "HEAD") if method == "GET" else (method,)
-        raise Refused(405, f"{route}: expected {method}, got {call.method!r:.20}", allow=allow)
-    return await handler(runtime, call, name, version)
-
-
-def template(path: str) -> str:
-    """The route of a path, with its parts' names in place of their values: for the log and the metrics."""
-    route, _, _ = _route(path.removeprefix("/v2"))
-    return route if route in _ROUTES else ""
-
-
-def _route(tail: str) -> tuple[str, str, str | None]:
-    """The route's template, the name of the model (which may have slashes) and its version."""
-    tail = tail.strip("/")
-    if not tail.startswith("models/"):
-        return f"/v2/{tail}".rstrip("/"), "", None
-    parts = tail.split("/")[1:]
-    action = f"/{parts.pop()}" if len(parts) > 1 and parts[-1] in _ACTIONS else ""
-    version, place = None, ""
-    if len(parts) > 2 and parts[-2] == "versions" and parts[-1]:
-        version, place = parts[-1], "/versions/{version}"
-        del parts[-2:]
-    name = "/".join(parts)
-    return (f"/v2/models/{{model}}{place}{action}" if name else ""), name, version
-
-
-async def _server(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _server(runtime: Runtime, call: Call) -> Reply:
     try:
         release = importlib.metadata.version("pocketzoo")
     except importlib.metadata.PackageNotFoundError:  # its files were copied, not installed
@@ -93,11 +54,11 @@ async def _server(runtime: Runtime, call: Call, name: str, version: str | None) 
     return json_reply({"name": "pocketzoo", "version": release, "extensions": extensions})
 
 
-async def _live(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _live(runtime: Runtime, call: Call) -> Reply:
     return json_reply({"live": True})
 
 
-async def _ready(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _ready(runtime: Runtime, call: Call) -> Reply:
     try:
         ready = runtime.repository.get(None) is not None
     except PocketzooError:
@@ -105,20 +66,16 @@ async def _ready(runtime: Runtime, call: Call, name: str, version: str | None) -
     return json_reply({"ready": ready}, status=200 if ready else 503)
 
 
-async def _model_ready(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _model_ready(runtime: Runtime, call: Call, name: str, version: str | None = None) -> Reply:
     # It is ready once it has been loaded and checked, which asking for it does; there is no other way to know.
     model = await runtime.model(call, name, version)
     return json_reply({"name": model.name, "ready": True})
 
 
-async def _metadata(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _metadata(runtime: Runtime, call: Call, name: str, version: str | None = None) -> Reply:
     model = await runtime.model(call, name, version)
-    versions = [model.version]
-    for entry in (await _models(runtime))["models"]:
-        if entry["name"] == model.name:
-            versions += [entry["version"], *entry["versions"]]
-    known = list(dict.fromkeys(filter(None, versions)))
-    return json_reply({"name": model.name, "versions": known, "platform": "onnxruntime_onnx", **_tensors(model.card)})
+    about = {"name": model.name, "versions": [model.version], "platform": "onnxruntime_onnx"}
+    return json_reply({**about, **_tensors(model.card)})
 
 
 def _tensors(card: Card) -> dict[str, Any]:
@@ -138,7 +95,7 @@ def _tensors(card: Card) -> dict[str, Any]:
     }
 
 
-async def _index(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _index(runtime: Runtime, call: Call) -> Reply:
     body = await runtime.read(call, 4096)
     try:
         wanted = json.loads(body) if body.strip() else {}
@@ -147,23 +104,18 @@ async def _index(runtime: Runtime, call: Call, name: str, version: str | None) -
     only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
     if not isinstance(only_ready, bool):
         raise Refused(400, "expected a JSON object with `ready` true or false, or no body")
-    entries = [entry for model in (await _models(runtime))["models"] for entry in _index_entries(model)]
+    described = await asyncio.to_thread(runtime.repository.describe)
+    entries = [_index_entry(model) for model in described["models"]]
     return json_reply([entry for entry in entries if entry["state"] == "READY" or not only_ready])
 
 
-def _index_entries(model: dict[str, Any]) -> list[dict[str, str]]:
-    """One entry per version; what is not in memory is ready too, because a request that names it loads it."""
+def _index_entry(model: dict[str, Any]) -> dict[str, str]:
+    """What is not in memory is ready too, because a request that names it loads it."""
     state = "UNAVAILABLE" if model["error"] and not model["loaded"] else "READY"
-    newest = {"name": model["name"], "version": model["version"] or "", "state": state, "reason": model["error"] or ""}
-    older = [version for version in model["versions"] if version != model["version"]]
-    return [newest, *({"name": model["name"], "version": one, "state": "READY", "reason": ""} for one in older)]
+    return {"name": model["name"], "version": model["version"] or "", "state": state, "reason": model["error"] or ""}
 
 
-async def _models(runtime: Runtime) -> dict[str, Any]:
-    return await asyncio.to_thread(runtime.repository.describe)
-
-
-async def _infer(runtime: Runtime, call: Call, name: str, version: str | None) -> Reply:
+async def _infer(runtime: Runtime, call: Call, name: str, version: str | None = None) -> Reply:
     if call.media_type not in _MEDIA_TYPES:
         raise Refused(415, f"expected application/json or application/octet-stream, got {call.media_type!r:.80}")
     model = await runtime.model(call, name, version)
@@ -179,7 +131,7 @@ async def _infer(runtime: Runtime, call: Call, name: str, version: str | None) -
     return _answer(call, model, request.id, wanted, logits)
 
 
-async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> InferRequest:
+async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> Asked:
     length = call.headers.get(b"inference-header-content-length")
     settings, spec = runtime.settings, model.card.use.input
     loop = asyncio.get_running_loop()
@@ -229,17 +181,16 @@ def _output(wanted: Wanted, card: Card, logits: Array) -> Output:
     return Output(name=wanted.name, shape=order.shape, values=texts, binary=wanted.binary)
 
 
-_Handler = Callable[["Runtime", Call, str, "str | None"], Awaitable[Reply]]
-
-_ROUTES: dict[str, tuple[str, _Handler]] = {
-    "/v2": ("GET", _server),
-    "/v2/health/live": ("GET", _live),
-    "/v2/health/ready": ("GET", _ready),
-    "/v2/repository/index": ("POST", _index),
-    "/v2/models/{model}": ("GET", _metadata),
-    "/v2/models/{model}/ready": ("GET", _model_ready),
-    "/v2/models/{model}/infer": ("POST", _infer),
-    "/v2/models/{model}/versions/{version}": ("GET", _metadata),
-    "/v2/models/{model}/versions/{version}/ready": ("GET", _model_ready),
-    "/v2/models/{model}/versions/{version}/infer": ("POST", _infer),
+HANDLERS: Mapping[str, Callable[..., Awaitable[Reply]]] = {
+    "serverMetadata": _server,
+    "serverLive": _live,
+    "serverReady": _ready,
+    "repositoryIndex": _index,
+    "modelMetadata": _metadata,
+    "modelMetadataVersion": _metadata,
+    "modelReady": _model_ready,
+    "modelReadyVersion": _model_ready,
+    "modelInfer": _infer,
+    "modelInferVersion": _infer,
 }
+"""Name of an operation of :mod:`serve.protocols.openapi.operations` -> what answers it."""

@@ -7,26 +7,73 @@ docs/protocol). A body is one JSON object; tensors are in it, or their bytes fol
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from serve.protocols.http import Refused
-from serve.protocols.oip.tensors import Tensor, described, input_names, read_tensor
+from serve.protocols.oip.tensors import InferInput, Tensor, malformed, read_tensor
 from serve.settings import Settings
 from zoo.artefact.card import Input
 
-__all__ = ["InferRequest", "Wanted", "inflate", "read_request"]
+__all__ = ["Asked", "InferOutputRequest", "InferRequest", "Wanted", "inflate", "read_request"]
 
 _MAX_JSON_VALUES = 1 << 20
-"""Elements of one JSON document: a million takes 0.1 s, in which the process does nothing else, and 60 MB."""
-_MAX_ID = 1024
+"""Elements of one JSON document, where the largest request to the model has more: they take memory, 60 MB."""
+_SPARE_JSON_VALUES = 4096
+"""Elements of it beside the tensor's: names, parameters and whatever a client adds."""
 
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 """zlib's name for the containers that RFC 9110, section 8.4.1, calls so."""
+
+
+class OutputParameters(msgspec.Struct, frozen=True):
+    """How an output is wanted; others are ignored."""
+
+    classification: (
+        Annotated[int, Meta(ge=1, description="so many of the most probable labels as text, in place of the tensor")]
+        | UnsetType
+    ) = UNSET
+    binary_data: Annotated[bool, Meta(description="the tensor as bytes behind the JSON")] | UnsetType = UNSET
+    shared_memory_region: Annotated[Raw, Meta(description="not supported")] | UnsetType = UNSET
+
+
+class InferOutputRequest(msgspec.Struct, frozen=True):
+    """One tensor that is asked for."""
+
+    name: Annotated[str, Meta(description="probabilities, logits or label")]
+    parameters: OutputParameters | None = None
+
+
+class RequestParameters(msgspec.Struct, frozen=True):
+    """What holds for the whole request; others are ignored."""
+
+    binary_data_output: Annotated[bool, Meta(description="whether outputs are binary, unless they say otherwise")] = (
+        False
+    )
+
+
+# Of a request only the outputs may be any number of objects: they are decoded when they are known to be few.
+_OUTPUTS = {"type": ["array", "null"], "items": {"$ref": "#/components/schemas/InferOutputRequest"}}
+_Outputs = Annotated[Raw, Meta(description="default: probabilities and label", extra_json_schema=_OUTPUTS)]
+_MAX_OUTPUTS_BYTES = 1 << 14
+_decode_outputs = msgspec.json.Decoder(list[InferOutputRequest] | None).decode
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """The body of POST /v2/models/{name}/infer."""
+
+    inputs: Annotated[tuple[InferInput], Meta(description="one tensor")]
+    id: Annotated[str, Meta(max_length=1024, description="comes back in the answer")] | None = None
+    parameters: RequestParameters | None = None
+    outputs: _Outputs | UnsetType = UNSET
+
+
+_decode = msgspec.json.Decoder(InferRequest).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +88,8 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
-    """One inference request."""
+class Asked:
+    """One inference request, read and checked."""
 
     id: str | None
     """The client's name for it, which the answer repeats."""
@@ -74,7 +121,7 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     return found
 
 
-def read_request(body: bytes, header_length: bytes | None, spec: Input, settings: Settings) -> InferRequest:
+def read_request(body: bytes, header_length: bytes | None, spec: Input, settings: Settings) -> Asked:
     """Read the body of an inference request.
 
     Args:
@@ -87,17 +134,18 @@ def read_request(body: bytes, header_length: bytes | None, spec: Input, settings
         Refused: 400 for what breaks the protocol, 413 for too much, 422 for a tensor that does not fit the model.
     """
     length = _header_length(header_length, len(body))
-    # Nested data has a bracket per row, of which rows of one number have as many as numbers.
-    most = max(_MAX_JSON_VALUES, 3 * math.prod(spec.shape))
-    document = _parse(body if length == len(body) else body[:length], most=most)
-    inputs = document.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise Refused(400, f"`inputs`: expected a list of one tensor, {input_names(spec)}, got {described(inputs)}")
+    text = body if length == len(body) else body[:length]
+    _check_values(text, spec, settings)
+    try:
+        document = _decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise malformed(error) from error
+    (tensor,) = document.inputs
     # What is asked for is cheap to check, what is sent is not.
-    binary = _flag(_parameters(document, "parameters"), "binary_data_output", default=False, place="parameters")
-    outputs, name = _wanted(document, binary), _id(document.get("id"))
-    raw = _raw(inputs[0], body, length, binary=header_length is not None)
-    return InferRequest(id=name, tensor=read_tensor(inputs[0], raw, spec, settings), outputs=outputs, binary=binary)
+    binary = document.parameters is not None and document.parameters.binary_data_output
+    outputs = _wanted(document.outputs, binary)
+    raw = _raw(tensor, body, length, binary=header_length is not None)
+    return Asked(id=document.id, tensor=read_tensor(tensor, raw, spec, settings), outputs=outputs, binary=binary)
 
 
 def _header_length(header: bytes | None, total: int) -> int:
@@ -112,90 +160,62 @@ def _header_length(header: bytes | None, total: int) -> int:
     return int(header)
 
 
-def _parse(text: bytes, *, most: int) -> Mapping[str, Any]:
-    # Counted first: a short text, `[],[],...`, makes objects of thirty times its size.
+def _check_values(text: bytes, spec: Input, settings: Settings) -> None:
+    """Refuse a document of more values than a request to this model can have, before it is decoded."""
     values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    # Nested data has a bracket per row, of which rows of one number have as many as numbers.
+    image = math.prod(spec.shape) + math.prod(spec.shape[:2]) + spec.shape[0] + 1
+    most = max(image, min(settings.max_images * image, _MAX_JSON_VALUES)) + _SPARE_JSON_VALUES
     if values > most:
         raise Refused(
             413,
-            f"the JSON has about {values} values, at most {most} are read; send the tensor as binary data "
-            "(`binary_data_size`), which is faster too",
+            f"the JSON has about {values} values, at most {most} are read for this model; send the tensor as binary "
+            "data (`binary_data_size`), which is faster too",
         )
-    try:
-        document = json.loads(str(text, "utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the request is not valid JSON: {str(error)!r:.120}") from error
-    if not isinstance(document, dict):
-        raise Refused(400, f"expected a JSON object with `inputs`, got {described(document)}")
-    return document
 
 
-def _id(value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and len(value) <= _MAX_ID):
-        return value
-    raise Refused(400, f"`id`: expected a text of at most {_MAX_ID} characters, got {described(value)}")
-
-
-def _raw(tensor: Mapping[str, Any], body: bytes, length: int, *, binary: bool) -> memoryview | None:
+def _raw(tensor: InferInput, body: bytes, length: int, *, binary: bool) -> memoryview | None:
     """The bytes of the tensor behind the JSON; None where the JSON has its `data`."""
-    parameters = _parameters(tensor, "inputs[0].parameters")
-    if "shared_memory_region" in parameters:
+    parameters, rest = tensor.parameters, len(body) - length
+    if parameters is not None and parameters.shared_memory_region is not UNSET:
         raise Refused(400, "`inputs[0]`: shared memory is not supported; send `data` or binary data")
-    size, rest = parameters.get("binary_data_size"), len(body) - length
+    size = None if parameters is None else parameters.binary_data_size
     if size is None:
-        if "data" not in tensor:
+        if tensor.data is UNSET:
             raise Refused(400, "`inputs[0]`: expected `data`, or binary data with the parameter `binary_data_size`")
         if rest:
             raise Refused(400, f"{rest} bytes follow the JSON, but no input has a `binary_data_size`")
         return None
-    if "data" in tensor:
+    if tensor.data is not UNSET:
         raise Refused(400, "`inputs[0]`: expected `data` or `binary_data_size`, got both")
     if not binary:
         raise Refused(400, "binary data needs the header Inference-Header-Content-Length, the bytes of the JSON")
-    if type(size) is not int or size != rest:
-        field = "`inputs[0].parameters.binary_data_size`"
-        raise Refused(400, f"{field}: {rest} bytes follow the JSON, got {described(size)}")
+    if size != rest:
+        raise Refused(400, f"`inputs[0].parameters.binary_data_size`: {rest} bytes follow the JSON, got {size!s:.20}")
     return memoryview(body)[length:]
 
 
-def _wanted(document: Mapping[str, Any], binary: bool) -> tuple[Wanted, ...]:
-    entries = document.get("outputs")
-    if entries is None:
+def _wanted(outputs: Raw | UnsetType, binary: bool) -> tuple[Wanted, ...]:
+    if outputs is UNSET:
         return ()
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise Refused(400, f"`outputs`: expected a list of objects with a `name`, got {described(entries)}")
-    found = tuple(_want(entry, f"outputs[{index}]", binary) for index, entry in enumerate(entries))
-    if len({wanted.name for wanted in found}) < len(found):
+    if (size := len(memoryview(outputs))) > _MAX_OUTPUTS_BYTES:
+        raise Refused(413, f"`outputs`: expected at most {_MAX_OUTPUTS_BYTES} bytes, got {size}; name each output once")
+    try:
+        entries = _decode_outputs(outputs) or []
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise malformed(error, "outputs") from error
+    if len({entry.name for entry in entries}) < len(entries):
         raise Refused(400, "`outputs`: the same name is there twice")
-    return found
+    return tuple(_want(entry, f"outputs[{index}]", binary) for index, entry in enumerate(entries))
 
 
-def _want(entry: Mapping[str, Any], place: str, binary: bool) -> Wanted:
-    name = entry.get("name")
-    if not isinstance(name, str):
-        raise Refused(400, f"`{place}.name`: expected a text, got {described(name)}")
-    parameters = _parameters(entry, f"{place}.parameters")
-    if "shared_memory_region" in parameters:
+def _want(entry: InferOutputRequest, place: str, binary: bool) -> Wanted:
+    if (parameters := entry.parameters) is None:
+        return Wanted(name=entry.name, binary=binary)
+    if parameters.shared_memory_region is not UNSET:
         raise Refused(400, f"`{place}`: shared memory is not supported; leave the parameter out")
-    classes = parameters.get("classification", 0)
-    if type(classes) is not int or (classes < 1 and "classification" in parameters):
-        field = f"`{place}.parameters.classification`"
-        raise Refused(400, f"{field}: expected a number of classes, 1 or more, got {described(classes)}")
-    flag = _flag(parameters, "binary_data", default=binary, place=f"{place}.parameters")
-    return Wanted(name=name, classes=classes, binary=flag)
-
-
-def _parameters(owner: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    found = owner.get("parameters")
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise Refused(400, f"`{place}`: expected an object, got {described(found)}")
-    return found
-
-
-def _flag(parameters: Mapping[str, Any], name: str, *, default: bool, place: str) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise Refused(400, f"`{place}.{name}`: expected true or false, got {described(value)}")
-    return value
+    return Wanted(
+        name=entry.name,
+        classes=0 if parameters.classification is UNSET else parameters.classification,
+        binary=binary if parameters.binary_data is UNSET else parameters.binary_data,
+    )

@@ -10,22 +10,67 @@ are the card's.
 
 from __future__ import annotations
 
-import base64
-import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.artefact.card import Input
 
-__all__ = ["Output", "Tensor", "described", "images_name", "input_names", "read_tensor", "write_answer"]
+__all__ = [
+    "Datatype",
+    "InferInput",
+    "Output",
+    "Tensor",
+    "images_name",
+    "malformed",
+    "read_tensor",
+    "write_answer",
+]
+
+T = TypeVar("T")
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+
+
+class InputParameters(msgspec.Struct, frozen=True):
+    """How a tensor comes; others are ignored."""
+
+    binary_data_size: (
+        Annotated[int, Meta(description="bytes of the tensor behind the JSON, in place of `data`")] | None
+    ) = None
+    shared_memory_region: Annotated[Raw, Meta(description="not supported")] | UnsetType = UNSET
+
+
+class InferInput(msgspec.Struct, frozen=True):
+    """One tensor of a request."""
+
+    name: str
+    datatype: Datatype
+    shape: list[Annotated[int, Meta(ge=0)]]
+    parameters: InputParameters | None = None
+    data: (
+        Annotated[
+            Raw,
+            Meta(
+                description="flat in row-major order, or nested as the shape says",
+                extra_json_schema={"type": "array"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
 
 Tensor = npt.NDArray[np.float32] | tuple[bytes, ...]
 """Finite float32 [B, C, H, W], maybe a read-only view of the body; or B encoded image files."""
@@ -48,16 +93,21 @@ def images_name(spec: Input) -> str:
     return f"{spec.name}_bytes"
 
 
-def input_names(spec: Input) -> str:
-    """The names of both inputs, for a sentence."""
-    return f"{spec.name!r} or {images_name(spec)!r}"
+def malformed(error: Exception, place: str = "") -> Refused:
+    """What msgspec says about a document, or about the part of it at `place`, as a refusal."""
+    if not isinstance(error, msgspec.ValidationError):
+        return Refused(400, f"{f'`{place}`: ' if place else ''}the request is not valid JSON: {str(error)!r:.120}")
+    what, _, path = str(error).partition(" - at `$")
+    where = place + path.rstrip("`")
+    sentence = f"{what[:1].lower()}{what[1:]}; GET /docs shows what is expected"
+    return Refused(400, f"`{where.removeprefix('.')}`: {sentence}" if where else f"the request: {sentence}")
 
 
-def read_tensor(tensor: Mapping[str, Any], raw: memoryview | None, spec: Input, settings: Settings) -> Tensor:
+def read_tensor(tensor: InferInput, raw: memoryview | None, spec: Input, settings: Settings) -> Tensor:
     """The tensor of a request.
 
     Args:
-        tensor: its object in the request's JSON.
+        tensor: its object in the request's JSON; it has `data` if there is no `raw`.
         raw: its binary data; None: the JSON has its `data`.
         spec: the input of the model's card.
         settings: of which max_images and max_image_bytes apply.
@@ -65,27 +115,24 @@ def read_tensor(tensor: Mapping[str, Any], raw: memoryview | None, spec: Input, 
     Raises:
         Refused: 400 for what breaks the protocol, 413 for too much, 422 for a tensor that does not fit the model.
     """
-    name, datatype = tensor.get("name"), tensor.get("datatype")
-    if name == spec.name:
-        _expect_datatype(name, datatype, "FP32")
+    if tensor.name == spec.name:
+        _expect_datatype(tensor, "FP32")
         return _pixels(tensor, raw, spec, settings)
-    if name == images_name(spec):
-        _expect_datatype(name, datatype, "BYTES")
+    if tensor.name == images_name(spec):
+        _expect_datatype(tensor, "BYTES")
         return _images(tensor, raw, settings)
-    raise Refused(400, f"`inputs[0].name`: expected {input_names(spec)}, got {described(name)}")
+    names = f"{spec.name!r} or {images_name(spec)!r}"
+    raise Refused(400, f"`inputs[0].name`: expected {names}, got {tensor.name[:80]!r:.90}")
 
 
-def _expect_datatype(name: str, found: Any, expected: str) -> None:
-    if found != expected:
-        status = 422 if isinstance(found, str) else 400
-        raise Refused(status, f"`inputs[0].datatype`: {name!r} takes {expected}, got {described(found)}")
+def _expect_datatype(tensor: InferInput, expected: str) -> None:
+    if tensor.datatype != expected:
+        raise Refused(422, f"`inputs[0].datatype`: {tensor.name!r} takes {expected}, got {tensor.datatype!r}")
 
 
-def _batch(tensor: Mapping[str, Any], settings: Settings, *others: tuple[int, ...]) -> int:
+def _batch(tensor: InferInput, settings: Settings, *others: tuple[int, ...]) -> int:
     """The first dimension of the tensor's shape, whose other ones are one of `others`."""
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise Refused(400, f"`inputs[0].shape`: expected a list of sizes, got {described(shape)}")
+    shape = tensor.shape
     if not shape or tuple(shape[1:]) not in others or shape[0] < 1:
         expected = " or ".join(str([-1, *other]) for other in others)
         raise Refused(422, f"`inputs[0].shape`: expected {expected}, -1 for the number of images, got {shape!s:.80}")
@@ -93,15 +140,13 @@ def _batch(tensor: Mapping[str, Any], settings: Settings, *others: tuple[int, ..
         raise Refused(
             413, f"`inputs[0].shape`: {shape[0]!s:.20} images, at most {settings.max_images} (POCKETZOO_MAX_IMAGES)"
         )
-    return int(shape[0])
+    return shape[0]
 
 
-def _pixels(
-    tensor: Mapping[str, Any], raw: memoryview | None, spec: Input, settings: Settings
-) -> npt.NDArray[np.float32]:
+def _pixels(tensor: InferInput, raw: memoryview | None, spec: Input, settings: Settings) -> npt.NDArray[np.float32]:
     shape = (_batch(tensor, settings, spec.shape), *spec.shape)
     if raw is None:
-        values = _numbers_of(_flat(tensor["data"], shape, "numbers"))
+        values = _numbers(tensor, shape)
     elif len(raw) != 4 * math.prod(shape):
         raise Refused(422, f"`inputs[0]`: FP32 of shape {list(shape)} has {4 * math.prod(shape)} bytes, got {len(raw)}")
     else:
@@ -112,24 +157,65 @@ def _pixels(
     return values.reshape(shape)
 
 
-def _numbers_of(flat: list[Any]) -> npt.NDArray[np.float32]:
-    # NumPy alone would take "1", true and null for numbers.
-    if not set(map(type, flat)) <= {int, float}:
-        raise Refused(400, "`inputs[0].data`: expected numbers only")
-    try:
-        with np.errstate(over="ignore"):
-            return np.asarray(flat, dtype=np.float64).astype(np.float32)
-    except OverflowError:
-        raise Refused(422, "`inputs[0].data`: expected FP32 numbers, got one that is larger") from None
+_flat_numbers = msgspec.json.Decoder(list[float])
+_nested_numbers = msgspec.json.Decoder(list[list[list[list[float]]]])
+_flat_files = msgspec.json.Decoder(list[bytes])
+_nested_files = msgspec.json.Decoder(list[list[bytes]])
+_NESTED = re.compile(rb"\s*\[\s*\[")
 
 
-def _images(tensor: Mapping[str, Any], raw: memoryview | None, settings: Settings) -> tuple[bytes, ...]:
-    count = _batch(tensor, settings, (), (1,))
-    if raw is None:
-        shape = tuple(tensor["shape"])
-        images = tuple(map(_from_base64, _flat(tensor["data"], shape, "base64 texts")))
+def _numbers(tensor: InferInput, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    if _is_nested(tensor):
+        try:
+            values = np.asarray(_data(tensor, _nested_numbers), dtype=np.float64)
+        except ValueError:  # rows of different lengths
+            values = np.empty(0)
+        if values.shape != shape:
+            raise _not_nested("numbers", shape)
     else:
-        images = _split(raw, count)
+        values = np.asarray(_data(tensor, _flat_numbers), dtype=np.float64)
+        if values.size != math.prod(shape):
+            raise _not_so_many("numbers", values.size, shape)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def _files(tensor: InferInput) -> tuple[bytes, ...]:
+    shape = tuple(tensor.shape)
+    if _is_nested(tensor):
+        rows = _data(tensor, _nested_files)
+        if len(shape) != 2 or len(rows) != shape[0] or any(len(row) != 1 for row in rows):
+            raise _not_nested("base64 texts", shape)
+        return tuple(row[0] for row in rows)
+    files = _data(tensor, _flat_files)
+    if len(files) != shape[0]:
+        raise _not_so_many("base64 texts", len(files), shape)
+    return tuple(files)
+
+
+def _is_nested(tensor: InferInput) -> bool:
+    return tensor.data is not UNSET and _NESTED.match(tensor.data) is not None
+
+
+def _data(tensor: InferInput, decoder: msgspec.json.Decoder[T]) -> T:
+    assert tensor.data is not UNSET
+    try:
+        return decoder.decode(tensor.data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise malformed(error, "inputs[0].data") from error
+
+
+def _not_nested(kind: str, shape: tuple[int, ...]) -> Refused:
+    return Refused(422, f"`inputs[0].data`: expected {kind} nested as `shape` {list(shape)}, or a flat list")
+
+
+def _not_so_many(kind: str, found: int, shape: tuple[int, ...]) -> Refused:
+    return Refused(422, f"`inputs[0].data`: `shape` {list(shape)} wants {math.prod(shape)} {kind}, got {found}")
+
+
+def _images(tensor: InferInput, raw: memoryview | None, settings: Settings) -> tuple[bytes, ...]:
+    count = _batch(tensor, settings, (), (1,))
+    images = _files(tensor) if raw is None else _split(raw, count)
     for index, data in enumerate(images):
         if len(data) > settings.max_image_bytes:
             raise Refused(
@@ -154,45 +240,6 @@ def _split(raw: memoryview, count: int) -> tuple[bytes, ...]:
         more = " and more" if place < len(raw) else ""
         raise Refused(422, f"`inputs[0]`: `shape` says {count} elements, the binary data has {len(images)}{more}")
     return tuple(images)
-
-
-def _from_base64(text: Any) -> bytes:
-    if isinstance(text, str):
-        try:
-            return base64.b64decode(text, validate=True)
-        except ValueError:
-            pass
-    raise Refused(400, "`inputs[0].data`: expected image files as base64 text (no line breaks); or send binary data")
-
-
-def _flat(data: Any, shape: tuple[int, ...], kind: str) -> list[Any]:
-    """`data`, flat or nested as `shape` is, as one list of as many elements."""
-    count = math.prod(shape)
-    if not isinstance(data, list):
-        raise Refused(400, f"`inputs[0].data`: expected a list of {kind}, got {described(data)}")
-    flat: list[Any] = data
-    if flat and isinstance(flat[0], list):
-        for depth, size in enumerate(shape[1:], start=1):
-            rows = all(type(row) is list and len(row) == size for row in flat)
-            if not rows or len(flat) != math.prod(shape[:depth]):
-                raise Refused(422, f"`inputs[0].data`: expected {kind} nested as `shape` {list(shape)}, or a flat list")
-            flat = list(itertools.chain.from_iterable(flat))
-    if len(flat) != count:
-        raise Refused(422, f"`inputs[0].data`: `shape` {list(shape)} wants {count} {kind}, got {len(flat)}")
-    return flat
-
-
-def described(value: Any) -> str:
-    """What stands there, in a few words: large values are not repeated."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, str):
-        value = value[:80]
-    return f"{value!r}"[:80]
 
 
 def write_answer(

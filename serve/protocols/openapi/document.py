@@ -1,41 +1,87 @@
-"""The one OpenAPI document of all routes, and the page at /docs that shows it."""
+"""The one OpenAPI document of all routes, from their table and the schemas of what they take and answer.
+
+Source: OpenAPI Specification 3.1.0.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve.protocols.http import Reply
-from serve.protocols.openapi import admin as openapi_admin
-from serve.protocols.openapi import oip as openapi_oip
-from serve.protocols.openapi.parts import (
-    SECURITY_SCHEMES,
-    JsonObject,
-    error_responses,
-    guarded,
-    headers,
-    json_answer,
-    operation,
-    parameters,
-    reference,
-)
-from serve.protocols.schema import ErrorResponse, ModelsResponse, PredictResponse
+from serve.protocols.oip.request import InferOutputRequest, InferRequest
+from serve.protocols.openapi.operations import IMAGE, OPERATIONS, Document, Operation
+from serve.protocols.schema import ErrorResponse, PredictResponse
 from zoo.artefact.preprocess import FORMATS
 
-__all__ = ["DOCS_POLICY", "docs_page", "document", "pages", "static_files"]
+__all__ = ["ERRORS", "document"]
 
-_MODELS: tuple[type[BaseModel], ...] = (ErrorResponse, ModelsResponse, PredictResponse)
-_REFERENCE = "#/components/schemas/{model}"
-_PREDICT = (400, 404, 408, 413, 415, 422, 503, 504)
+JsonObject = dict[str, Any]
+
 _ABOUT = """\
 Every answer that is not 2xx is `{"error": "a sentence"}`: what was expected, what came, what to do. A route that is
 asked with another method answers 405. The fast path is `POST /v1/predict`, whose body is the image file itself.
 """
+
+ERRORS: dict[int, str] = {
+    400: "The request is malformed.",
+    401: "The API key is missing or unknown; `WWW-Authenticate` says how to send this.",
+    404: "There is no such route, model or version.",
+    405: "The route does not take this method; `Allow` says which.",
+    408: "The body took longer than POCKETZOO_TIMEOUT_SECONDS.",
+    413: "The body, an image file, its pixels or the number of images are more than is accepted.",
+    415: "The media type or the format of the image is not accepted.",
+    422: "The image cannot be decoded, or the tensor does not fit the model.",
+    429: "The API key has used up its rate; `Retry-After` says when to try again.",
+    503: "The server is busy (`Retry-After` says when to try again), or the model cannot be served.",
+    504: "The answer would have come later than POCKETZOO_TIMEOUT_SECONDS.",
+}
+"""Status -> when it comes."""
+
+_ERROR_EXAMPLES = {
+    400: "no image: expected one or more files in the form field `images`; "
+    "send one with: curl -F images=@photo.jpg http://localhost:3000/predict",
+    401: "this needs an API key, and none came; send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+    404: "unknown model 'vitt'; did you mean vit?",
+    429: "the API key 'phone-app' has used up its rate of 10 requests per second; try again in 0.10 seconds",
+}
+_ERROR_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
+
+_TEXT: JsonObject = {"type": "string"}
+_HEADERS: JsonObject = {
+    "X-Request-Id": {"description": "What the log calls this request.", "schema": _TEXT},
+    "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
+    "WWW-Authenticate": {"description": "How to send a key.", "schema": _TEXT},
+    "Allow": {"description": "The methods of this route.", "schema": _TEXT},
+}
+_SECURITY: JsonObject = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGNsaGhgYGBgYmBgYGBgAAASKgGEzwCOrgAAAABJRU5ErkJggg=="
+"""A grey image of 2 x 2 pixels."""
+_EXAMPLES: Mapping[Document, JsonObject] = {
+    InferRequest: {"id": "1", "inputs": [{"name": "image_bytes", "shape": [1], "datatype": "BYTES", "data": [_PNG]}]},
+    PredictResponse: {
+        "model": "vit",
+        "version": "69efcedb1234",
+        "digest": "69efcedb1234" + "0" * 52,
+        "request_id": "5f2b7c1e9a4d4b0e",
+        "predictions": [
+            {
+                "label": "cat",
+                "abstained": False,
+                "probabilities": [{"label": "cat", "probability": 0.98}, {"label": "fox", "probability": 0.02}],
+            }
+        ],
+        "milliseconds": {"read": 0.1, "queue": 0.0, "decode": 1.8, "preprocess": 2.0, "infer": 2.1, "total": 6.2},
+    },
+}
 
 
 def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) -> JsonObject:
@@ -45,9 +91,9 @@ def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) ->
         models: names of models, the default first; for examples.
         formats: Pillow's names of the image formats that are accepted.
     """
-    every = _MODELS + openapi_oip.MODELS + openapi_admin.MODELS
-    _, schemas = models_json_schema([(model, "serialization") for model in every], ref_template=_REFERENCE)
-    media_types = [f"image/{name.lower()}" for name in formats]
+    paths: JsonObject = {}
+    for one in OPERATIONS:
+        paths.setdefault(one.path, {})[one.method] = _operation(one, formats)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -58,152 +104,113 @@ def document(models: Sequence[str] = (), *, formats: Sequence[str] = FORMATS) ->
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "."}],
-        "paths": _predict_paths(media_types) | openapi_oip.paths() | openapi_admin.paths() | _other_paths(),
+        "paths": paths,
         "components": {
-            "schemas": schemas["$defs"],
-            "responses": error_responses(),
-            "parameters": parameters(tuple(models)),
-            "headers": headers(),
-            "securitySchemes": SECURITY_SCHEMES,
+            "schemas": _schemas(),
+            "responses": {str(status): _error(status) for status in ERRORS},
+            "parameters": _parameters(models[0] if models else "vit"),
+            "headers": _HEADERS,
+            "securitySchemes": _SECURITY,
         },
     }
 
 
-_FORM: JsonObject = {
-    "type": "object",
-    "required": ["images"],
-    "additionalProperties": False,
-    "properties": {
-        "images": {
-            "type": "array",
-            "minItems": 1,
-            "items": {"type": "string", "format": "binary"},
-            "description": "one or several image files",
-        },
-        "model": {"type": "string", "description": "a name of GET /models; default: the default model"},
-    },
-}
+def _schemas() -> JsonObject:
+    models: list[type[BaseModel]] = [ErrorResponse]
+    structs: list[type[msgspec.Struct]] = [InferOutputRequest]
+    for one in OPERATIONS:
+        for model in (*one.body.values(), *one.answers.values()):
+            if model is not None and issubclass(model, BaseModel):
+                models.append(model)
+            elif model is not None:
+                structs.append(model)
+    place = "#/components/schemas/{%s}"
+    _, found = models_json_schema([(model, "serialization") for model in models], ref_template=place % "model")
+    _, ours = msgspec.json.schema_components(structs, ref_template=place % "name")
+    return {**ours, **found["$defs"]}
 
 
-def _predict_paths(media_types: list[str]) -> JsonObject:
-    form = _predict("predict", "Classify one or several images of a form")
-    form["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
-    raw = {"schema": {"type": "string", "format": "binary"}}
-    body = {"required": True, "content": dict.fromkeys([*media_types, "application/octet-stream"], raw)}
-    found: JsonObject = {"/predict": {"post": form}}
-    for place, name, names in (
-        ("/v1/predict", "predictImage", ()),
-        ("/v1/models/{name}:predict", "predictImageOf", ("name",)),
-        ("/v1/models/{name}/versions/{version}:predict", "predictImageOfVersion", ("name", "version")),
-    ):
-        found[place] = {
-            "parameters": [reference("parameters", part) for part in names],
-            "post": _predict(name, "Classify one image, which is the body") | {"requestBody": body},
-        }
-    return found
-
-
-def _predict(name: str, summary: str) -> JsonObject:
-    answer = json_answer("PredictResponse", "The most probable labels", example=_ANSWER)
-    found = operation(name, summary, "Predicting", answer, *_PREDICT)
-    found["parameters"].append(reference("parameters", "split"))
-    return guarded(found)
-
-
-def _other_paths() -> JsonObject:
-    listed = json_answer("ModelsResponse", "What is served")
+def _operation(one: Operation, formats: Sequence[str]) -> JsonObject:
+    parts = [*re.findall(r"{(\w+)}", one.path), *one.headers, *(("request_id", "traceparent") if one.ours else ())]
+    answer: JsonObject = {"description": one.summary, "content": _content(one.answers, formats)}
+    if one.ours:
+        answer["headers"] = {"X-Request-Id": _reference("headers", "X-Request-Id")}
+    statuses = {*one.errors, *((405,) if one.ours else ()), *((401, 429) if one.key else ())}
+    if one.body or (one.ours and one.name != "docs"):  # pages do not mind a query, which the others refuse
+        statuses.add(400)
     found: JsonObject = {
-        "/models": {"get": guarded(operation("models", "List the models", "Models", listed, 503))},
-        "/docs.json": {"get": _text("openapi", "This document", "application/json", {"type": "object"})},
-        "/docs": {"get": _text("docs", "This document as a page", "text/html")},
+        "operationId": one.name,
+        "summary": one.summary,
+        "tags": [one.tag],
+        "parameters": [_reference("parameters", part) for part in parts],
+        "responses": {"200": answer}
+        | {str(status): _reference("responses", str(status)) for status in sorted(statuses)},
     }
-    for name, summary in (
-        ("metrics", "Metrics in Prometheus' text format"),
-        ("livez", "Whether the process answers"),
-        ("healthz", "The same as /livez"),
-        ("readyz", "Whether the default model is loaded, checked and warm"),
-    ):
-        found[f"/{name}"] = {"get": _text(name, summary, "text/plain")}
-        # BentoML answers these, without our headers and errors.
-        del found[f"/{name}"]["get"]["responses"]["405"]
-    found["/readyz"]["get"]["responses"]["503"] = {"description": "Not yet, or not any more."}
+    if one.more:
+        found["description"] = one.more
+    if one.body:
+        found["requestBody"] = {"required": not one.optional, "content": _content(one.body, formats)}
+    if one.key:
+        found["security"] = [{}, *({name: []} for name in _SECURITY)]
+    if one.name == "readyz":
+        found["responses"]["503"] = {"description": "Not yet, or not any more.", "content": answer["content"]}
+    elif one.name == "serverReady":
+        found["responses"]["503"] = {**answer, "description": "The default model cannot be served"}
     return found
 
 
-def _text(name: str, summary: str, media_type: str, schema: JsonObject | None = None) -> JsonObject:
-    content = {media_type: {"schema": schema or {"type": "string"}}}
-    found = operation(name, summary, "Operation", {"description": summary, "content": content})
-    del found["parameters"]
+def _content(content: Mapping[str, Document | None], formats: Sequence[str]) -> JsonObject:
+    found: JsonObject = {}
+    for media_type, model in content.items():
+        entry: JsonObject
+        if model is not None:
+            entry = {"schema": _reference("schemas", model.__name__)}
+            if model in _EXAMPLES:
+                entry["example"] = _EXAMPLES[model]
+        elif media_type.startswith("text/"):
+            entry = {"schema": _TEXT}
+        else:
+            entry = {"schema": {"type": "object"} if media_type == "application/json" else _BINARY}
+        names = [f"image/{name.lower()}" for name in formats] if media_type == IMAGE else [media_type]
+        found |= dict.fromkeys(names, entry)
     return found
 
 
-_ANSWER = {
-    "model": "vit",
-    "version": "69efcedb1234",
-    "digest": "69efcedb1234" + "0" * 52,
-    "request_id": "5f2b7c1e9a4d4b0e",
-    "predictions": [
-        {
-            "label": "cat",
-            "abstained": False,
-            "probabilities": [{"label": "cat", "probability": 0.98}, {"label": "fox", "probability": 0.02}],
-        }
-    ],
-    "milliseconds": {"read": 0.1, "queue": 0.0, "decode": 1.8, "preprocess": 2.0, "infer": 2.1, "total": 6.2},
-}
-
-_STYLE, _BUNDLE = "swagger-ui.css", "swagger-ui-bundle.js"
-_START = """\
-SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true, validatorUrl: null, docExpansion: "list"})"""
-
-DOCS_POLICY = (
-    "default-src 'none'; "
-    f"script-src 'self' 'sha256-{base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()}'; "
-    "style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Content-Security-Policy of the page: nothing from elsewhere, and no script but Swagger UI and its start, by hash."""
+_BINARY: JsonObject = {"type": "string", "format": "binary"}
 
 
-def docs_page() -> bytes:
-    """HTML that shows /docs.json with the Swagger UI that BentoML serves at /static_content."""
-    return f"""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>pocketzoo: API</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="static_content/{_STYLE}">
-</head>
-<body>
-<div id="docs">This page needs JavaScript; <a href="docs.json">docs.json</a> has the same as JSON.</div>
-<script src="static_content/{_BUNDLE}"></script>
-<script>{_START}</script>
-</body>
-</html>
-""".encode()
+def _reference(section: str, name: str) -> JsonObject:
+    return {"$ref": f"#/components/{section}/{name}"}
 
 
-def pages() -> dict[str, Reply]:
-    """Path -> the page at /docs, with its policy."""
-    body = docs_page()
-    always = {
-        "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
-        "cache-control": "no-cache",
-        "content-security-policy": DOCS_POLICY,
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
-        "x-frame-options": "DENY",
+def _error(status: int) -> JsonObject:
+    names = ("X-Request-Id", _ERROR_HEADERS[status]) if status in _ERROR_HEADERS else ("X-Request-Id",)
+    content: JsonObject = {"schema": _reference("schemas", ErrorResponse.__name__)}
+    if status in _ERROR_EXAMPLES:
+        content["example"] = {"error": _ERROR_EXAMPLES[status]}
+    return {
+        "description": ERRORS[status],
+        "headers": {name: _reference("headers", name) for name in names},
+        "content": {"application/json": content},
     }
-    given = tuple((name.encode(), value.encode()) for name, value in always.items())
-    return {"/docs": Reply(body=body, media_type=b"text/html; charset=utf-8", headers=given)}
 
 
-def static_files() -> tuple[Path, ...]:
-    """The files of BentoML's package that the page needs."""
-    import bentoml
+def _parameters(model: str) -> JsonObject:
+    """Parts of paths and headers of requests; `model` is a name for the example."""
+    version = "A version: the first 12 hexadecimal digits of its digest."
+    length = "Bytes of the JSON at the start of a body that goes on with binary tensors."
+    request_id = "What logs and the answer shall call this request."
+    return {
+        "name": _parameter("name", "path", "A model, as GET /models names it.") | {"example": model},
+        "version": _parameter("version", "path", version) | {"example": "69efcedb1234"},
+        "request_id": _parameter("X-Request-Id", "header", request_id),
+        "traceparent": _parameter("traceparent", "header", "W3C Trace Context; comes back in the answer."),
+        "header_length": _parameter("Inference-Header-Content-Length", "header", length)
+        | {"schema": {"type": "integer", "minimum": 0}},
+        "encoding": _parameter("Content-Encoding", "header", "Of the body: gzip, deflate or none.")
+        | {"schema": {"enum": ["gzip", "deflate"]}},
+    }
 
-    folder = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
-    return tuple(folder / name for name in (_STYLE, _BUNDLE))
+
+def _parameter(name: str, where: str, description: str) -> JsonObject:
+    return {"name": name, "in": where, "description": description, "required": where == "path", "schema": _TEXT}

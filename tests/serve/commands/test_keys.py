@@ -22,27 +22,27 @@ def test_a_key_is_printed_alone_on_standard_output(file: Path) -> None:
     result = run_cli("key", "phone-app", "--rate", "10", "--burst", "20", "--file", file)
     key = result.stdout.strip()
     (entry,) = read_keys(file)
-    assert (entry.name, entry.role, entry.rate, entry.burst) == ("phone-app", "predict", 10.0, 20)
+    assert (entry.name, entry.rate, entry.burst) == ("phone-app", 10.0, 20)
     assert hashlib.sha256(key.encode()).hexdigest() == entry.sha256
     assert key not in result.stderr
     assert f"POCKETZOO_KEYS_FILE={file}" in result.stderr
 
 
 def test_scripts_get_json(file: Path) -> None:
-    made = json.loads(run_cli("key", "root", "--role", "admin", "--file", file, "--json").stdout)
-    assert (made["name"], made["role"], made["file"], len(made["key"])) == ("root", "admin", str(file), 43)
+    made = json.loads(run_cli("key", "root", "--file", file, "--json").stdout)
+    assert (made["name"], made["file"], len(made["key"])) == ("root", str(file), 43)
     (listed,) = json.loads(run_cli("key", "--list", "--file", file, "--json").stdout)
     assert listed["sha256"] == hashlib.sha256(made["key"].encode()).hexdigest()
     assert json.loads(run_cli("key", "root", "--remove", "--file", file, "--json").stdout)["name"] == "root"
     assert read_keys(file) == ()
 
 
-def test_the_list_shows_roles_and_limits_and_no_key(file: Path) -> None:
+def test_the_list_shows_limits_and_no_key(file: Path) -> None:
     key = run_cli("key", "a", "--rate", "2.5", "--file", file).stdout.strip()
-    run_cli("key", "b", "--role", "admin", "--file", file)
+    run_cli("key", "b", "--file", file)
     lines = run_cli("key", "--list", "--file", file).stdout.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["a", "predict"], ["b", "admin"]]
-    assert lines[1].split()[2:4] == ["2.5", "3"]
+    assert lines[1].split()[:3] == ["a", "2.5", "3"]
+    assert lines[2].split()[0] == "b"
     assert key not in "".join(lines)
 
 
@@ -58,7 +58,6 @@ def test_the_file_may_come_from_the_servers_variable(file: Path, monkeypatch: py
         ((), "expected the NAME of a key, or --list alone"),
         (("app", "--list"), "expected the NAME of a key, or --list alone"),
         (("--list", "--remove"), "expected the NAME of a key, or --list alone"),
-        (("app", "--role", "admn"), "unknown role 'admn'; did you mean admin?"),
         (("app", "--rate", "0"), "above 0, got 0"),
         (("app", "--burst", "3"), "together with a rate"),
         (("a b",), "expected 1 to 64 letters"),

@@ -12,13 +12,15 @@ from serve.settings import Settings
 
 @contextlib.contextmanager
 def serving(root: Path, **settings: Any) -> Iterator[tuple[Repository, list[tuple[str, str, str]]]]:
-    """A started repository of `root` that only looks for changes when it is told to, and its events."""
+    """A started repository of `root` that after its start only looks for changes when it is told to, and its events."""
     events: list[tuple[str, str, str]] = []
     repository = Repository(
         Settings(models=root, **{"poll_seconds": 0, "threads": 1} | settings),
         on_event=lambda *event: events.append(event),
     )
     repository.start()
+    if not repository._settings.poll_seconds:
+        repository._thread.join()
     try:
         yield repository, events
     finally:

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import onnx
 import pytest
@@ -65,34 +66,19 @@ def test_a_broken_file_leaves_the_old_version_serving(models, how):
     with serving(models) as (repository, events):
         old = repository.get("a")
         _BREAK[how](path)
-        report = repository.reload()
-        assert list(report.refused) == ["a"]
+        repository.look()
         assert repository.get("a") is old
         entry = repository.describe()["models"][0]
         assert (entry["version"], entry["loaded"]) == (old.version, True)
-        assert entry["error"] == report.refused["a"]
         assert entry["error"].startswith("a/model.onnx: ")
+        assert events[-1] == ("refused", "a", entry["error"])
         # It is tried again, and told of, when it changes.
-        repository.reload()
+        repository.look()
         assert [event[:2] for event in events].count(("refused", "a")) == 1
         write_artefact(path, seed=3)
-        assert repository.reload().refused == {}
+        repository.look()
         assert repository.get("a").version != old.version
         assert repository.describe()["models"][0]["error"] is None
-
-
-@pytest.mark.parametrize("how", sorted(_BREAK))
-def test_after_a_restart_the_last_version_that_worked_answers_for_a_broken_file(models, how):
-    with serving(models) as (repository, _):
-        old = repository.get("a").version
-    _BREAK[how](models / "a" / "model.onnx")
-    with serving(models) as (repository, events):
-        assert repository.get(None).version == old
-        assert events[0][:2] == ("refused", "a")
-        assert repository.describe()["models"][0]["error"].startswith("a/model.onnx: ")
-        write_artefact(models / "a" / "model.onnx", seed=3)
-        repository.reload()
-        assert repository.get(None).version != old
 
 
 def test_a_few_changed_bytes_of_a_weight_are_refused_in_a_sentence(models):
@@ -100,11 +86,10 @@ def test_a_few_changed_bytes_of_a_weight_are_refused_in_a_sentence(models):
     with serving(models) as (repository, _):
         old = repository.get("a")
         _slightly_changed(path)
-        (reason,) = repository.reload().refused.values()
+        repository.look()
+        reason = repository.describe()["models"][0]["error"]
         assert reason.startswith("a/model.onnx: its network is not the one that its card was written with (SHA-256); ")
         assert repository.get("a") is old
-    # Nothing is kept of the versions that worked, and nothing else may answer.
-    shutil.rmtree(models / ".serve")
     with pytest.raises(ArtefactError, match="its network is not the one"), serving(models, default_model="a"):
         pass
     with pytest.raises(CheckError, match="its network is not the one"):
@@ -115,20 +100,21 @@ def test_a_few_changed_bytes_of_a_weight_are_refused_in_a_sentence(models):
 def test_files_that_nobody_asked_for_are_told_of_once_where_they_are_broken(models, poll_seconds):
     path = models / "b" / "model.onnx"
     with serving(models, poll_seconds=poll_seconds, default_model="a") as (repository, events):
-        assert repository.reload().refused == {}
+        assert [event for event in events if event[0] == "refused"] == []
         for times, how in ((1, _slightly_changed), (2, _BREAK["garbage"])):
-            how(path)
+            # A file that is written in place may be looked at while it is empty, which is told, too.
+            how(Path(shutil.copyfile(path, path.parent / "next.onnx")))
+            (path.parent / "next.onnx").replace(path)
             for _ in range(3):
-                (told,) = repository.reload().refused.items()
-                assert told[0] == "b"
-                assert told[1].startswith("b/model.onnx: ")
+                repository.look()
+                reason = repository.describe()["models"][1]["error"]
+                assert reason.startswith("b/model.onnx: ")
             with pytest.raises(Refused, match="'b' cannot be served"):
                 repository.load("b")
-            assert [event for event in events if event[0] == "refused"][-1] == ("refused", *told)
+            assert [event for event in events if event[0] == "refused"][-1] == ("refused", "b", reason)
             assert [event[:2] for event in events].count(("refused", "b")) == times
-            assert repository.reload().refused == dict([told])
         write_artefact(path, seed=3)
-        assert repository.reload().refused == {}
+        repository.look()
         assert repository.describe()["models"][1]["error"] is None
         assert repository.load("b").name == "b"
 
@@ -146,7 +132,7 @@ def test_what_is_left_out_of_the_folder_is_told_once(models):
     with serving(models) as (repository, events):
         assert repository.default == "a"
         for _ in range(2):
-            assert repository.reload().refused == {}
+            repository.look()
         assert [event[:2] for event in events if event[0] == "refused"] == [
             ("refused", "bad:name"),
             ("refused", "c/model.onnx"),
@@ -160,21 +146,25 @@ def test_a_file_that_is_broken_and_then_mended_is_served(models, output):
         with pytest.raises(Refused, match="'c' cannot be served"):
             repository.load("c")
         write_artefact(models / "c" / "model.onnx", seed=3)
-        assert repository.reload().changed == ["c"]
+        repository.look()
         assert repository.load("c").name == "c"
 
 
 def test_a_look_finds_what_is_new_changed_and_gone(models):
     with serving(models) as (repository, events):
-        assert repository.reload().added == []
         write_artefact(models / "c" / "model.int8.onnx", seed=3)
         write_artefact(models / "b" / "model.onnx", seed=4)
-        report = repository.reload()
-        assert (report.added, report.changed, report.removed) == (["c-int8"], ["b"], [])
+        old = repository.load("b").version
+        repository.look()
         assert repository.names() == ("a", "b", "c-int8")
-        repository.load("b")
+        assert repository.get("b").version == old
+        write_artefact(models / "b" / "model.onnx", seed=5)
+        repository.look()
+        assert events[-1] == ("swapped", "b", f"from {old} to {repository.get('b').version}")
         shutil.rmtree(models / "b")
-        assert repository.reload().removed == ["b"]
+        repository.look()
+        assert repository.get("b") is not None
+        repository.look()
         assert events[-1] == ("unloaded", "b", "its file is gone")
         with pytest.raises(Refused, match="unknown model 'b'"):
             repository.get("b")
@@ -184,24 +174,24 @@ def test_a_file_with_the_same_content_is_not_loaded_again(models):
     with serving(models) as (repository, events):
         old = repository.get("a")
         write_artefact(models / "a" / "model.onnx", seed=1, top1=0.9)
-        assert repository.reload().changed == ["a"]
+        repository.look()
         assert repository.get("a") is old
         assert [kind for kind, *_ in events] == ["loaded"]
 
 
-def test_a_file_must_be_gone_twice_when_it_is_polled(models):
-    with serving(models, poll_seconds=0.02) as (repository, _):
-        live = repository._live
+def test_a_file_must_be_gone_twice(models):
+    path = models / "b" / "model.onnx"
+    with serving(models) as (repository, _):
         repository.load("b")
-        with live.changing:
-            path = models / "b" / "model.onnx"
-            path.rename(models / "elsewhere.onnx")
-            assert live.look(patient=True).removed == []
-            (models / "elsewhere.onnx").rename(path)
-            assert live.look(patient=True).removed == []
-            path.unlink()
-            assert live.look(patient=True).removed == []
-            assert live.look(patient=True).removed == ["b"]
+        path.rename(models / "elsewhere.onnx")
+        repository.look()
+        (models / "elsewhere.onnx").rename(path)
+        repository.look()
+        path.unlink()
+        repository.look()
+        assert repository.names() == ("a", "b")
+        repository.look()
+        assert repository.names() == ("a",)
 
 
 def test_a_default_that_is_gone_answers_until_another_can(models):
@@ -210,24 +200,27 @@ def test_a_default_that_is_gone_answers_until_another_can(models):
         shutil.rmtree(models / "a")
         (models / "b" / "model.onnx").rename(models / "b" / "good.onnx")
         (models / "b" / "model.onnx").write_bytes(b"broken")
-        assert repository.reload().removed == []
-        assert repository.get(None) is old
+        for _ in range(3):
+            repository.look()
+            assert repository.get(None) is old
         (models / "b" / "good.onnx").replace(models / "b" / "model.onnx")
-        assert repository.reload().removed == ["a"]
+        repository.look()
         assert (repository.default, repository.get(None).name) == ("b", "b")
 
 
 def test_a_default_that_was_set_by_name_stays(models):
     with serving(models, default_model="a") as (repository, _):
         shutil.rmtree(models / "a")
-        assert repository.reload().removed == []
+        for _ in range(3):
+            repository.look()
         assert repository.get(None).name == "a"
 
 
 def test_an_empty_folder_takes_nothing_away(models, tmp_path):
     with serving(models) as (repository, _):
         models.rename(tmp_path.parent / f"{tmp_path.name}-unmounted")
-        assert repository.reload().removed == []
+        for _ in range(3):
+            repository.look()
         assert repository.get(None).name == "a"
         assert repository.names() == ("a", "b")
 
@@ -247,11 +240,40 @@ def test_a_file_that_is_still_being_written_is_tried_again_without_a_word(models
                 path.write_bytes(whole)
 
         monkeypatch.setattr(serve.models.loader, "load_model", load)
-        repository.reload()
+        repository.look()
         assert repository.get("a").version == old
         assert "refused" not in [kind for kind, *_ in events]
-        repository.reload()
+        repository.look()
         assert repository.get("a").version != old
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_the_old_file_put_back_is_served_again(models, loaded):
+    path = models / "b" / "model.onnx"
+    with serving(models) as (repository, _):
+        old = repository.load("b") if loaded else None
+        kept = path.read_bytes()
+        write_artefact(path, seed=3)
+        repository.look()
+        newer = repository.load("b")
+        path.write_bytes(b"broken")
+        repository.look()
+        assert repository.get("b") is newer
+        path.write_bytes(kept)
+        repository.look()
+        assert repository.describe()["models"][1]["error"] is None
+        assert repository.get("b").version == (old or load_model("b", path)).version != newer.version
+
+
+def test_a_version_whose_file_is_broken_by_now_stays_in_memory(models):
+    write_artefact(models / "c" / "model.onnx", seed=3)
+    with serving(models, max_loaded=2) as (repository, events):
+        old = repository.load("b")
+        (models / "b" / "model.onnx").write_bytes(b"broken")
+        repository.look()
+        repository.load("c")
+        assert repository.get("b") is old
+        assert "unloaded" not in [kind for kind, *_ in events]
 
 
 def test_a_passing_error_is_tried_again(models, monkeypatch):
@@ -266,26 +288,13 @@ def test_a_passing_error_is_tried_again(models, monkeypatch):
 
         monkeypatch.setattr(serve.models.loader, "load_model", fail)
         for _ in range(3):
-            assert repository.reload().refused == {"a": "a/model.onnx: cannot be loaded: too many open files"}
+            repository.look()
+            error = repository.describe()["models"][0]["error"]
+            assert error == "a/model.onnx: cannot be loaded: too many open files"
         assert [kind for kind, *_ in events].count("refused") == 1
         monkeypatch.undo()
-        repository.reload()
+        repository.look()
         assert repository.get("a").version != old
-
-
-def test_a_pin_that_cannot_be_kept_is_told(models):
-    with serving(models) as (repository, _):
-        first = repository.get("a").version
-        write_artefact(models / "a" / "model.onnx", seed=3)
-        repository.reload()
-        repository.rollback("a")
-    shutil.rmtree(models / ".serve" / "versions")
-    with serving(models, default_model="a") as (repository, _):
-        second = repository.get("a").version
-        assert second != first
-        entry = repository.describe(operator=True)["models"][0]
-        assert (entry["pinned"], entry["version"]) == (first, second)
-        assert f"it is pinned, but unknown version '{first}'" in entry["error"]
 
 
 def test_a_listener_that_fails_does_no_harm(models, caplog):

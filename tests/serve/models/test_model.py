@@ -77,14 +77,6 @@ def test_what_is_broken_is_refused(output, tmp_path):
         load_model("folder", tmp_path / "model.onnx")
 
 
-def test_labels_are_compared_with_their_order(output, tmp_path, monkeypatch):
-    good, other = (load_model(name, output / name / "model.onnx", threads=1) for name in ("good", "other"))
-    assert good.labels == other.labels
-    monkeypatch.setattr("tests.serve.conftest.LABELS", ("dog", "cat", "fox"))
-    mixed = load_model("mixed", write_artefact(tmp_path / "mixed" / "model.onnx"), threads=1)
-    assert mixed.labels != good.labels
-
-
 def test_a_stamp_notices_a_new_file_of_the_same_size(tmp_path):
     path = tmp_path / "file"
     path.write_text("a")

@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from serve.models.folder import scan
 from serve.models.model import load_model
 from serve.models.snapshot import View
-from serve.models.state import Split, State, Target
 from serve.protocols.http import Refused
 
 
@@ -12,60 +13,54 @@ def view(output):
     """`good` and `other` are in memory, `good` is the default."""
     full = View(default="good", artefacts=scan(output))
     for name in ("good", "other"):
-        full = full.with_model(load_model(name, output / name / "model.onnx", threads=1), current=True)
+        full = full.with_model(load_model(name, output / name / "model.onnx", threads=1))
     return full
-
-
-def _with(view, **changes):
-    fields = ("default", "artefacts", "current", "versions", "failed", "problems", "state")
-    return View(**{field: getattr(view, field) for field in fields} | changes)
 
 
 def test_asking_for_a_model_makes_it_the_most_recently_used(view):
     for name, other in (("good", "other"), ("other", "good")):
-        model = view.get(name, None)
-        assert model.used >= view.current[other].used
-        assert view.idle(view.current["good"]).name == "other"
+        model = view.get(name)
+        assert model.used >= view.loaded[other].used
+        assert view.idle(view.loaded["good"]).name == "other"
 
 
-def test_nothing_idle_is_the_default_a_target_or_kept(view):
-    good, other = view.current["good"], view.current["other"]
+def test_nothing_idle_is_the_default_kept_or_broken(view):
+    good, other = view.loaded["good"], view.loaded["other"]
     assert view.idle(good) is other
     assert view.idle(other) is None
-    for target in (Target(to="other"), Target(to="other", version=other.version)):
-        assert _with(view, state=State(shadows={"good": target})).idle(good) is None
+    assert replace(view, problems={"other": "torn"}).idle(good) is None
 
 
-def test_a_failed_version_is_503_a_failed_canary_is_passed_over(view):
-    split = State(splits={"good": Split(to="other-int8", percent=100)})
-    failed = _with(view, failed={("other-int8", None): "torn"}, state=split)
+def test_what_is_broken_is_503_unless_an_older_version_is_in_memory(view):
+    broken = replace(view, problems={"other-int8": "torn", "good": "torn"})
     with pytest.raises(Refused, match="'other-int8' cannot be served: torn") as caught:
-        failed.get("other-int8", None)
+        broken.get("other-int8")
     assert caught.value.status == 503
-    assert failed.route("good", None, 0.0, None).name == "good"
-    assert failed.route("good", None, 0.0, "canary").name == "good"
+    assert broken.get("good") is view.loaded["good"]
 
 
-def test_an_old_version_leaves_unless_it_is_a_target(view, output):
-    old = view.current["good"]
+def test_another_version_than_the_one_that_answers_is_unknown(view):
+    good = view.loaded["good"]
+    assert view.get("good", good.version) is good
+    for version in ("0" * 12, view.loaded["other"].version, ""):
+        with pytest.raises(Refused, match=f"unknown version {version!r} of 'good'; it serves {good.version}") as caught:
+            view.get("good", version)
+        assert caught.value.status == 404
+
+
+def test_a_new_version_takes_the_place_of_the_old_one(view, output):
+    old = view.loaded["good"]
     new = load_model("good", output / "other" / "model.onnx", threads=1)
-    swapped = view.with_model(new, current=True)
-    assert swapped.current["good"] is new
-    assert ("good", old.version) not in swapped.versions
-    state = State(splits={"good": Split(to="good", version=old.version, percent=5)}, pins={"good": "0" * 12})
-    kept = _with(view, state=state).with_model(new, current=True)
-    assert kept.versions["good", old.version] is old
-    assert kept.needed("good") == {old.version, new.version, "0" * 12}
+    swapped = replace(view, problems={"good": "torn"}).with_model(new)
+    assert (swapped.loaded["good"], dict(swapped.problems)) == (new, {})
     # The view that a request has taken is not touched.
-    assert view.current["good"] is old
+    assert view.loaded["good"] is old
 
 
 def test_what_is_dropped_is_gone_from_everywhere(view):
-    good = view.current["good"]
-    assert view.without_model(good).get("good", None) is None
-    assert view.without_model(good).get("good", good.version) is None
-    gone = _with(view, failed={("good", None): "x"}, problems={"good": "x"}).without_name("good")
+    assert view.without_model("good").get("good") is None
+    gone = replace(view, problems={"good": "x"}).without_name("good")
     assert "good" not in gone.artefacts
-    assert (gone.failed, gone.problems) == ({}, {})
+    assert gone.problems == {}
     with pytest.raises(Refused, match="unknown model 'good'"):
-        gone.get("good", None)
+        gone.get("good")

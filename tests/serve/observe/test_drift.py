@@ -27,7 +27,7 @@ def test_answers_like_the_reference_do_not_drift():
     follower = Follower()
     rng = np.random.default_rng(0)
     classes = rng.choice(3, size=WINDOW, p=[0.5, 0.3, 0.2]).tolist()
-    assert follower.add("v1", EVEN, zip(classes, rng.uniform(0.8, 1.0, WINDOW).tolist(), strict=True))
+    follower.add("v1", EVEN, zip(classes, rng.uniform(0.8, 1.0, WINDOW).tolist(), strict=True))
     drift = follower.drift()
     assert drift.answers == WINDOW
     assert drift.confidence == pytest.approx(0, abs=0.01)
@@ -74,15 +74,11 @@ def test_a_reference_without_classes_has_confidence_only():
     assert (follower.drift().confidence, follower.drift().classes) == (0.25, None)
 
 
-def test_a_canary_does_not_disturb_and_a_new_version_takes_over():
+def test_a_new_version_begins_anew():
     follower = Follower()
-    for _ in range(ENOUGH):
-        assert follower.add("v1", EVEN, [(0, 0.9)] * 19)
-        assert not follower.add("v2", EVEN, [(2, 0.1)])
-    assert follower.drift().confidence == pytest.approx(0)
-    # The canary has taken one of the ENOUGH votes of the version that is followed already.
-    assert not follower.add("v2", EVEN, [(2, 0.1)] * (ENOUGH - 1))
-    assert follower.add("v2", EVEN, [(2, 0.1)])
+    follower.add("v1", EVEN, [(0, 0.9)] * ENOUGH)
+    assert follower.drift() is not None
+    follower.add("v2", EVEN, [(2, 0.1)])
     assert (follower.answers, follower.drift()) == (1, None)
 
 

@@ -52,7 +52,7 @@ def read(reader: int) -> list[str]:
 
 def test_a_request_is_one_json_line(pipe):
     reader, writer = pipe
-    trace = Trace(trace_id="4" * 32, parent_id="5" * 16, sampled=True)
+    trace = Trace(trace_id="4" * 32, span_id="5" * 16)
     call = make_call(
         headers={b"content-length": b"1234"}, trace=trace, key="kiosk", model="vit", version="69efcedb1234", images=2
     )
@@ -119,7 +119,7 @@ def test_off_silences_requests_but_no_events(pipe):
     assert line.endswith('info event=swapped model=vit detail="69efcedb1234 replaces 0123456789ab"')
 
 
-@pytest.mark.parametrize(("kind", "level"), [("loaded", "info"), ("refused", "warning"), ("shadow_failed", "warning")])
+@pytest.mark.parametrize(("kind", "level"), [("loaded", "info"), ("refused", "warning"), ("unloaded", "info")])
 def test_an_event_is_a_line(pipe, kind, level):
     reader, writer = pipe
     Log(Settings(), descriptor=writer).event(kind, "vit", "why")
@@ -158,7 +158,7 @@ def test_nobody_can_forge_or_break_a_line(model, method, key, error, form):
     reader, writer = os.pipe()
     try:
         log = Log(Settings(log=form), descriptor=writer)
-        trace = Trace(trace_id="4" * 32, parent_id="5" * 16, sampled=True)
+        trace = Trace(trace_id="4" * 32, span_id="5" * 16)
         call = make_call(
             model=model, method=method, key=key, request_id="i" * 128, version=model, trace=trace, images=32
         )

@@ -83,17 +83,12 @@ def test_gauges_and_what_happens_to_models():
     for images in (1, 5, 16, 17):
         metrics.batch(images)
     metrics.event("swapped", "vit", "for the log")
-    metrics.shadow("vit", "vit-int8", True)
-    metrics.shadow("vit", "vit-int8", False)
-    metrics.shadow("vit", "vit-int8", True)
     found = samples(metrics.render())
     assert found["pocketzoo_in_flight",] == 1
     assert found["pocketzoo_queued",] == 7
     assert found["pocketzoo_models_loaded",] == 3
     assert [found["pocketzoo_batch_size_bucket", bound] for bound in ("1.0", "8.0", "16.0", "+Inf")] == [1, 2, 3, 4]
     assert found["pocketzoo_model_events_total", "swapped", "vit"] == 1
-    assert found["pocketzoo_shadow_total", "true", "vit", "vit-int8"] == 2
-    assert found["pocketzoo_shadow_total", "false", "vit", "vit-int8"] == 1
 
 
 def test_labels_are_bounded(monkeypatch):
@@ -132,7 +127,7 @@ def test_no_drift_without_a_reference_and_little_where_nothing_changed():
 def test_a_new_version_starts_anew():
     metrics = Metrics(Settings())
     answer(metrics, answering(), 100)
-    answer(metrics, answering(digest="bb"), 125)
+    answer(metrics, answering(digest="bb"), 25)
     found = samples(metrics.render())
     assert found["pocketzoo_drift_answers", "vit"] == 25
     assert math.isnan(found["pocketzoo_drift_confidence", "vit"])
@@ -145,6 +140,6 @@ def test_every_metric_has_a_unit_prometheus_knows():
     metrics = Metrics(Settings())
     families = [family.name for family in text_string_to_metric_families(metrics.render().decode())]
     ours = [name for name in families if name.startswith("pocketzoo_") and not name.endswith("_created")]
-    assert len(ours) == 14
+    assert len(ours) == 13
     assert not [name for name in ours if name.endswith(("_ms", "_milliseconds", "_mb"))]
     assert CONTENT_TYPE.startswith("text/plain")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.observe.trace import MAX_TRACESTATE, Trace, continue_trace, request_id
+from serve.observe.trace import continue_trace, request_id
 
 # The example of https://www.w3.org/TR/trace-context-1/, section 3.2.3.
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -17,16 +17,21 @@ def hexadecimal(digits: int):
     return st.text("0123456789abcdef", min_size=digits, max_size=digits)
 
 
+def _parent(trace) -> str:
+    return dict(trace.headers)[b"traceparent"].decode()
+
+
+def _state(sent: bytes) -> bytes | None:
+    return dict(continue_trace({b"traceparent": SAMPLED, b"tracestate": sent}).headers).get(b"tracestate")
+
+
 def test_a_trace_goes_on_with_a_new_span():
-    trace = continue_trace({b"traceparent": SAMPLED, b"tracestate": b"congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"})
-    assert (trace.trace_id, trace.parent_id, trace.sampled) == (TRACE, PARENT, True)
-    assert trace.tracestate == "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"
+    state = b"congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"
+    trace = continue_trace({b"traceparent": SAMPLED, b"tracestate": state})
+    assert trace.trace_id == TRACE
     assert len(trace.span_id) == 16 and trace.span_id not in (PARENT, "0" * 16)
-    assert trace.traceparent == f"00-{TRACE}-{trace.span_id}-01"
-    assert trace.headers == (
-        (b"traceparent", trace.traceparent.encode()),
-        (b"tracestate", b"congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"),
-    )
+    parent = f"00-{TRACE}-{trace.span_id}-01".encode()
+    assert trace.headers == ((b"traceparent", parent), (b"tracestate", state))
 
 
 def test_no_trace_without_the_header_and_no_state_without_a_trace():
@@ -53,7 +58,6 @@ def test_no_trace_without_the_header_and_no_state_without_a_trace():
         (f"00-{TRACE[:-1]}-{PARENT}-01".encode(), "short trace-id"),
         (f"00_{TRACE}_{PARENT}_01".encode(), "other separators"),
         (SAMPLED + b"," + SAMPLED, "two headers in one"),
-        (SAMPLED + b"\n", "a line break"),
     ],
 )
 def test_an_invalid_traceparent_is_ignored(sent, why):
@@ -63,14 +67,13 @@ def test_an_invalid_traceparent_is_ignored(sent, why):
 @pytest.mark.parametrize("sent", [f"01-{TRACE}-{PARENT}-01", f"cc-{TRACE}-{PARENT}-09-what-the-future-brings"])
 def test_a_later_version_is_read_as_far_as_it_is_known_and_answered_in_ours(sent):
     trace = continue_trace({b"traceparent": sent.encode()})
-    assert trace.traceparent == f"00-{TRACE}-{trace.span_id}-01"
+    assert _parent(trace) == f"00-{TRACE}-{trace.span_id}-01"
 
 
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("ff", True)])
 def test_only_the_flag_sampled_is_kept(flags, sampled):
     trace = continue_trace({b"traceparent": f"00-{TRACE}-{PARENT}-{flags}".encode()})
-    assert trace.sampled is sampled
-    assert trace.traceparent.endswith("-01" if sampled else "-00")
+    assert _parent(trace).endswith("-01" if sampled else "-00")
 
 
 @given(hexadecimal(32), hexadecimal(16), hexadecimal(2))
@@ -79,26 +82,35 @@ def test_every_well_formed_traceparent_is_read(trace_id, parent_id, flags):
     if set(trace_id) == {"0"} or set(parent_id) == {"0"}:
         assert trace is None
     else:
-        assert (trace.trace_id, trace.parent_id) == (trace_id, parent_id)
-        child = continue_trace({b"traceparent": trace.traceparent.encode()})
-        assert (child.trace_id, child.parent_id, child.sampled) == (trace_id, trace.span_id, trace.sampled)
+        assert trace.trace_id == trace_id
+        child = continue_trace(dict(trace.headers))
+        assert (child.trace_id, _parent(child)[-2:]) == (trace_id, _parent(trace)[-2:])
 
 
 @given(st.binary(max_size=80) | lower_hex.map(str.encode), st.binary(max_size=700))
 def test_whatever_is_sent_the_headers_can_be_sent_on(traceparent, tracestate):
     assert continue_trace({b"traceparent": traceparent, b"tracestate": tracestate}) is None or traceparent[2:3] == b"-"
     for name, value in continue_trace({b"traceparent": SAMPLED, b"tracestate": tracestate}).headers:
-        assert len(value) <= MAX_TRACESTATE, name
+        assert len(value) <= 8192, name
         assert all(byte == 9 or 32 <= byte < 127 for byte in value), name
 
 
-def test_a_long_tracestate_loses_its_long_members_first_and_then_the_last():
-    long, short = "l=" + "x" * 127, [f"k{number}=" + "v" * 96 for number in range(6)]
-    sent = ",".join([short[0], long, *short[1:]]).encode()
-    trace = continue_trace({b"traceparent": SAMPLED, b"tracestate": sent})
-    assert trace.tracestate == ",".join(short[:5])
-    exactly = ("a=" + "x" * 510).encode()
-    assert continue_trace({b"traceparent": SAMPLED, b"tracestate": exactly}).tracestate == exactly.decode()
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        (b"a=1,b=2", b"a=1,b=2"),
+        (b" a=1 ,, b=2\t", b"a=1,b=2"),
+        (b"a=1,a=2", None),
+        (b"A=1", None),
+        (b"a=\xff", None),
+        (b",".join(b"k%d=1" % number for number in range(32)), b",".join(b"k%d=1" % number for number in range(32))),
+        (b",".join(b"k%d=1" % number for number in range(33)), None),
+        (b",".join(b"k%d=" % number + b"x" * 256 for number in range(32)), None),
+    ],
+)
+def test_a_tracestate_that_is_not_valid_or_too_long_is_dropped(sent, passed_on, caplog):
+    assert _state(sent) == passed_on
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("sent", [b"7", b"Root=1-67891233-abcdef012345678912345678", b"a" * 128, b"x:y/z+~.@_"])
@@ -138,5 +150,4 @@ def test_ids_differ_between_forked_processes():
 
 
 def test_span_ids_differ():
-    made = {Trace(trace_id=TRACE, parent_id=PARENT, sampled=True).span_id for _ in range(100)}
-    assert len(made) == 100
+    assert len({continue_trace({b"traceparent": SAMPLED}).span_id for _ in range(100)}) == 100

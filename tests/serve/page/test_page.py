@@ -322,11 +322,10 @@ def test_a_key_is_asked_for_sent_and_kept_for_the_tab(chromium, picture):
 
 
 @needs_chromium
-def test_the_real_server_answers_the_page(chromium, picture, output, tmp_path, monkeypatch):
+def test_the_real_server_answers_the_page(chromium, picture, output, monkeypatch):
     from serve.service import Classifier
 
     monkeypatch.setenv("POCKETZOO_MODELS", str(output))
-    monkeypatch.setenv("POCKETZOO_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("POCKETZOO_LOG", "off")
     with run_server(Classifier.to_asgi(), lifespan="on") as address:
         page = chromium.open(f"{address}/")

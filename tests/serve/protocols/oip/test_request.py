@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import zlib
@@ -8,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve.protocols.http import Refused
-from serve.protocols.oip.request import InferRequest, Wanted, inflate, read_request
+from serve.protocols.oip.request import Asked, Wanted, inflate, read_request
 from serve.settings import Settings
 from zoo.artefact.card import Input, Resize
 
@@ -54,20 +55,29 @@ def test_the_least_request():
         ("not valid JSON", b"{"),
         ("not valid JSON", b'{"id": "\xff"}'),
         ("not valid JSON", b""),
-        ("not valid JSON", b'{"a":' * 100_000),
-        ("not valid JSON", b'{"id":' + b"1" * 5000 + b"}"),
-        ("expected a JSON object", b"7"),
-        ("`inputs`: expected a list of one tensor.*got nothing", {}),
-        ("`inputs`: .*got a list of 2", {"inputs": [DATA, DATA]}),
-        ("`inputs`: .*got a list of 1", {"inputs": [7]}),
-        ("`inputs`: .*got an object", {"inputs": {}}),
-        ("`id`: expected a text", {"id": 7, "inputs": [DATA]}),
-        ("`id`: expected a text", {"id": "x" * 1025, "inputs": [DATA]}),
-        ("`parameters`: expected an object", {"parameters": 7, "inputs": [DATA]}),
+        ("not valid JSON", b'{"a":' * 4000),
+        ("not valid JSON", b'{"inputs": NaN}'),
+        ("`id`: number out of range", b'{"id":' + b"1" * 5000 + b"}"),
+        ("the request: expected `object`, got `int`; GET /docs", b"7"),
+        ("the request: .*missing required field `inputs`", {}),
+        ("`inputs`: expected `array` of length 1;", {"inputs": [DATA, DATA]}),
+        ("`inputs`: expected `array` of length 1;", {"inputs": []}),
+        (r"`inputs\[0\]`: expected `object`, got `int`", {"inputs": [7]}),
+        ("`inputs`: expected `array`, got `object`", {"inputs": {}}),
+        ("`id`: expected `str | null`, got `int`", {"id": 7, "inputs": [DATA]}),
+        ("`id`: expected `str` of length <= 1024", {"id": "x" * 1025, "inputs": [DATA]}),
+        ("`parameters`: expected `object | null`", {"parameters": 7, "inputs": [DATA]}),
+        (r"`inputs\[0\].shape\[3\]`: expected `int`, got `float`", {"inputs": [DATA | {"shape": [1, 1, 2, 2.0]}]}),
+        (r"`inputs\[0\].shape\[0\]`: expected `int`, got `bool`", {"inputs": [DATA | {"shape": [True, 1, 2, 2]}]}),
+        (r"`inputs\[0\].shape\[0\]`: expected `int` >= 0", {"inputs": [DATA | {"shape": [-1, 1, 2, 2]}]}),
+        (r"`inputs\[0\].shape`: expected `array`", {"inputs": [DATA | {"shape": None}]}),
+        (r"`inputs\[0\].name`: expected `str`", {"inputs": [DATA | {"name": None}]}),
+        (r"`inputs\[0\].datatype`: ", {"inputs": [DATA | {"datatype": 7}]}),
+        (r"`inputs\[0\].datatype`: invalid enum value 'FP8'", {"inputs": [DATA | {"datatype": "FP8"}]}),
         ("`parameters.binary_data_output`", {"parameters": {"binary_data_output": 1}, "inputs": [DATA]}),
-        ("`outputs`: expected a list", {"outputs": 7, "inputs": [DATA]}),
-        ("`outputs`: expected a list", {"outputs": ["a"], "inputs": [DATA]}),
-        (r"`outputs\[0\].name`", {"outputs": [{}], "inputs": [DATA]}),
+        ("`outputs`: expected `array | null`, got `int`", {"outputs": 7, "inputs": [DATA]}),
+        (r"`outputs\[0\]`: expected `object`", {"outputs": ["a"], "inputs": [DATA]}),
+        (r"`outputs\[0\]`: .*`name`", {"outputs": [{}], "inputs": [DATA]}),
         ("there twice", {"outputs": [{"name": "a"}, {"name": "a"}], "inputs": [DATA]}),
         ("classification", {"outputs": [{"name": "a", "parameters": {"classification": 0}}], "inputs": [DATA]}),
         ("classification", {"outputs": [{"name": "a", "parameters": {"classification": True}}], "inputs": [DATA]}),
@@ -75,7 +85,7 @@ def test_the_least_request():
         ("shared mem", {"outputs": [{"name": "a", "parameters": {"shared_memory_region": "r"}}], "inputs": [DATA]}),
         ("shared memory", {"inputs": [DATA | {"parameters": {"shared_memory_region": "r"}}]}),
         (r"`inputs\[0\].parameters`", {"inputs": [DATA | {"parameters": []}]}),
-        ("expected `data`, or binary data", {"inputs": [{"name": "image"}]}),
+        ("expected `data`, or binary data", {"inputs": [{k: DATA[k] for k in DATA if k != "data"}]}),
         ("needs the header Inference-Header-Content-Length", {"inputs": [BINARY]}),
         ("got both", {"inputs": [DATA | {"parameters": {"binary_data_size": 16}}]}),
     ],
@@ -93,7 +103,11 @@ def test_what_breaks_the_protocol_is_refused(sentence, document):
         ("8 bytes follow the JSON, got 7", bytes(8), {"inputs": [BINARY]}),
         ("3 bytes follow the JSON, got 7", bytes(3), {"inputs": [BINARY]}),
         ("3 bytes follow the JSON, but no input", bytes(3), {"inputs": [DATA]}),
-        ("binary_data_size.*got 'x'", bytes(3), {"inputs": [BINARY | {"parameters": {"binary_data_size": "x"}}]}),
+        (
+            "binary_data_size`: expected `int | null`, got `str`",
+            bytes(3),
+            {"inputs": [BINARY | {"parameters": {"binary_data_size": "x"}}]},
+        ),
     ],
 )
 def test_binary_data_of_another_size_is_refused(sentence, tail, document):
@@ -109,10 +123,39 @@ def test_a_bad_length_of_the_json_is_refused(length):
     assert caught.value.status == 400
 
 
-def test_a_document_of_too_many_values_is_not_parsed():
-    with pytest.raises(Refused, match=r"about 1100001 values.*binary_data_size") as caught:
-        read(b"[" + b"[]," * 550_000)
+_FLOODS = {
+    "keys": b'{"inputs":[],' + b",".join(b'"k%d":1' % number for number in range(300_000)) + b"}",
+    "lists": b"[" + b"[]," * 550_000 + b"[]]",
+    "outputs": b'{"inputs":[],"outputs":[' + b'{"name":"a"},' * 20_000 + b'{"name":"a"}]}',
+    "numbers": b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,1,2,2],"data":[' + b"1," * 50_000 + b"1]}]}",
+}
+
+
+@pytest.mark.parametrize("kind", _FLOODS)
+def test_a_document_of_more_values_than_a_request_to_the_model_has_is_not_decoded(kind, monkeypatch):
+    def decode(text):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("serve.protocols.oip.request._decode", decode)
+    with pytest.raises(Refused, match=r"about \d+ values, at most \d+ .*binary_data_size") as caught:
+        read(_FLOODS[kind])
     assert caught.value.status == 413
+
+
+def test_outputs_are_few_before_they_are_decoded():
+    with pytest.raises(Refused, match=r"`outputs`: expected at most 16384 bytes, got \d+") as caught:
+        read({"inputs": [DATA], "outputs": [{"name": "x" * 80}] * 300})
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("size", [(2, 2), (64, 64), (600, 1)])
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_largest_request_to_the_model_is_decoded(size, images):
+    spec = dataclasses.replace(SPEC, size=size)
+    data = np.ones((images, 1, *size)).tolist()
+    document = {"inputs": [DATA | {"shape": [images, 1, *size], "data": data}], "more": list(range(1000))}
+    found = read_request(json.dumps(document).encode(), None, spec, SETTINGS)
+    assert found.tensor.shape == (images, 1, *size)
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [(b"gzip", gzip.compress), (b"deflate", zlib.compress)])
@@ -169,7 +212,7 @@ def read_or_refuse(body, length):
         assert refused.status in (400, 413, 422)
         assert len(str(refused).encode()) < 1000
     else:
-        assert isinstance(found, InferRequest)
+        assert isinstance(found, Asked)
         assert isinstance(found.tensor, tuple) or np.isfinite(found.tensor).all()
 
 

@@ -5,7 +5,8 @@ import mimetypes
 import pytest
 
 from serve.protocols.http import Reply, json_reply
-from serve.protocols.openapi.document import document, pages, static_files
+from serve.protocols.openapi.docs_page import pages, static_files
+from serve.protocols.openapi.document import document
 from tests.serve.chromium import Chromium, find_chromium
 from tests.serve.conftest import BENTOML_WARNINGS
 from tests.serve.page_server import run_server

@@ -9,8 +9,8 @@ import jsonschema_rs
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
-from serve.protocols.openapi.document import DOCS_POLICY, docs_page, document, pages, static_files
-from serve.protocols.openapi.parts import ERRORS
+from serve.protocols.openapi.docs_page import DOCS_POLICY, docs_page, pages, static_files
+from serve.protocols.openapi.document import ERRORS, document
 from tests.serve.conftest import BENTOML_WARNINGS
 
 pytestmark = BENTOML_WARNINGS
@@ -85,14 +85,6 @@ def test_every_route_is_there():
         "get /healthz",
         "get /docs",
         "get /docs.json",
-        "get /admin/models",
-        "post /admin/reload",
-        "post /admin/models/{name}:rollback",
-        "post /admin/models/{name}:unpin",
-        "put /admin/models/{name}/split",
-        "delete /admin/models/{name}/split",
-        "put /admin/models/{name}/shadow",
-        "delete /admin/models/{name}/shadow",
         "post /v2/repository/index",
     ):
         assert expected in found
@@ -117,8 +109,6 @@ def test_operations_have_names_of_their_own_and_every_part_of_their_path():
         ("/predict", {200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 503, 504}),
         ("/v1/predict", {200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 503, 504}),
         ("/v2/models/{name}/infer", {200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 503, 504}),
-        ("/admin/reload", {200, 401, 403, 404, 405, 429, 503, 504}),
-        ("/admin/models/{name}:rollback", {200, 400, 401, 403, 404, 405, 408, 413, 422, 429, 503, 504}),
     ],
 )
 def test_statuses(path, statuses):
@@ -137,12 +127,10 @@ def test_errors_are_one_sentence_with_the_headers_that_go_with_them():
         assert ("WWW-Authenticate" in response["headers"]) == (status == "401")
 
 
-def test_a_key_is_optional_for_predicting_needed_for_administration_and_asked_of_nobody_else():
+def test_a_key_is_optional_for_predicting_and_asked_of_nobody_else():
     for _, path, operation in _operations(document()):
         security = operation.get("security")
-        if path.startswith("/admin"):
-            assert security == [{"bearer": []}, {"apiKey": []}]
-        elif "predict" in path or path == "/models" or (path.startswith("/v2") and "/health/" not in path):
+        if "predict" in path or path == "/models" or (path.startswith("/v2") and "/health/" not in path):
             assert security == [{}, {"bearer": []}, {"apiKey": []}]
         else:
             assert security is None
