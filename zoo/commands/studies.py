@@ -245,11 +245,11 @@ def _single_run(runs: list[Any], recipe: str) -> Any:
 
 
 def _named_run(data: str, model: str, weights: str, size: int | None, images_per_split: int | None) -> Any:
+    from zoo.networks.weights import absolute_weights
     from zoo.training.recipe import Run
 
     # A relative path means something else in another working directory.
-    weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights
-    return Run(data=data, model=model, weights=weights, size=size, images_per_split=images_per_split)
+    return Run(data=data, model=model, weights=absolute_weights(weights), size=size, images_per_split=images_per_split)
 
 
 def _network(run: Any) -> tuple[Any, Any, Any]:

@@ -126,6 +126,8 @@ def classifier(model: nn.Module) -> nn.Module:
     """
     find = getattr(model, "get_classifier", None)
     head = find() if find else None
+    if isinstance(head, nn.Module) and isinstance(getattr(head, "head_dist", None), nn.Module):
+        head = (head.head, head.head_dist)  # RepViT keeps both heads in one module
     if isinstance(head, tuple | list) and all(isinstance(part, nn.Module) for part in head):
         return nn.ModuleList(head)
     if not isinstance(head, nn.Module):
@@ -185,6 +187,7 @@ def input_for(
     size: int | None,
     photographs: bool,
     arguments: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
 ) -> Input:
     """The preprocessing that suits an architecture: timm's data configuration where it has one.
 
@@ -196,13 +199,15 @@ def input_for(
         photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole image
             to the input, which keeps all of a small one.
         arguments: what the network is built with beyond its name.
+        pretrained: the weights come from somewhere, so that grey images are normalised by the mean over the three
+            colours of what they were trained with; random ones take them from -1 to 1.
     """
     channels = {"RGB": 3, "L": 1}[colour]
     config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
     own = _OWN_INPUTS.get(architecture, _OwnInput())
-    half = (0.5,) * 3
     mean, std = (config.mean, config.std) if config else (own.mean, own.std)
-    mean, std = (mean, std) if channels == 3 else (half[:channels], half[:channels])
+    if channels == 1:
+        mean, std = ((sum(values) / len(values) if pretrained else 0.5,) for values in (mean, std))
     asked = (arguments or {}).get("img_size")
     edge = size or (asked if isinstance(asked, int) else None) or (config.input_size[-1] if config else own.size)
     kernel = config.interpolation if config and config.interpolation in ("bilinear", "bicubic") else "bilinear"

@@ -19,7 +19,7 @@ from zoo.networks.labels import imagenet_labels, imagenet_subset, read_labels
 from zoo.networks.own.classic import TORCHVISION
 from zoo.networks.registry import build, count_macs, input_for, names
 from zoo.networks.sizes import check_size
-from zoo.networks.weights import classifier_outputs, load_weights
+from zoo.networks.weights import classifier_outputs, load_weights, weights_digest
 from zoo.training.workspace import card_if_readable, is_current, occupied
 
 __all__ = ["ImportPlan", "import_network", "plan_import"]
@@ -76,7 +76,7 @@ def plan_import(
         outputs = _published_outputs(name, config)
     else:
         network = build(name, classes=_IMAGENET, channels=3, arguments=arguments)
-        outputs = classifier_outputs(network, Path(weights))
+        outputs = classifier_outputs(network, weights)
     label_set, found = _labels(name, outputs, labels)
     return ImportPlan(
         architecture=name,
@@ -116,18 +116,17 @@ def import_network(
     """
     begin = time.perf_counter()
     plan = plan_import(name, weights=weights, labels=labels, arguments=arguments, size=size)
-    local = Path(weights)
     config = {
         "architecture": name,
         "arguments": dict(plan.arguments),
-        "weights": sha256_file(local) if weights != "pretrained" else weights,
+        "weights": weights_digest(weights),
         "labels": sha256_file(labels) if labels else plan.label_set,
         "size": size,
     }
     if (there := _already(target, config)) is not None:
         return there
     network = build(name, classes=len(plan.labels), channels=plan.input.channels, arguments=arguments)
-    source = load_weights(network, name, weights, arguments=arguments, fresh_head=False)
+    source = load_weights(network, name, weights, arguments=arguments)
     check_size(network, name, plan.input)
     macs = count_macs(network, plan.input)
     with torch.inference_mode():
