@@ -98,6 +98,25 @@ def test_input_of_small_pictures_keeps_all_of_them():
     assert (found.mean, found.std) == ((0.5,), (0.5,))
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        # ImageNet's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225
+        ("resnet18", 1.347 / 3, 0.678 / 3),
+        # OpenAI CLIP's 0.48145466, 0.4578275, 0.40821073 and 0.26862954, 0.26130258, 0.27577711
+        ("vit_base_patch32_clip_224", 1.34749289 / 3, 0.80570923 / 3),
+        ("tf_efficientnet_lite0", 0.5, 0.5),
+        ("lenet", 0.5, 0.5),
+    ],
+)
+def test_grey_images_are_normalised_as_the_colours_of_the_pretraining_were_on_average(name, mean, std):
+    found = input_for(name, colour="L", size=None, photographs=True, pretrained=True)
+    assert found.mean == (pytest.approx(mean),) and found.std == (pytest.approx(std),)
+    random = input_for(name, colour="L", size=None, photographs=True)
+    assert (random.mean, random.std) == ((0.5,), (0.5,))
+    assert input_for(name, colour="RGB", size=None, photographs=True, pretrained=True).mean[0] >= 0.48
+
+
 def test_macs_of_lenet():
     # 28 x 28 x 16 x 25, 14 x 14 x 32 x 16 x 25, 1568 x 10
     model = build("lenet", classes=10, channels=1).train()

@@ -77,11 +77,11 @@ def test_two_networks_in_one_dictionary(tmp_path: Path) -> None:
     content = {"state_dict": _tensors(1.0, "model.") | _tensors(2.0, "model_ema.module.")}
     value, place, notes = _taken(path, content)
     assert (value, place) == (2.0, "state_dict.model_ema.module")
-    assert notes == (
-        f"{path} holds 2 networks: {place} is taken; --weights {path}#state_dict.model takes the other",
-    )
+    assert notes == (f"{path} holds 2 networks: {place} is taken; --weights {path}#state_dict.model takes the other",)
     assert _taken(path, content, "state_dict.model")[0] == 1.0
-    with pytest.raises(ArtefactError, match=r"last\.ckpt: unknown network in the file 'state_dict\.modl'; did you mean "):
+    with pytest.raises(
+        ArtefactError, match=r"last\.ckpt: unknown network in the file 'state_dict\.modl'; did you mean "
+    ):
         read_state_dict(f"{path}#state_dict.modl", OWN)
 
 
@@ -100,7 +100,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 
 def test_other_names_lose_what_all_share(tmp_path: Path) -> None:
-    torch.save({"model": {f"module.model.{name}": torch.ones(2) for name in ("conv.weight", "bn.bias")}}, tmp_path / "w")
+    torch.save(
+        {"model": {f"module.model.{name}": torch.ones(2) for name in ("conv.weight", "bn.bias")}}, tmp_path / "w"
+    )
     found = read_state_dict(str(tmp_path / "w"), OWN)
     assert (found.place, list(found.tensors)) == ("model.module.model", ["conv.weight", "bn.bias"])
 

@@ -100,9 +100,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads"
 
 @pytest.mark.parametrize("classes", [3, 5, 1000])
 @pytest.mark.parametrize("labels", [LABELS, None])
-def test_a_file_of_another_size_and_number_of_colours_is_converted_as_timm_converts_its_own(
-    tmp_path, classes, labels
-):
+def test_a_file_of_another_size_and_number_of_colours_is_converted_as_timm_converts_its_own(tmp_path, classes, labels):
     torch.manual_seed(0)
     donor = build("vit_tiny_patch16_224", classes=classes, channels=3, arguments=VIT)
     tensors = {f"module.{name}": tensor for name, tensor in donor.state_dict().items()}
@@ -127,7 +125,8 @@ def test_what_timm_cannot_convert_is_refused(tmp_path):
     model = build("vit_tiny_patch16_224", classes=3, channels=3, arguments=VIT)
     torch.save(donor.state_dict(), tmp_path / "w.pt")
     with pytest.raises(
-        ArtefactError, match=r"do not fit VisionTransformer: .*the closest: 'cls_token' is \[1, 1, 18\], expected \[1, 1, 16"
+        ArtefactError,
+        match=r"do not fit VisionTransformer: .*the closest: 'cls_token' is \[1, 1, 18\], expected \[1, 1, 16",
     ):
         load_weights(model, "vit_tiny_patch16_224", str(tmp_path / "w.pt"), arguments=VIT)
 
