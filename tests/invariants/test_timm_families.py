@@ -6,14 +6,11 @@ The normal run takes a handful of small ones; POCKETZOO_SOAK=1 takes all (an hou
 from __future__ import annotations
 
 import dataclasses
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -23,7 +20,7 @@ from zoo.artefact.predictor import Predictor
 from zoo.networks import checkpoint
 from zoo.networks.heads import reset_head
 from zoo.networks.registry import build, classifier_width, count_macs
-from zoo.networks.sizes import check_size, smallest_input
+from zoo.networks.sizes import check_size
 
 
 def through(name: str, arguments: dict[str, Any], size: int, folder: Path) -> None:

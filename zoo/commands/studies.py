@@ -19,7 +19,10 @@ __all__ = ["advise", "lr_find", "probe", "sweep"]
 
 DataArgument = Annotated[str, typer.Argument(help="Folder of images, or the name of a data set (`pocketzoo data`).")]
 ModelName = Annotated[str, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
-FirstWeights = Annotated[str, typer.Option("--weights", help="Weights: pretrained, none, or a state-dict file.")]
+FirstWeights = Annotated[
+    str,
+    typer.Option("--weights", help="Weights: pretrained, none, or a file (FILE#KEY: one of several networks in it)."),
+]
 Size = Annotated[
     int | None, typer.Option("--size", help="Edge of the input in pixels; default: what the network was trained with.")
 ]

@@ -76,8 +76,8 @@ def misfits(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, fresh_head
             f"{len(mismatched)} of other shapes (the closest: {near!r} is {list(rest[near].shape)}, expected "
             f"{list(own[near].shape)})"
         ]
-    found += [f"{len(missing)} missing, of those first {missing[:3]}"] if missing else []
-    found += [f"{len(surplus)} unknown, of those first {surplus[:3]}"] if surplus else []
+    found += [f"{len(missing)} missing, like {missing[:3]}"] if missing else []
+    found += [f"{len(surplus)} unknown, like {surplus[:3]}"] if surplus else []
     if not found:
         return ""
     return f"found {list(tensors)[:3]}, expected {list(own)[:3]}: {', '.join(found)}{made_elsewhere(tensors)}"

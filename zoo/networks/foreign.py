@@ -55,8 +55,8 @@ def read_content(path: Path) -> Content:
         found = _safetensors(path) if start[8:] == b"{" else _pickled(path)
     except Exception as error:  # safetensors, zipfile, unpickling and file-system errors of several libraries
         raise ArtefactError(
-            f"{path}: not a state dict that can be read without executing code: {_reason(error, path)}; expected tensors by "
-            "name, as safetensors.torch.save_file(model.state_dict(), FILE) writes them where you trust the network"
+            f"{path}: not a state dict that can be read without executing code: {_reason(error, path)}; expected "
+            "tensors by name: safetensors.torch.save_file(model.state_dict(), FILE) writes them, where you trust it"
         ) from error
     return found
 
@@ -104,9 +104,10 @@ def _pickled(path: Path) -> Content:
     while True:
         inert = [(_placeholder(name), name) for name in names]
         try:
-            with warnings.catch_warnings(), torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
+            # Given a path, torch judges by its suffix.
+            with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
                 warnings.simplefilter("ignore")
-                items = torch.load(path, map_location="cpu", weights_only=True)
+                items = torch.load(stream, map_location="cpu", weights_only=True)
             break
         except pickle.UnpicklingError as error:
             # Files from before torch 1.6 have no list of their classes: each is met in its turn.

@@ -103,8 +103,8 @@ def absolute_weights(weights: str) -> str:
     return str(path.resolve()) + (f"#{place}" if place else "") if path.is_file() else weights
 
 
-def classifier_outputs(model: nn.Module, weights: str) -> int:
-    """Number of outputs of the classifier in a file of weights.
+def classifier_outputs(model: nn.Module, weights: str) -> tuple[int, tuple[str, ...] | None]:
+    """Number of outputs of the classifier in a file of weights, and their labels where the file has as many.
 
     Args:
         model: a network of the file's architecture, which tells how its classifier is called.
@@ -113,7 +113,8 @@ def classifier_outputs(model: nn.Module, weights: str) -> int:
     Raises:
         ArtefactError: the file cannot be read, or has no such classifier.
     """
-    tensors = read_state_dict(weights, _shapes(model)).tensors
+    found = read_state_dict(weights, _shapes(model))
+    tensors = found.tensors
     width = outputs(model, tensors)
     if not width:
         raise ArtefactError(
@@ -121,7 +122,7 @@ def classifier_outputs(model: nn.Module, weights: str) -> int:
             f"{list(tensors)[-3:]}; expected the state dict of the whole network, in the names of timm (torchvision's "
             f"for those it has){made_elsewhere(tensors)}"
         )
-    return width
+    return width, found.labels if found.labels and len(found.labels) == width else None
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -69,7 +69,7 @@ def test_a_classifier_of_another_form_is_replaced_and_said(tmp_path: Path, capsy
     assert "its classifier with fc.0.weight, for labels that it does not name, is replaced by a new one for your 3" in (
         capsys.readouterr().err
     )
-    with pytest.raises(ArtefactError, match=r"do not fit ResNet: .*unknown, of those first \['fc\.0\.weight'"):
+    with pytest.raises(ArtefactError, match=r"do not fit ResNet: .*unknown, like \['fc\.0\.weight'"):
         _load(_resnet(), path, donor.state_dict(), None)
 
 

@@ -13,7 +13,6 @@ from zoo.base.errors import ArtefactError, UsageError
 from zoo.networks.registry import build
 from zoo.networks.weights import EMBEDDED, classifier_outputs, load_weights
 
-
 LABELS = ("cat", "dog", "hen")
 
 
@@ -80,8 +79,8 @@ def test_a_head_of_another_size_becomes_zero_unless_it_must_fit(tmp_path):
     [
         (
             {"x": torch.zeros(1)},
-            r"found \['x'\], expected \['features\.0\.weight', .*: 6 missing, of those first \['features\.0\.weight', "
-            r".*1 unknown, of those first \['x'\]",
+            r"found \['x'\], expected \['features\.0\.weight', .*: 6 missing, like \['features\.0\.weight', "
+            r".*1 unknown, like \['x'\]",
         ),
         (
             _lenet().state_dict() | {"features.0.bias": torch.zeros(5), "features.3.bias": torch.zeros(33)},
@@ -142,7 +141,10 @@ def test_missing_files_and_other_files(tmp_path):
 def test_outputs_of_a_file(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(_lenet(7).state_dict(), path)
-    assert classifier_outputs(_lenet(3), str(path)) == 7
+    assert classifier_outputs(_lenet(3), str(path)) == (7, None)
+    for labels, expected in (([*"abcdefg"], tuple("abcdefg")), ([*"abc"], None)):
+        torch.save({"model": _lenet(7).state_dict(), "labels": labels}, path)
+        assert classifier_outputs(_lenet(3), str(path)) == (7, expected)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(
         ArtefactError, match=r"no classifier 'head\.weight' of LeNet in it, found \['x'\]; expected the"
