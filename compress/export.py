@@ -67,7 +67,9 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
     # A batch of one would be taken for a constant by the tracer.
     example = torch.zeros(2, *card.use.input.shape)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    # With gradients torch traces another kind of attention where its bias is learnt (vision_transformer_relpos), which
+    # it then cannot take apart.
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -81,10 +83,20 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many types of its own
-            raise ArtefactError(f"torch cannot export {card.build.architecture}: {error}") from error
+            raise ArtefactError(
+                f"torch cannot export {card.build.architecture}: {_reason(error)}; it can be trained and evaluated, "
+                "but not served: another architecture is needed for that"
+            ) from error
     assert program is not None
     proto: ModelProto = program.model_proto
     return proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an exporter's error came from, without its advice to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _parity(model: nn.Module, predictor: Predictor, spec: Input) -> float:

@@ -37,9 +37,7 @@ Data = Annotated[
 Model = Annotated[str | None, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
 Weights = Annotated[
     str | None,
-    typer.Option(
-        "--weights", help="First weights: none, pretrained, or a file (FILE#KEY: one of several networks in it)."
-    ),
+    typer.Option("--weights", help="First weights: none, pretrained, or a file (FILE#KEY: a network in it)."),
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: train.lr=0.001. Repeatable.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Only this run of the recipe. Repeatable.")]

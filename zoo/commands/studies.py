@@ -21,7 +21,7 @@ DataArgument = Annotated[str, typer.Argument(help="Folder of images, or the name
 ModelName = Annotated[str, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
 FirstWeights = Annotated[
     str,
-    typer.Option("--weights", help="Weights: pretrained, none, or a file (FILE#KEY: one of several networks in it)."),
+    typer.Option("--weights", help="Weights: pretrained, none, or a file (FILE#KEY)."),
 ]
 Size = Annotated[
     int | None, typer.Option("--size", help="Edge of the input in pixels; default: what the network was trained with.")
