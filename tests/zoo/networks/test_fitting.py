@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def test_a_thousand_labels_of_your_own_are_not_imagenets(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3), (3, 5), (4, 3), (4, 1)])
 def test_colours_are_adapted_as_timm_does(tmp_path: Path, theirs: int, ours: int) -> None:
+    if theirs != 3 and "base_chans" not in inspect.signature(timm.models.adapt_input_conv).parameters:
+        pytest.skip(f"timm {timm.__version__} adapts weights of three colours only")
     donor = _resnet(channels=theirs, seed=1)
     model = _load(_resnet(channels=ours), tmp_path / "w.pt", {"module": donor.state_dict()})
     expected = timm.models.adapt_input_conv(ours, donor.conv1[0].weight.detach(), theirs)
