@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ __all__ = [
     "input_for",
     "last_layers",
     "names",
+    "normalised",
     "search",
     "zero_classifier",
 ]
@@ -243,6 +245,15 @@ _OWN_INPUTS: Mapping[str, _OwnInput] = {
     # Its weights come from TensorFlow, which normalised like this; torchvision converts inside the network.
     "googlenet": _OwnInput(size=224),
 }
+
+
+def normalised(spec: Input, mean: Sequence[float], std: Sequence[float]) -> Input:
+    """The input with another mean and standard deviation per colour; for another number of colours their average."""
+    mean, std = (
+        values if len(values) == spec.channels else [sum(values) / len(values)] * spec.channels
+        for values in (mean, std)
+    )
+    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
 
 
 def count_macs(model: nn.Module, spec: Input | Sequence[int]) -> int:

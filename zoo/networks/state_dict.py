@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zoo.artefact.card import KEY, from_json
+from zoo.artefact.card import KEY, Card, from_json
 from zoo.base.errors import ArtefactError, CardError, unknown_name
 from zoo.networks.foreign import Content, attributes, read_content
 
@@ -38,6 +38,8 @@ class Found:
     """By the network's own names, as far as the file has them."""
     labels: tuple[str, ...] | None
     """What the classifier's outputs mean, where the file says it."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    """Mean and standard deviation per colour of what it was trained with, where the file says it."""
     notes: tuple[str, ...]
     """What else the file holds and was left out."""
 
@@ -91,8 +93,13 @@ def read_state_dict(weights: str, own: Shapes) -> Found:
         raise ArtefactError(f"{path}: {unknown_name('network in the file', wanted, names)}")
     notes = [] if wanted else _others(path, chosen)
     notes += _left_out(path, found, dictionaries)
+    card = _card(content)
     return Found(
-        place=chosen[0].name, tensors=chosen[0].tensors, labels=_labels(content, chosen[0]), notes=tuple(notes)
+        place=chosen[0].name,
+        tensors=chosen[0].tensors,
+        labels=card.use.labels if card else _labels(content),
+        normalisation=(card.use.input.mean, card.use.input.std) if card else _normalisation(content),
+        notes=tuple(notes),
     )
 
 
@@ -177,13 +184,26 @@ def _left_out(path: Path, found: Sequence[_Place], dictionaries: Mapping[str, di
     return [f"{path}: {len(rest)} tensor(s) beside the network are left out: {', '.join(rest[:3])}"]
 
 
-def _labels(content: Content, place: _Place) -> tuple[str, ...] | None:
-    """What the outputs mean: our card, or a list of labels under one of its usual names."""
-    if KEY in content.metadata:
-        try:
-            return from_json(content.metadata[KEY], where="").use.labels
-        except CardError:  # of another version: its weights are read, its labels are unknown
-            return None
+def _card(content: Content) -> Card | None:
+    try:
+        return from_json(content.metadata[KEY], where="") if KEY in content.metadata else None
+    except CardError:  # of another version: its weights are read, what they are for is unknown
+        return None
+
+
+def _normalisation(content: Content) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """As timm writes it into Hugging Face's config.json."""
+    config = attributes(content.metadata.get("pretrained_cfg"))
+    mean, std = config.get("mean"), config.get("std")
+    if not (isinstance(mean, list) and isinstance(std, list) and 0 < len(mean) == len(std)):
+        return None
+    if not all(isinstance(value, float | int) for value in (*mean, *std)) or min(std) <= 0:
+        return None
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _labels(content: Content) -> tuple[str, ...] | None:
+    """A list of labels under one of its usual names."""
     outer = [content.metadata, attributes(content.items)]
     inner = [attributes(value) for items in outer for value in items.values()]
     for items in [*outer, *inner]:

@@ -25,7 +25,7 @@ from zoo.networks.registry import (
     input_channels,
     zero_classifier,
 )
-from zoo.networks.state_dict import read_state_dict, split_place
+from zoo.networks.state_dict import Found, read_state_dict, split_place
 
 __all__ = [
     "EMBEDDED",
@@ -44,6 +44,8 @@ class Source:
 
     source: str
     licence: str | None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation per colour that the weights were trained with, where their file says it."""
 
 
 def load_weights(
@@ -103,8 +105,8 @@ def absolute_weights(weights: str) -> str:
     return str(path.resolve()) + (f"#{place}" if place else "") if path.is_file() else weights
 
 
-def classifier_outputs(model: nn.Module, weights: str) -> tuple[int, tuple[str, ...] | None]:
-    """Number of outputs of the classifier in a file of weights, and their labels where the file has as many.
+def classifier_outputs(model: nn.Module, weights: str) -> tuple[int, Found]:
+    """Number of outputs of the classifier in a file of weights, and what else the file says.
 
     Args:
         model: a network of the file's architecture, which tells how its classifier is called.
@@ -122,7 +124,7 @@ def classifier_outputs(model: nn.Module, weights: str) -> tuple[int, tuple[str, 
             f"{list(tensors)[-3:]}; expected the state dict of the whole network, in the names of timm (torchvision's "
             f"for those it has){made_elsewhere(tensors)}"
         )
-    return width, found.labels if found.labels and len(found.labels) == width else None
+    return width, found
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -140,7 +142,8 @@ def _load_file(
         tensors = _converted(model, architecture, arguments, tensors)
     load_tensors(model, tensors, where=weights, labels=labels, known=[found.labels] if found.labels else [])
     path, place = split_place(weights)
-    return Source(source=f"file:{path.name}" + (f"#{place}" if place else ""), licence=None)
+    name = f"file:{path.name}" + (f"#{place}" if place else "")
+    return Source(source=name, licence=None, normalisation=found.normalisation)
 
 
 def _converted(

@@ -17,7 +17,7 @@ from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, UNMERGED, code_commit,
 from zoo.networks.checkpoint import read_card, save
 from zoo.networks.labels import imagenet_labels, imagenet_names, imagenet_subset, read_labels
 from zoo.networks.own.classic import TORCHVISION
-from zoo.networks.registry import build, count_macs, input_for, names
+from zoo.networks.registry import build, count_macs, input_for, names, normalised
 from zoo.networks.sizes import check_size
 from zoo.networks.state_dict import split_place
 from zoo.networks.weights import classifier_outputs, load_weights, weights_digest
@@ -74,23 +74,26 @@ def plan_import(
     """
     _check_names(name, weights)
     config = _pretrained_config(name)
-    carried = None
+    carried = normalisation = None
     if weights == "pretrained":
         outputs = _published_outputs(name, config)
     else:
         network = build(name, classes=_IMAGENET, channels=3, arguments=arguments)
-        outputs, carried = classifier_outputs(network, weights)
+        outputs, inside = classifier_outputs(network, weights)
+        carried = inside.labels if inside.labels and len(inside.labels) == outputs else None
+        normalisation = inside.normalisation
     if labels is None and carried is not None and carried not in imagenet_names(outputs):
         label_set, found = split_place(weights)[0].stem, carried
     else:
         label_set, found = _labels(name, outputs, labels)
+    spec = _input(name, config, size, arguments)
     return ImportPlan(
         architecture=name,
         arguments=dict(arguments or {}),
         weights=weights,
         label_set=label_set,
         labels=found,
-        input=_input(name, config, size, arguments),
+        input=normalised(spec, *normalisation) if normalisation else spec,
     )
 
 

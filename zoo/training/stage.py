@@ -20,7 +20,7 @@ from zoo.data.decoded import DecodedImages, canvas
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.heads import add_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
-from zoo.networks.registry import build, count_macs, input_for
+from zoo.networks.registry import build, count_macs, input_for, normalised
 from zoo.networks.sizes import check_size
 from zoo.networks.weights import load_weights, weights_digest
 from zoo.training.evaluate import accuracy, check_labels, torch_logits, with_validation
@@ -296,6 +296,8 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
     source = load_weights(model, run.model, run.weights, arguments=run.arguments, labels=dataset.labels)
+    if source.normalisation is not None:
+        spec = normalised(spec, *source.normalisation)
     return model, Card(
         name=run.artefact,
         build=Build(architecture=run.model, arguments=dict(run.arguments)),

@@ -299,9 +299,7 @@ class TestExample:
 
     def test_what_needs_more_than_an_example(self, model: nn.Module) -> None:
         example = torch.zeros(1, 2, 12, 8)
-        with pytest.raises(
-            UsageError, match=r"reads images.*\.card\.Input instead, or use the importance l2"
-        ):
+        with pytest.raises(UsageError, match=r"reads images.*\.card\.Input instead, or use the importance l2"):
             plan(model, example, PruneConfig(importance="taylor"))
         with pytest.raises(UsageError, match=r"latency_ms exports the network.*or the goal macs or params"):
             plan(model, example, PruneConfig(latency_ms=1.0))

@@ -19,6 +19,7 @@ from zoo.networks.registry import (
     input_channels,
     input_for,
     names,
+    normalised,
     search,
     zero_classifier,
 )
@@ -115,6 +116,16 @@ def test_grey_images_are_normalised_as_the_colours_of_the_pretraining_were_on_av
     random = input_for(name, colour="L", size=None, photographs=True)
     assert (random.mean, random.std) == ((0.5,), (0.5,))
     assert input_for(name, colour="RGB", size=None, photographs=True, pretrained=True).mean[0] >= 0.48
+
+
+def test_normalisation_for_other_colours():
+    grey, colours = make_input(8, "L"), make_input(8)
+    assert (normalised(grey, (0.1, 0.2, 0.6), (1, 2, 3)).mean, normalised(grey, (0.4,), (2,)).std) == (
+        (pytest.approx(0.3),),
+        (2,),
+    )
+    assert normalised(colours, (0.4,), (2,)).mean == (0.4,) * 3
+    assert normalised(colours, (0.1, 0.2, 0.6), (1, 2, 3)).std == (1, 2, 3)
 
 
 def test_macs_of_lenet():

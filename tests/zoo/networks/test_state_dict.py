@@ -160,9 +160,27 @@ def test_labels_of_hugging_face_and_of_our_own_card(tmp_path: Path) -> None:
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     card = make_card(("a", "b", "c"), stages=("train",))
     checkpoint.save(model, dataclasses.replace(card, name="own"), tmp_path / "own.safetensors")
-    assert read_state_dict(str(tmp_path / "own.safetensors"), own).labels == ("a", "b", "c")
+    found = read_state_dict(str(tmp_path / "own.safetensors"), own)
+    assert found.labels == ("a", "b", "c") and found.normalisation == ((0.5,) * 3, (0.25,) * 3)
     save_file(_tensors(), tmp_path / "odd.safetensors", metadata={"zoo.card": '{"schema": "zoo.card/9"}'})
     assert read_state_dict(str(tmp_path / "odd.safetensors"), OWN).labels is None
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 2]}, ((0.1, 0.2, 0.3), (1.0, 1.0, 2.0))),
+        ({"mean": [0.5], "std": [0.25]}, ((0.5,), (0.25,))),
+        ({"mean": [0.5]}, None),
+        ({"mean": [0.5], "std": [0.0]}, None),
+        ({"mean": "0.5", "std": [1.0]}, None),
+        ([], None),
+    ],
+)
+def test_normalisation_of_timms_configuration(tmp_path: Path, config: Any, expected: Any) -> None:
+    save_file(_tensors(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    assert read_state_dict(str(tmp_path / "model.safetensors"), OWN).normalisation == expected
 
 
 def test_a_file_whose_name_has_a_number_sign(tmp_path: Path) -> None:
