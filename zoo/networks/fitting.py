@@ -67,7 +67,9 @@ def misfits(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, fresh_head
     new = ("aux1.", "aux2.", *(_starts(model) if fresh_head else ()))
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(new)}
     mismatched = [name for name, tensor in rest.items() if name in own and own[name].shape != tensor.shape]
-    missing = [name for name in own if name not in rest and not name.startswith(new)]
+    # Counters of steps are younger than BatchNorm, and change no answer.
+    expected = [name for name in own if not name.startswith(new) and not name.endswith(".num_batches_tracked")]
+    missing = [name for name in expected if name not in rest]
     surplus = [name for name in rest if name not in own]
     found = []
     if mismatched:

@@ -19,9 +19,11 @@ __all__ = ["Found", "read_state_dict", "split_place"]
 
 Shapes = Mapping[str, torch.Size]
 
-_WRAPPERS = frozenset({"_orig_mod", "backbone", "ema", "ema_model", "encoder", "model", "module", "net", "network"})
+_WRAPPERS = frozenset({"backbone", "ema", "ema_model", "encoder", "model", "module", "net", "network"})
 """What training code puts before all names, where nothing else tells the prefix."""
-_AVERAGED = frozenset({"averaged", "ema", "swa", "teacher"})
+_INSIDE = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put anywhere in a name."""
+_AVERAGED = frozenset({"averaged", "avg", "ema", "shadow", "swa", "teacher"})
 _NO_NETWORK = ("amp", "callback", "criterion", "loop", "optim", "rng", "scaler", "sched")
 _LISTS = frozenset({"categories", "class_names", "classes", "label_names", "labels", "names"})
 _BY_NUMBER = frozenset({"id2label", "idx_to_class"})
@@ -111,7 +113,7 @@ def _dictionaries(items: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, tor
         if id(current) in seen:
             continue
         seen.add(id(current))
-        tensors = {key: value for key, value in current.items() if isinstance(key, str) and _is_tensor(value)}
+        tensors = {_INSIDE.sub("", key): t for key, t in current.items() if isinstance(key, str) and _is_tensor(t)}
         if tensors:
             yield place, tensors
         waiting += [

@@ -131,6 +131,14 @@ def test_names_of_others_are_refused_by_name(tmp_path: Path, names: tuple[str, .
         classifier_outputs(model, str(path))
 
 
+def test_counters_of_steps_may_be_missing(tmp_path: Path) -> None:
+    donor = _resnet(seed=1)
+    old = {name: tensor for name, tensor in donor.state_dict().items() if "num_batches" not in name}
+    assert len(old) < len(donor.state_dict())
+    model = _load(_resnet(), tmp_path / "w.pt", old)
+    assert torch.equal(model.bn1.running_var, donor.bn1.running_var) and torch.equal(model.bn1.weight, donor.bn1.weight)
+
+
 def test_the_closest_shape_is_named() -> None:
     own = _resnet().state_dict()
     other = own | {"conv1.0.weight": torch.zeros(99, 3, 7, 7), "bn1.weight": torch.zeros(65)}

@@ -43,9 +43,10 @@ def test_wrappers_and_prefixes_of_any_name(tmp_path: Path, wrapper: str, prefix:
         "args": argparse.Namespace(lr=0.1),
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(4, 3)}}, "param_groups": [{"lr": 0.1}]},
     }
-    place = f"{wrapper}.{prefix}".rstrip(".")
+    inside = prefix.replace("_orig_mod.", "").rstrip(".")
+    place = f"{wrapper}.{inside}".rstrip(".")
     assert _taken(tmp_path / "w.pt", content) == (2.0, place, ())
-    assert _taken(tmp_path / "w.pt", content[wrapper]) == (2.0, prefix.rstrip("."), ())
+    assert _taken(tmp_path / "w.pt", content[wrapper]) == (2.0, inside, ())
     assert _taken(tmp_path / "w.pt", {"checkpoint": content})[:2] == (2.0, f"checkpoint.{place}")
 
 
@@ -83,6 +84,12 @@ def test_two_networks_in_one_dictionary(tmp_path: Path) -> None:
         ArtefactError, match=r"last\.ckpt: unknown network in the file 'state_dict\.modl'; did you mean "
     ):
         read_state_dict(f"{path}#state_dict.modl", OWN)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module._orig_mod"])
+def test_parts_that_were_compiled_or_wrapped_alone(tmp_path: Path, wrapper: str) -> None:
+    tensors = {name.replace("stem.", f"stem.{wrapper}."): tensor for name, tensor in _tensors().items()}
+    assert _taken(tmp_path / "w.pt", {"state_dict": tensors}) == (1.0, "state_dict", ())
 
 
 def test_a_larger_teacher_is_not_taken_for_the_network(tmp_path: Path) -> None:
