@@ -18,13 +18,15 @@ __all__ = ["import_artefact"]
 def import_artefact(
     name: Annotated[str, typer.Argument(help="Architecture, with timm's tag of its weights if you want certain ones.")],
     weights: Annotated[
-        str, typer.Option("--weights", help="pretrained, or a state-dict file: .safetensors, .pt, .pth.")
+        str,
+        typer.Option(
+            "--weights",
+            help="pretrained, or a file of timm, Lightning, Hugging Face, ...; FILE#KEY for one of several networks.",
+        ),
     ] = "pretrained",
     labels: Annotated[
         Path | None,
-        typer.Option(
-            "--labels", help="Text file with one label per line; default: ImageNet's, by the number of outputs."
-        ),
+        typer.Option("--labels", help="Text file with one label per line; default: the weights' own, else ImageNet's."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the new artefact; default: output/NAME-LABELS.")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compress.export import export
-from tests.zoo.factories import TINY_VIT, make_card, make_input
+from tests.zoo.factories import LABELS, TINY_VIT, make_card, make_input
 from zoo.artefact import onnx_file as graph
 from zoo.base.errors import ArtefactError
 from zoo.base.files import sha256_file
@@ -117,16 +117,17 @@ def test_exports_with_parity(trained: Trained, tmp_path: Path) -> None:
 
 def test_takes_its_weights_from_a_file_and_another_set_of_labels(trained: Trained, tmp_path: Path) -> None:
     family = trained.family
-    torch.save(trained.model.state_dict(), tmp_path / "w.pt")
+    torch.save({"model": trained.model.state_dict(), "labels": LABELS}, tmp_path / "w.pt")
     same = build(family.name, classes=3, channels=3, arguments=family.arguments).eval()
     other = build(family.name, classes=5, channels=3, arguments=family.arguments).eval()
-    for model in (same, other):
-        assert load_weights(model, family.name, str(tmp_path / "w.pt"), arguments=family.arguments).licence is None
+    for model, labels in ((same, LABELS), (other, "abcde")):
+        options = {"arguments": family.arguments, "labels": labels}
+        assert load_weights(model, family.name, str(tmp_path / "w.pt"), **options).licence is None
     with torch.inference_mode():
         assert torch.equal(same(_images(family)), trained.model(_images(family)))
         assert torch.equal(other(_images(family)), torch.zeros(3, 5))
-    with pytest.raises(ArtefactError, match=r"do not fit .*other shapes"):
-        load_weights(other, family.name, str(tmp_path / "w.pt"), fresh_head=False)
+    with pytest.raises(ArtefactError, match=r"do not fit .* of other shapes"):
+        load_weights(other, family.name, str(tmp_path / "w.pt"), arguments=family.arguments)
     reset_head(same, 4)
     assert classifier_width(same) == 4
     with torch.inference_mode():

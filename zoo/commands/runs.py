@@ -68,7 +68,8 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[
-    str | None, typer.Option("--weights", help="First weights: none, pretrained, or a state-dict file.")
+    str | None,
+    typer.Option("--weights", help="First weights: none, pretrained, or a file (FILE#KEY: a network in it)."),
 ]
 Epochs = Annotated[
     int | None,

@@ -32,7 +32,10 @@ __all__ = ["advise", "lr_find", "probe", "sweep"]
 
 DataArgument = Annotated[str, typer.Argument(help="Folder of images, or the name of a data set (`pocketzoo data`).")]
 ModelName = Annotated[str, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
-FirstWeights = Annotated[str, typer.Option("--weights", help="Weights: pretrained, none, or a state-dict file.")]
+FirstWeights = Annotated[
+    str,
+    typer.Option("--weights", help="Weights: pretrained, none, or a file (FILE#KEY)."),
+]
 Size = Annotated[
     int | None, typer.Option("--size", help="Edge of the input in pixels; default: what the network was trained with.")
 ]
@@ -266,11 +269,11 @@ def _single_run(runs: list[Any]) -> Any:
 
 
 def _named_run(data: str, model: str, weights: str, size: int | None, images_per_split: int | None) -> Any:
+    from zoo.networks.weights import absolute_weights
     from zoo.training.recipe import Run
 
     # A relative path means something else in another working directory.
-    weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights
-    return Run(data=data, model=model, weights=weights, size=size, images_per_split=images_per_split)
+    return Run(data=data, model=model, weights=absolute_weights(weights), size=size, images_per_split=images_per_split)
 
 
 def _network(run: Any) -> tuple[Any, Any, Any]:

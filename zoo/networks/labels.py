@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from zoo.base.errors import UsageError
 
-__all__ = ["imagenet_labels", "imagenet_subset", "read_labels"]
+__all__ = ["imagenet_labels", "imagenet_names", "imagenet_subset", "read_labels"]
 
 
 def imagenet_subset(classes: int) -> str | None:
@@ -30,6 +30,12 @@ def imagenet_labels(subset: str) -> tuple[str, ...]:
     return tuple(
         f"{word} ({synset})" if word in shared else word for word, synset in zip(words, info.label_names(), strict=True)
     )
+
+
+def imagenet_names(classes: int) -> list[tuple[str, ...]]:
+    """The labels of the edition of ImageNet with so many classes: as words, and as synsets, which its folders have."""
+    subset = imagenet_subset(classes)
+    return [] if subset is None else [imagenet_labels(subset), tuple(ImageNetInfo(subset).label_names())]
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ __all__ = [
     "input_for",
     "last_layers",
     "names",
+    "normalised",
     "search",
     "zero_classifier",
 ]
@@ -126,6 +128,8 @@ def classifier(model: nn.Module) -> nn.Module:
     """
     find = getattr(model, "get_classifier", None)
     head = find() if find else None
+    if isinstance(head, nn.Module) and isinstance(getattr(head, "head_dist", None), nn.Module):
+        head = (head.head, head.head_dist)  # RepViT keeps both heads in one module
     if isinstance(head, tuple | list) and all(isinstance(part, nn.Module) for part in head):
         return nn.ModuleList(head)
     if not isinstance(head, nn.Module):
@@ -185,6 +189,7 @@ def input_for(
     size: int | None,
     photographs: bool,
     arguments: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
 ) -> Input:
     """The preprocessing that suits an architecture: timm's data configuration where it has one.
 
@@ -196,13 +201,15 @@ def input_for(
         photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole image
             to the input, which keeps all of a small one.
         arguments: what the network is built with beyond its name.
+        pretrained: the weights come from somewhere, so that grey images are normalised by the mean over the three
+            colours of what they were trained with; random ones take them from -1 to 1.
     """
     channels = {"RGB": 3, "L": 1}[colour]
     config = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
     own = _OWN_INPUTS.get(architecture, _OwnInput())
-    half = (0.5,) * 3
     mean, std = (config.mean, config.std) if config else (own.mean, own.std)
-    mean, std = (mean, std) if channels == 3 else (half[:channels], half[:channels])
+    if channels == 1:
+        mean, std = ((sum(values) / len(values) if pretrained else 0.5,) for values in (mean, std))
     asked = (arguments or {}).get("img_size")
     edge = size or (asked if isinstance(asked, int) else None) or (config.input_size[-1] if config else own.size)
     kernel = config.interpolation if config and config.interpolation in ("bilinear", "bicubic") else "bilinear"
@@ -238,6 +245,15 @@ _OWN_INPUTS: Mapping[str, _OwnInput] = {
     # Its weights come from TensorFlow, which normalised like this; torchvision converts inside the network.
     "googlenet": _OwnInput(size=224),
 }
+
+
+def normalised(spec: Input, mean: Sequence[float], std: Sequence[float]) -> Input:
+    """The input with another mean and standard deviation per colour; for another number of colours their average."""
+    mean, std = (
+        values if len(values) == spec.channels else [sum(values) / len(values)] * spec.channels
+        for values in (mean, std)
+    )
+    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
 
 
 def count_macs(model: nn.Module, spec: Input | Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -26,14 +27,20 @@ def run_on_shapes(model: nn.Module, channels: int, size: tuple[int, int], *, bat
 
     A network with an operation that cannot do without content is run on the CPU.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     with evaluating(model), torch.no_grad():
         try:
-            zeros = torch.empty(batch, channels, *size, device="meta")
-            return torch.func.functional_call(model, empty, (zeros,), strict=False)
+            # A copy: swapping tensors in place leaves empty ones behind in modules that have several names (CoaT).
+            return _without_content(model)(torch.empty(batch, channels, *size, device="meta"))
         except NotImplementedError:
             return model(torch.zeros(batch, channels, *size, device=next(model.parameters()).device))
+
+
+def _without_content(model: nn.Module) -> nn.Module:
+    tensors = [*model.parameters(), *model.buffers()]
+    # What deepcopy finds here it takes for copied already, so that no content is.
+    empty: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    empty |= {id(tensor): nn.Parameter(empty[id(tensor)], requires_grad=False) for tensor in model.parameters()}
+    return copy.deepcopy(model, empty)
 
 
 def declared_size(model: nn.Module) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from torch import nn
 from zoo.artefact.card import Card, Input, LineageEntry, Metrics
 from zoo.artefact.predictor import softmax
 from zoo.base.errors import DataError, UsageError, unknown_name
-from zoo.base.files import CHECKPOINT, code_commit, sha256_file
+from zoo.base.files import CHECKPOINT, code_commit
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
@@ -34,6 +34,7 @@ from zoo.data.splits import some
 from zoo.networks.checkpoint import save
 from zoo.networks.cutting.truncate import features_of, truncate
 from zoo.networks.registry import count_macs, last_layers
+from zoo.networks.weights import weights_digest
 from zoo.training.evaluate import accuracy, fit_temperature, torch_logits
 from zoo.training.recipe import Run
 from zoo.training.stage import measured, source_of
@@ -245,7 +246,7 @@ def write_probe(run: Run, dataset: Dataset, model: nn.Module, card: Card, report
             "model": run.model,
             "arguments": dict(run.arguments),
             "size": run.size,
-            "weights": sha256_file(Path(run.weights)) if Path(run.weights).is_file() else run.weights,
+            "weights": weights_digest(run.weights),
             "layer": report.layer,
             "classifier": report.classifier,
             "strengths": list(STRENGTHS),

@@ -17,6 +17,7 @@ from zoo.base.errors import TrainingError
 from zoo.base.figures import save_figure
 from zoo.base.files import write_bytes, write_table
 from zoo.data.catalogue import DATASETS
+from zoo.networks.weights import absolute_weights
 from zoo.studies.sweep_space import Scalar, plain, varied
 from zoo.training.recipe import Run
 from zoo.training.recipe_text import recipe_text
@@ -139,7 +140,7 @@ def _from_anywhere(run: Run) -> Run:
         run,
         data=_whole(run.data),
         test_on=_whole(run.test_on),
-        weights=str(Path(run.weights).resolve()) if Path(run.weights).is_file() else run.weights,
+        weights=absolute_weights(run.weights),
     )
 
 

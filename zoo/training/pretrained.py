@@ -15,11 +15,12 @@ from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Use
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, UNMERGED, code_commit, output_root, sha256_file
 from zoo.networks.checkpoint import read_card, save
-from zoo.networks.labels import imagenet_labels, imagenet_subset, read_labels
+from zoo.networks.labels import imagenet_labels, imagenet_names, imagenet_subset, read_labels
 from zoo.networks.own.classic import TORCHVISION
-from zoo.networks.registry import build, count_macs, input_for, names
+from zoo.networks.registry import build, count_macs, input_for, names, normalised
 from zoo.networks.sizes import check_size
-from zoo.networks.weights import classifier_outputs, load_weights
+from zoo.networks.state_dict import split_place
+from zoo.networks.weights import classifier_outputs, load_weights, weights_digest
 from zoo.training.workspace import card_if_readable, is_current, occupied
 
 __all__ = ["ImportPlan", "import_network", "plan_import"]
@@ -38,7 +39,7 @@ class ImportPlan:
     weights: str
     """`pretrained`, or a file."""
     label_set: str
-    """The edition of ImageNet, or the name of the labels' file without its suffix."""
+    """The edition of ImageNet, or the name of the file that the labels are from without its suffix."""
     labels: tuple[str, ...]
     input: Input
 
@@ -60,8 +61,9 @@ def plan_import(
 
     Args:
         name: an architecture, with timm's tag where it has weights of several trainings (resnet50.a1_in1k).
-        weights: `pretrained`, or a state-dict file (.safetensors, .pt, .pth).
-        labels: a text file with one label per line; None: ImageNet's, by the number of outputs.
+        weights: `pretrained`, or a file, see zoo.networks.state_dict.read_state_dict.
+        labels: a text file with one label per line; None: those in the file of the weights, else ImageNet's, by the
+            number of outputs.
         arguments: of the architecture.
         size: edge of the input in pixels; None: what the network was pretrained with.
 
@@ -72,19 +74,26 @@ def plan_import(
     """
     _check_names(name, weights)
     config = _pretrained_config(name)
+    carried = normalisation = None
     if weights == "pretrained":
         outputs = _published_outputs(name, config)
     else:
         network = build(name, classes=_IMAGENET, channels=3, arguments=arguments)
-        outputs = classifier_outputs(network, Path(weights))
-    label_set, found = _labels(name, outputs, labels)
+        outputs, inside = classifier_outputs(network, weights)
+        carried = inside.labels if inside.labels and len(inside.labels) == outputs else None
+        normalisation = inside.normalisation
+    if labels is None and carried is not None and carried not in imagenet_names(outputs):
+        label_set, found = split_place(weights)[0].stem, carried
+    else:
+        label_set, found = _labels(name, outputs, labels)
+    spec = _input(name, config, size, arguments)
     return ImportPlan(
         architecture=name,
         arguments=dict(arguments or {}),
         weights=weights,
         label_set=label_set,
         labels=found,
-        input=_input(name, config, size, arguments),
+        input=normalised(spec, *normalisation) if normalisation else spec,
     )
 
 
@@ -116,18 +125,17 @@ def import_network(
     """
     begin = time.perf_counter()
     plan = plan_import(name, weights=weights, labels=labels, arguments=arguments, size=size)
-    local = Path(weights)
     config = {
         "architecture": name,
         "arguments": dict(plan.arguments),
-        "weights": sha256_file(local) if weights != "pretrained" else weights,
+        "weights": weights_digest(weights),
         "labels": sha256_file(labels) if labels else plan.label_set,
         "size": size,
     }
     if (there := _already(target, config)) is not None:
         return there
     network = build(name, classes=len(plan.labels), channels=plan.input.channels, arguments=arguments)
-    source = load_weights(network, name, weights, arguments=arguments, fresh_head=False)
+    source = load_weights(network, name, weights, arguments=arguments)
     check_size(network, name, plan.input)
     macs = count_macs(network, plan.input)
     with torch.inference_mode():

@@ -22,10 +22,10 @@ from zoo.data.unused import write_unused
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.heads import add_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
-from zoo.networks.registry import build, count_macs, input_for
+from zoo.networks.registry import build, count_macs, input_for, normalised
 from zoo.networks.sizes import check_size
 from zoo.networks.stages import is_batch_norm
-from zoo.networks.weights import load_weights
+from zoo.networks.weights import load_weights, weights_digest
 from zoo.training.budget import PLAN, Plan, identity_of, read_plan, settle, write_plan
 from zoo.training.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world
@@ -355,7 +355,12 @@ def _check_held_out(card: Card, dataset: Dataset) -> None:
 
 def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
     spec = input_for(
-        run.model, colour=dataset.colour, size=run.size, photographs=dataset.photographs, arguments=run.arguments
+        run.model,
+        colour=dataset.colour,
+        size=run.size,
+        photographs=dataset.photographs,
+        arguments=run.arguments,
+        pretrained=run.weights != "none",
     )
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
@@ -364,7 +369,9 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
             f"{run.artefact}: train.freeze.norm = 'freeze' keeps the statistics of BatchNorm as pretrained, but the "
             "weights are random (--weights none); --set train.freeze.norm=update learns them"
         )
-    source = load_weights(model, run.model, run.weights, arguments=run.arguments)
+    source = load_weights(model, run.model, run.weights, arguments=run.arguments, labels=dataset.labels)
+    if source.normalisation is not None:
+        spec = normalised(spec, *source.normalisation)
     return model, Card(
         name=run.artefact,
         build=Build(architecture=run.model, arguments=dict(run.arguments)),
@@ -387,5 +394,5 @@ def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
         "model": run.model,
         "arguments": dict(run.arguments),
         "size": None if run.start else run.size,
-        "weights": sha256_file(Path(run.weights)) if Path(run.weights).is_file() else run.weights,
+        "weights": weights_digest(run.weights),
     }

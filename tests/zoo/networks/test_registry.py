@@ -19,6 +19,7 @@ from zoo.networks.registry import (
     input_channels,
     input_for,
     names,
+    normalised,
     search,
     zero_classifier,
 )
@@ -96,6 +97,35 @@ def test_input_of_small_pictures_keeps_all_of_them():
     found = input_for("lenet", colour="L", size=None, photographs=False)
     assert (found.size, found.resize, found.crop) == ((28, 28), Resize(rule="stretch"), "none")
     assert (found.mean, found.std) == ((0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        # ImageNet's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225
+        ("resnet18", 1.347 / 3, 0.678 / 3),
+        # OpenAI CLIP's 0.48145466, 0.4578275, 0.40821073 and 0.26862954, 0.26130258, 0.27577711
+        ("vit_base_patch32_clip_224", 1.34749289 / 3, 0.80570923 / 3),
+        ("tf_efficientnet_lite0", 0.5, 0.5),
+        ("lenet", 0.5, 0.5),
+    ],
+)
+def test_grey_images_are_normalised_as_the_colours_of_the_pretraining_were_on_average(name, mean, std):
+    found = input_for(name, colour="L", size=None, photographs=True, pretrained=True)
+    assert found.mean == (pytest.approx(mean),) and found.std == (pytest.approx(std),)
+    random = input_for(name, colour="L", size=None, photographs=True)
+    assert (random.mean, random.std) == ((0.5,), (0.5,))
+    assert input_for(name, colour="RGB", size=None, photographs=True, pretrained=True).mean[0] >= 0.48
+
+
+def test_normalisation_for_other_colours():
+    grey, colours = make_input(8, "L"), make_input(8)
+    assert (normalised(grey, (0.1, 0.2, 0.6), (1, 2, 3)).mean, normalised(grey, (0.4,), (2,)).std) == (
+        (pytest.approx(0.3),),
+        (2,),
+    )
+    assert normalised(colours, (0.4,), (2,)).mean == (0.4,) * 3
+    assert normalised(colours, (0.1, 0.2, 0.6), (1, 2, 3)).std == (1, 2, 3)
 
 
 def test_macs_of_lenet():

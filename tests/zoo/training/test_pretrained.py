@@ -184,11 +184,34 @@ def test_a_network_of_unknown_preprocessing_is_refused(tmp_path, labels):
     _refused("nobody has published what images lenet was trained with", "lenet", weights=str(path), labels=labels)
 
 
+def test_labels_in_the_file_of_the_weights(tmp_path, weights, labels):
+    content = {"state_dict": {f"model.{name}": tensor for name, tensor in load_file(weights).items()}}
+    torch.save(content | {"hyper_parameters": {"classes": ["ape", "bee", "cow"]}}, tmp_path / "zoo.ckpt")
+    options = {"weights": str(tmp_path / "zoo.ckpt"), "arguments": TINY_VIT}
+    plan = plan_import(ARCHITECTURE, **options)
+    assert (plan.label_set, plan.labels) == ("zoo", ("ape", "bee", "cow"))
+    assert plan_import(ARCHITECTURE, **options, labels=labels).labels == ("cat", "dog", "hen")
+    card = import_network(ARCHITECTURE, tmp_path / "zoo" / CHECKPOINT, **options)
+    assert card.use.labels == ("ape", "bee", "cow")
+    model, _ = load(tmp_path / "zoo" / CHECKPOINT)
+    assert torch.equal(model.head.weight, load_file(weights)["head.weight"])
+
+
+def test_imagenets_synsets_in_the_file_are_shown_as_words(tmp_path):
+    arguments, synsets = TINY_VIT | {"depth": 1}, timm.data.ImageNetInfo("imagenet-1k").label_names()
+    model = build(ARCHITECTURE, classes=1000, channels=3, arguments=arguments)
+    torch.save({"model": model.state_dict(), "label_names": synsets}, tmp_path / "w.pt")
+    plan = plan_import(ARCHITECTURE, weights=str(tmp_path / "w.pt"), arguments=arguments)
+    assert (plan.label_set, plan.labels[0]) == ("imagenet-1k", "tench")
+
+
 def test_files_that_are_refused(tmp_path, labels):
     path = tmp_path / "w.pt"
     torch.save(build(ARCHITECTURE, classes=3, channels=3, arguments=TINY_VIT), path)
     _refused(
-        r"w\.pt: .*without executing code: it holds Python objects \(timm\.", error=ArtefactError, weights=str(path)
+        r"w\.pt: .*expected a dictionary of tensors, found .* and Python objects \(timm\..* not run",
+        error=ArtefactError,
+        weights=str(path),
     )
     path.write_bytes(pickle.dumps({"a": 1}))
     _refused(r"without executing code: ", error=ArtefactError, weights=str(path))
