@@ -99,7 +99,7 @@ def test_images_without_a_range_want_one(tmp_path, monkeypatch, kind, scale, whi
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "output"))
     root = _write(tmp_path / "depths", ".tif", lambda values: (values * scale).astype(kind))
     with pytest.raises(
-        DataError, match=rf"14 of 14 files are unreadable.*no defined .* --set reading.range={white:.0f} in"
+        DataError, match=r"14 of 14 .*no defined .* \(--set reading\.range=VALUE in training\).*largest"
     ):
         open_folder(root)
     run = Run(name="deep", data=str(root), model="resnet10t", size=32, reading=Reading(range=white))
@@ -119,8 +119,8 @@ def test_a_few_images_without_a_range_are_skipped_and_counted(tmp_path, monkeypa
     (root / "cat" / "odd.tif").write_bytes(encode(np.zeros((4, 4), np.float32), "TIFF"))
     dataset = open_folder(root)
     (odd,) = dataset.unused
-    assert (odd.file, odd.reason) == ("cat/odd.tif", "unreadable")
-    assert "1 not used: unreadable (cat 1; cat/odd.tif: floating-point images have no" in capsys.readouterr().err
+    assert odd.file == "cat/odd.tif" and odd.reason.startswith("floating-point images have no defined")
+    assert "1 not used: floating-point images have no defined brightness range: say which" in capsys.readouterr().err
     assert measured_range(dataset.splits["train"]) == (None, "")
 
 
