@@ -143,7 +143,7 @@ def quantize_artefact(
     half = config.method == "fp16" or config.target == "cuda"
     endings = Path(HALF_GRAPH if half else INT8_GRAPH).suffixes
     target = source.with_name(source.stem + "".join(endings))
-    images = open_images(calibrate) if calibrate else None
+    images = open_images(calibrate, white=parent.use.input.range) if calibrate else None
     dataset = notes_for(folder, data).data.open_for(parent) if data else None
     told: dict[str, Any] = {}
     if images is not None:

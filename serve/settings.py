@@ -55,7 +55,8 @@ class Settings:
     max_buffered_bytes: int = 128 << 20
     """Bodies in memory at the same time, of all requests of a worker."""
     max_pixels: int = 25_000_000
-    """Width x height of one image; decoding takes up to seven bytes per pixel in each of `slots` requests."""
+    """Width x height of one image; decoding takes up to seven bytes per pixel in each of `slots` requests. A baseline
+    JPEG file may have 16 times as many: it is decoded small."""
     formats: tuple[str, ...] = FORMATS
     """Image formats accepted, separated by commas."""
     queue: int = 64

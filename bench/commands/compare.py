@@ -14,6 +14,7 @@ from zoo.base.commandline import Artefacts, AsJson, Rounds, Seconds, command_lin
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import GRAPH, output_root, write_bytes
 from zoo.base.progress import note
+from zoo.base.size import SIZE_HELP, parse_size
 from zoo.commands.image_set import Images
 from zoo.commands.runs import Data, notes_of
 
@@ -73,7 +74,8 @@ def compare(
     rows = []
     for family in families(artefacts or _all_models()):
         dataset = _dataset(family[0].folder / GRAPH, data, needed=bool(accuracy))
-        samples = open_images(calibrate) if calibrate else list(dataset.splits["train"]) if dataset else []
+        white = family[0].card.use.input.range
+        samples = open_images(calibrate, white=white) if calibrate else list(dataset.splits["train"]) if dataset else []
         # As compress.quantize.stage chooses its own, so that all calibrate with the same images.
         random.Random(0).shuffle(samples)
         asked = unlabelled is None and dataset is not None and accuracy is not False
@@ -89,7 +91,7 @@ def shapes(
     models: Annotated[list[str], typer.Argument(help="Architectures: resnet18, or any timm name.")],
     macs: Annotated[float, typer.Option(help="Share of the multiply-accumulates that pruning leaves.")] = 0.45,
     round_to: Annotated[int, typer.Option(help="Widths stay multiples of this many channels.")] = 8,
-    size: Annotated[int, typer.Option(help="Edge of the input in pixels; 0: what the network was made for.")] = 0,
+    size: Annotated[str | None, typer.Option(help=f"{SIZE_HELP}; default: what the network was made for.")] = None,
     classes: Annotated[int, typer.Option(help="Number of labels.")] = 37,
     peers: Peers = None,
     threads: Threads = 0,
@@ -109,13 +111,15 @@ def shapes(
     from bench.runtimes.random_weights import ShapesConfig, make_artefacts, noise
 
     config = _config(peers, threads, batch, rounds, seconds)
-    wanted = ShapesConfig(macs=macs, round_to=round_to, size=size, classes=classes)
+    # 0 was the default once, and stands in the commands of published rows.
+    edges = parse_size(size) if size and size != "0" else None
+    wanted = ShapesConfig(macs=macs, round_to=round_to, size=edges, classes=classes)
     rows = []
     for model in models:
         with tempfile.TemporaryDirectory(prefix="pocketzoo-shapes-") as scratch:
             (family,) = families(make_artefacts(model, Path(scratch), wanted))
-            rows += measure(family, config, calibration=noise(wanted.images, family[0].card.use.input.size[0]))
-    given = {"--macs": macs, "--round-to": round_to, "--size": size or None, "--classes": classes, "--peers": peers}
+            rows += measure(family, config, calibration=noise(wanted.images, family[0].card.use.input.size))
+    given = {"--macs": macs, "--round-to": round_to, "--size": size, "--classes": classes, "--peers": peers}
     _show(rows, command_line(["bench", "shapes", *models], given | _pace(config)), as_json, page="shapes.md")
 
 

@@ -10,6 +10,7 @@ import typer
 from bench.commands.group import bench
 from zoo.base.commandline import AsJson, console
 from zoo.base.files import output_root
+from zoo.base.size import SIZE_HELP, parse_size
 
 __all__ = ["training"]
 
@@ -40,7 +41,7 @@ def training(
             show_default=False,
         ),
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Edge of the input in pixels.")] = 224,
+    image_size: Annotated[str, typer.Option(help=f"{SIZE_HELP}.")] = "224",
     images: Annotated[
         int, typer.Option(help="Training images, and a quarter of that for validation; 0: all there are.")
     ] = 0,
@@ -62,7 +63,7 @@ def training(
         part=part,
         models=tuple(model) if model else TrainingConfig.models,
         variants=tuple(variant or ()),
-        size=image_size,
+        size=parse_size(image_size, where="--image-size"),
         images=images,
         batch=batch,
         epochs=epochs,

@@ -125,11 +125,17 @@ def lineage_blocks(stages: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
 
 def _preprocessing(spec: Mapping[str, Any]) -> str:
     resize = spec["resize"]
-    shape = f"the shorter edge becomes {resize['edge']}" if resize["rule"] == "shorter" else "stretched to the input"
+    shape = {
+        "shorter": f"the shorter edge becomes {resize['edge']}",
+        "cover": f"covers the input enlarged until its shorter edge is {resize['edge']}",
+        "stretch": "stretched to the input",
+    }[resize["rule"]]
     steps = ["turned as its EXIF orientation says"] if spec["exif"] else []
     steps += [f"{shape} ({resize['filter']}, antialiased)"]
     steps += ["the centre is cut out"] if spec["crop"] == "centre" else []
     steps += [f"8-bit values times {spec['scale']:.6g}", f"minus {_numbers(spec['mean'])}, by {_numbers(spec['std'])}"]
+    if spec["range"]:
+        steps.insert(0, f"samples of more than 8 bits: {spec['range']:g} is white, as is what is larger")
     if spec["jpeg_draft"]:
         draft = spec["jpeg_draft"]
         steps.insert(0, f"large JPEG files decoded small ({100 * draft['agreement']:.1f}% of answers as before)")

@@ -18,6 +18,7 @@ from zoo.artefact.card import Build, Card, Inform, Use
 from zoo.artefact.preprocess import encode_png
 from zoo.base.errors import UsageError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH
+from zoo.base.size import Size
 from zoo.data.dataset import Sample
 from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import save
@@ -36,14 +37,14 @@ class ShapesConfig:
     """Share of the multiply-accumulates that pruning leaves."""
     round_to: int = PruneConfig.round_to
     """Widths stay multiples of this."""
-    size: int = 0
-    """Edge of the input in pixels; 0: what the network was made for."""
+    size: Size | None = None
+    """Of the input; None: what the network was made for."""
     classes: int = 37
     images: int = 32
     """Noise images to calibrate with; speed does not depend on them."""
 
     def __post_init__(self) -> None:
-        for name, low in (("size", 0), ("classes", 2), ("images", 1)):
+        for name, low in (("classes", 2), ("images", 1)):
             if getattr(self, name) < low:
                 raise UsageError(f"--{name} must be at least {low}, got {getattr(self, name)}")
 
@@ -66,11 +67,11 @@ def make_artefacts(architecture: str, folder: Path, config: ShapesConfig) -> lis
         UsageError: unknown architecture, or a goal out of reach.
         ArtefactError: a network that cannot be pruned, exported or quantized.
     """
-    spec = input_for(architecture, colour="RGB", size=config.size or None, photographs=True)
+    spec = input_for(architecture, colour="RGB", size=config.size, photographs=True)
     torch.manual_seed(0)
     model = build(architecture, classes=config.classes, channels=spec.channels)
     check_size(model, architecture, spec)
-    pictures = noise(config.images, spec.size[0])
+    pictures = noise(config.images, spec.size)
     _settle(model, DecodedImages(pictures, spec))
     labels = tuple(f"class {number}" for number in range(config.classes))
     card = Card(
@@ -91,10 +92,10 @@ def make_artefacts(architecture: str, folder: Path, config: ShapesConfig) -> lis
     return [whole, smaller]
 
 
-def noise(count: int, size: int) -> list[Sample]:
-    """Images [size, size, 3] of random colours, always the same, without labels."""
+def noise(count: int, size: tuple[int, int]) -> list[Sample]:
+    """Images [H, W, 3] of a size (height and width) and random colours, always the same, without labels."""
     random = np.random.default_rng(0)
-    encoded = [encode_png(random.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+    encoded = [encode_png(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(count)]
     return [
         Sample(name=f"noise {number}", label=-1, digest=hashlib.sha256(data).hexdigest(), source=data)
         for number, data in enumerate(encoded)

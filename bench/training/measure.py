@@ -22,6 +22,7 @@ from zoo.base.clock import alternate
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.machine import cores
 from zoo.base.progress import track
+from zoo.base.size import Size, height_and_width
 from zoo.base.statistics.intervals import ratio
 from zoo.base.tables import rich_table
 from zoo.data.dataset import Dataset, Sample
@@ -43,8 +44,8 @@ class TrainingConfig:
     models: tuple[str, ...] = ("resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
     variants: tuple[str, ...] = ()
     """Default: all of the part."""
-    size: int = 224
-    """Edge of the input in pixels."""
+    size: Size = 224
+    """Of the input."""
     images: int = 0
     """Training images, and a quarter of that for validation; 0: all there are."""
     batch: int = 32
@@ -61,7 +62,8 @@ class TrainingConfig:
         for name in self.variants:
             if name not in PARTS[self.part]:
                 raise unknown_name(f"variant of the part {self.part!r}", name, PARTS[self.part])
-        for key, low in (("size", 1), ("images", 0), ("batch", 2), ("epochs", 0), ("threads", 0), ("rounds", 1)):
+        height_and_width(self.size, where="--size")
+        for key, low in (("images", 0), ("batch", 2), ("epochs", 0), ("threads", 0), ("rounds", 1)):
             if getattr(self, key) < low:
                 raise UsageError(f"--{key} must be at least {low}, got {getattr(self, key)}")
         if not self.models:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from zoo.artefact.card import Input
+from zoo.base.size import Size
 from zoo.data.augment.pipeline import Augment
 from zoo.data.dataset import Sample
 from zoo.data.decoded import DecodedImages, canvas
@@ -45,7 +46,7 @@ class Job:
     model: str
     folder: str
     """Has train/CLASS/* and validation/CLASS/*."""
-    size: int
+    size: Size
     batch: int
     epochs: int
     threads: int

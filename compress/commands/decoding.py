@@ -134,11 +134,9 @@ def _compare(predictor: Predictor, samples: Sequence[Sample]) -> _Compared | Non
     """Both ways of decoding on the same images, taking turns; None where they are the same for all of them."""
     import numpy as np
 
-    from zoo.artefact.decode import decode
-    from zoo.artefact.preprocess import least_edge, normalise, sniff, to_input_size
+    from zoo.artefact.preprocess import decode_for, normalise, sniff, to_input_size
 
     spec = predictor.card.use.input
-    edges = (None, least_edge(spec))
     places: list[int] = []
     times: tuple[list[float], list[float]] = ([], [])
     logits: tuple[list[Floats], list[Floats]] = ([], [])
@@ -150,7 +148,7 @@ def _compare(predictor: Predictor, samples: Sequence[Sample]) -> _Compared | Non
         taken: dict[int, float] = {}
         for way in (0, 1) if place % 2 else (1, 0):
             begin = time.perf_counter()
-            decoded[way] = decode(data, colour=spec.colour, exif=spec.exif, least_edge=edges[way])
+            decoded[way] = decode_for(data, spec, small=bool(way))
             taken[way] = (time.perf_counter() - begin) * 1e3
         if decoded[0].size == decoded[1].size:
             continue

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from zoo.base.commandline import TRAIN, AsJson, app
+from zoo.base.size import SIZE_HELP, parse_size
 
 __all__ = ["import_artefact"]
 
@@ -34,9 +35,7 @@ def import_artefact(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Argument of the architecture: img_size=384. Repeatable.")
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Edge of the input in pixels; default: what it was pretrained with.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(help=f"{SIZE_HELP}; default: what it was pretrained with.")] = None,
     export: Annotated[
         bool, typer.Option("--export/--no-export", help="Export model.onnx, too, so that it can be served.")
     ] = True,
@@ -53,9 +52,10 @@ def import_artefact(
     from zoo.training.pretrained import import_network, plan_import
 
     arguments = dict(as_argument(text) for text in settings or ())
-    folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=size).folder
+    edges = None if size is None else parse_size(size)
+    folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=edges).folder
     path = folder / CHECKPOINT
-    card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=size)
+    card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=edges)
     try:
         exported = export_artefact(folder) if export else None
     except (ArtefactError, CheckError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,17 +99,18 @@ class Resize:
     """How an image gets its size before cropping."""
 
     rule: str
-    """`shorter`: the shorter edge becomes `edge`, the aspect ratio stays; `stretch`: straight to the input size."""
+    """`shorter`: the shorter edge becomes `edge`, the aspect ratio stays; `cover`: likewise, to the smallest size that
+    covers the input enlarged until its shorter edge is `edge`; `stretch`: straight to the input size."""
     edge: int | None = None
-    """Length of the shorter edge in pixels; only for `shorter`."""
+    """Length in pixels; only for `shorter` and `cover`, which are the same for a square input."""
     filter: str = "bilinear"
     """nearest, bilinear, bicubic or lanczos; always antialiased (Pillow's filters are)."""
 
     def __post_init__(self) -> None:
-        if self.rule not in ("shorter", "stretch"):
-            raise CardError(f"use.input.resize.rule: expected 'shorter' or 'stretch', got {self.rule!r}")
-        if (self.rule == "shorter") != (self.edge is not None):
-            raise CardError("use.input.resize.edge: given exactly when the rule is 'shorter'")
+        if self.rule not in ("shorter", "cover", "stretch"):
+            raise CardError(f"use.input.resize.rule: expected 'shorter', 'cover' or 'stretch', got {self.rule!r}")
+        if (self.rule == "stretch") == (self.edge is not None):
+            raise CardError("use.input.resize.edge: given exactly when the rule is 'shorter' or 'cover'")
         if self.filter not in ("nearest", "bilinear", "bicubic", "lanczos"):
             raise CardError(f"use.input.resize.filter: expected a Pillow filter name, got {self.filter!r}")
 
@@ -165,6 +167,9 @@ class Input:
     """Whether the EXIF orientation is applied."""
     jpeg_draft: Draft | None = None
     """Large JPEG files are decoded small, which is faster; what that was measured to change. None: they are not."""
+    range: float | None = None
+    """The sample of more than 8 bits that is white, larger ones too, where the file does not say; None: 65535 of 16
+    bits, and samples of 32 bits or floating point are refused."""
 
     def __post_init__(self) -> None:
         channels = {"RGB": 3, "L": 1}.get(self.colour)
@@ -180,10 +185,13 @@ class Input:
             raise CardError(f"use.input.size: expected (height, width) in pixels, got {self.size}")
         if self.crop not in ("centre", "none"):
             raise CardError(f"use.input.crop: expected 'centre' or 'none', got {self.crop!r}")
-        if self.resize.edge is not None and self.resize.edge < max(self.size):
+        least = min(self.size) if self.resize.rule == "cover" else max(self.size)
+        if self.resize.edge is not None and self.resize.edge < least:
             raise CardError(f"use.input.resize.edge: {self.resize.edge} is less than the crop {self.size}")
-        if (self.resize.rule == "shorter") != (self.crop == "centre"):
-            raise CardError("use.input: 'shorter' goes with the crop 'centre', 'stretch' with 'none'")
+        if (self.resize.rule == "stretch") == (self.crop == "centre"):
+            raise CardError("use.input: 'shorter' and 'cover' go with the crop 'centre', 'stretch' with 'none'")
+        if self.range is not None and not 0 < self.range < math.inf:
+            raise CardError(f"use.input.range: expected the positive sample that is white, got {self.range}")
         if self.dtype != "float32" or self.layout != "NCHW":
             raise CardError(f"use.input: expected float32 NCHW, got {self.dtype} {self.layout}")
 
@@ -191,6 +199,15 @@ class Input:
     def channels(self) -> int:
         """Number of colour channels."""
         return len(self.mean)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width in pixels that an image covers before it is cropped; the size itself where nothing is."""
+        height, width = self.size
+        edge, shorter = self.resize.edge, min(self.size)
+        if edge is None:
+            return self.size
+        return (edge, edge) if self.resize.rule == "shorter" else (height * edge // shorter, width * edge // shorter)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -384,8 +401,12 @@ def to_json(card: Card) -> str:
     Raises:
         CardError: a value is not JSON (NaN included), or the document exceeds MAX_BYTES.
     """
+    document = dataclasses.asdict(card)
+    # Left out where it says nothing, so that versions which do not know it read such cards, too.
+    if card.use.input.range is None:
+        del document["use"]["input"]["range"]
     try:
-        text = json.dumps(dataclasses.asdict(card), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(document, sort_keys=True, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
     except (TypeError, ValueError) as error:
         raise CardError(f"card of {card.name!r}: {error}") from error

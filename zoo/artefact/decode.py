@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+import struct
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
+from zoo.artefact.samples import SIXTEEN, Depth, colours, deep_colours, looked_up, one_channel, to_8_bits
 from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "UNREAD", "WHOLE_SIZE", "decode", "sniff"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "UNREAD", "WHOLE_SIZE", "decode", "inspect", "sniff"]
 
 _SUFFIXES = {
     "AVIF": (".avif",),
@@ -57,6 +59,11 @@ WHOLE_SIZE = (-1, -1)
 No text, because a PNG file can set any text key.
 """
 
+_HUGE = 16
+"""A JPEG file of so many times the allowed pixels may be decoded small: to read on to each of them still takes time."""
+
+_SMALLER = "smaller (or as baseline JPEG, which may be larger)"
+
 _SLOW_BYTES = 1 << 19
 _SLOW_CODECS = {"bmp_rle": "run-length encoded BMP", "ppm_plain": "PPM in decimal text"}
 """What Pillow 13 decodes in Python: a third of a microsecond a byte, in which no other thread runs."""
@@ -88,9 +95,6 @@ _TAKEN_APART = {0xDB: 65, **dict.fromkeys((*range(0xC0, 0xC4), *range(0xC5, 0xC8
 _TAKEN_APART |= dict.fromkeys((0xCD, 0xCE, 0xCF, 0xDE), 3)
 """Second byte of a marker -> bytes per table (DQT) or component (SOF, DHP) in its segment."""
 
-_BAND = 1 << 20
-"""Pixels of 16 or 32 bits that are converted at once, so that the temporary arrays stay small."""
-
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -119,11 +123,6 @@ _UPRIGHT = {
 }
 """EXIF 2.32, table 6: the orientation's number -> what shows the stored rows upright."""
 _SIDEWAYS = {_UPRIGHT[number] for number in range(5, 9)}
-
-_NO_RANGE = "floating-point images have no defined brightness range; convert it to 8 or 16 bits"
-
-_PHOTOMETRIC, _BITS = 262, 258
-"""Tags of TIFF 6.0, section 8."""
 
 # Registers the decoders now, not inside the first request.
 Image.init()
@@ -177,13 +176,16 @@ def decode(
     exif: bool = True,
     max_pixels: int = MAX_PIXELS,
     formats: Sequence[str] = FORMATS,
+    white: float | None = None,
     least_edge: int | None = None,
+    huge_edge: int | None = None,
 ) -> Image.Image:
     """Decode the first frame of an image file to 8-bit RGB or greyscale.
 
-    16-bit samples are scaled (Pillow alone would clip them): of one channel by 255 / 65535, of several by dropping the
-    lower byte; both round down. Transparency is composited onto white, CMYK (as Adobe stores it in JPEG files:
-    inverted), YCCK and palettes are converted, colour profiles are ignored, the EXIF orientation is applied.
+    16-bit samples are scaled (Pillow alone would clip them): of one channel by 255 / `white`, of several by dropping
+    the lower byte unless `white` is given; all round down, and larger ones saturate. Transparency is composited onto
+    white, CMYK (as Adobe stores it in JPEG files: inverted), YCCK and palettes are converted, colour profiles are
+    ignored, the EXIF orientation is applied.
 
     Args:
         data: the bytes of a file in one of FORMATS.
@@ -192,8 +194,11 @@ def decode(
             counts as none.
         max_pixels: the largest width x height; checked from the header, before anything is decoded.
         formats: those of FORMATS that are accepted.
+        white: the sample of more than 8 bits that is white where the file does not say (the largest value of a PGM
+            file and 12 bits of a TIFF file do); None: 65535, and 32-bit and floating-point ones are refused.
         least_edge: a JPEG file may come out at 1/2, 1/4 or 1/8 of its size, which is much faster, as long as its
             shorter edge keeps this many pixels; None: never.
+        huge_edge: the same for a baseline JPEG file of more than `max_pixels`, which is refused otherwise.
 
     Raises:
         ImageFormatError: empty, or not in one of `formats`.
@@ -201,46 +206,111 @@ def decode(
             metadata, pieces or scans than any encoder writes.
         ImageError: truncated, corrupt, or with samples that have no defined range.
     """
+    kind = _kind(data, formats)
+    with _in_a_sentence(kind, max_pixels):
+        file, edge = _opened(data, kind, max_pixels, least_edge, huge_edge)
+        whole = file.size
+        small = file.draft(None, (edge, edge)) if edge is not None else None
+        if small:
+            _check_pixels(file.size, max_pixels)
+        image = _loaded(file, data, white, None)
+        if small:
+            image = _without_padding(image, small[1])
+        turn = _turn(image) if exif else None
+        if turn is not None:
+            image = image.transpose(turn)
+        image = _to_8_bit(image, white, None)
+        image = image if image.mode == colour else image.convert(colour)
+        if small:
+            image.info[WHOLE_SIZE] = whole[::-1] if turn in _SIDEWAYS else whole
+        return image
+
+
+def inspect(data: bytes) -> Depth | None:
+    """Check that an image can be decoded for some network; JPEG files small, which reads all of them, but faster.
+
+    Returns:
+        The samples of an image of more than 8 bits whose file does not say which value is white; None: any other.
+
+    Raises:
+        ImageError: see :func:`decode`; samples without a range are fine here.
+    """
+    kind = _kind(data, FORMATS)
+    depths: list[Depth] = []
+    with _in_a_sentence(kind, MAX_PIXELS):
+        file, edge = _opened(data, kind, MAX_PIXELS, 1, 1)
+        if edge is not None:
+            file.draft(None, (edge, edge))
+        _to_8_bit(_loaded(file, data, None, depths), None, depths)
+    return depths[0] if depths else None
+
+
+def _kind(data: bytes, formats: Sequence[str]) -> str:
     if not data:
         raise ImageFormatError("the image is empty (0 bytes)")
     kind = sniff(data)
     if kind is None or kind not in formats:
         found = f"{kind} images are not accepted" if kind else "not an image in a supported format"
         raise ImageFormatError(f"cannot decode the image: {found} (accepted: {', '.join(formats)})")
+    return kind
+
+
+@contextmanager
+def _in_a_sentence(kind: str, max_pixels: int) -> Iterator[None]:
+    """Whatever goes wrong meanwhile with an image of the format `kind`, as an ImageError."""
     try:
-        first_scan = _first_scan(data) if kind == "JPEG" else 0
-        stream = io.BytesIO(data) if kind == "JPEG" else _Metered(data)
-        file = Image.open(stream, formats=(kind,))
-        _check_size(file, stream, len(data), max_pixels)
-        if kind == "JPEG":
-            _check_scans(file, data, first_scan)
-        whole = file.size
-        small = file.draft(None, (least_edge, least_edge)) if least_edge is not None and kind == "JPEG" else None
-        image = _loaded(file, data)
-        if small:
-            image = _without_padding(image, small[1])
-        turn = _turn(image) if exif else None
-        if turn is not None:
-            image = image.transpose(turn)
-        image = _to_8_bit(image)
-        image = image if image.mode == colour else image.convert(colour)
-        if small:
-            image.info[WHOLE_SIZE] = whole[::-1] if turn in _SIDEWAYS else whole
-        return image
+        yield
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageSizeError(f"the image has more than {min(MAX_PIXELS, max_pixels)} pixels") from None
+        raise ImageSizeError(
+            f"the image has more than {min(MAX_PIXELS, max_pixels)} pixels, which are the most; save it {_SMALLER}"
+        ) from None
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and more on bad bytes.
         reason = f"its {kind} header is damaged" if isinstance(error, UnidentifiedImageError) else f"{error}"
         raise ImageError(f"cannot decode the image: {reason}; send a whole, undamaged file") from error
 
 
-def _check_size(image: ImageFile.ImageFile, stream: io.BytesIO, size: int, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageSizeError(f"the image has {width} x {height} pixels, at most {max_pixels} are accepted")
+def _opened(
+    data: bytes, kind: str, max_pixels: int, least_edge: int | None, huge_edge: int | None
+) -> tuple[ImageFile.ImageFile, int | None]:
+    """The file with its header read and its size checked; what its shorter edge keeps if it is to be decoded small."""
+    if kind != "JPEG":
+        stream = _Metered(data)
+        file = Image.open(stream, formats=(kind,))
+        _check_pixels(file.size, max_pixels)
+        _check_codec(file, stream, len(data))
+        return file, None
+    first_scan = _first_scan(data)
+    file = _opened_jpeg(data)
+    streamed = _is_streamed(file, data, first_scan)
+    if huge_edge is not None and streamed and file.width * file.height > max_pixels:
+        _check_pixels(file.size, _HUGE * max_pixels)
+        return file, huge_edge
+    _check_pixels(file.size, max_pixels)
+    if not streamed:
+        _check_scans(file, data, first_scan)
+    return file, least_edge
+
+
+def _opened_jpeg(data: bytes) -> ImageFile.ImageFile:
+    """What Image.open does, but for its limit of pixels, which knows nothing of decoding small."""
+    try:
+        return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:
+        raise UnidentifiedImageError(str(error)) from error
+
+
+def _check_pixels(size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise ImageSizeError(
+            f"the image has {width} x {height} pixels, at most {most} are accepted; save it {_SMALLER}"
+        )
+
+
+def _check_codec(image: ImageFile.ImageFile, stream: _Metered, size: int) -> None:
     codec = image.tile[0][0] if image.tile else ""
     if codec not in _SLOW_CODECS:
         return
@@ -249,9 +319,8 @@ def _check_size(image: ImageFile.ImageFile, stream: io.BytesIO, size: int, max_p
             f"the image is {_SLOW_CODECS[codec]} of {size} bytes, at most {_SLOW_BYTES} are accepted of these; "
             "save it as PNG"
         )
-    if isinstance(stream, _Metered):
-        # These are read byte by byte.
-        stream.left += size
+    # These are read byte by byte.
+    stream.left += size
 
 
 def _first_scan(data: bytes) -> int:
@@ -289,11 +358,16 @@ def _first_scan(data: bytes) -> int:
     return len(data)
 
 
+def _is_streamed(image: ImageFile.ImageFile, data: bytes, place: int) -> bool:
+    """Whether libjpeg decodes a JPEG file, its first scan at `place`, row by row, keeping no coefficients.
+
+    It reads no further scan where a sequential file's first one has all components.
+    """
+    return "progressive" not in image.info and data[place + 4 : place + 5] == bytes((getattr(image, "layers", 0),))
+
+
 def _check_scans(image: ImageFile.ImageFile, data: bytes, place: int) -> None:
     """Refuse a JPEG file of so many scans, the first one at `place`, that decoding takes long."""
-    # libjpeg reads no further scan where a sequential file's first one has all components.
-    if "progressive" not in image.info and data[place + 4 : place + 5] == bytes((getattr(image, "layers", 0),)):
-        return
     most = max(_FEW_SCANS, min(_MANY_SCANS, _SCANNED_PIXELS // (image.width * image.height)))
     scans = 0
     for _ in range(_MOST_SEGMENTS):
@@ -311,12 +385,15 @@ def _check_scans(image: ImageFile.ImageFile, data: bytes, place: int) -> None:
     raise ImageSizeError(f"the JPEG image has more than {_MOST_SEGMENTS} segments; save it again")
 
 
-def _loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+def _loaded(image: ImageFile.ImageFile, data: bytes, white: float | None, depths: list[Depth] | None) -> Image.Image:
     if image.tile and image.tile[0][0] == "ppm":
-        return _scaled_ppm(image, data)
-    if image.format == "TIFF":
-        return _with_defined_range(image)
+        return _scaled_ppm(image, data, white, depths)
+    if (white is not None or depths is not None) and deep_colours(image):
+        kinds = (str(image.format),)
+        return colours(image, lambda: Image.open(_Metered(data), formats=kinds), white=white, depths=depths)
     image.load()
+    if image.format == "TIFF" and (image.mode.startswith("I;16") or image.mode in ("I", "F")):
+        return one_channel(image, white=white, depths=depths)
     return image
 
 
@@ -331,61 +408,26 @@ def _without_padding(image: Image.Image, extent: tuple[float, float, float, floa
     return image.resize((round(width), round(height)), Image.Resampling.BICUBIC, box=extent)
 
 
-def _scaled_ppm(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """A binary PPM file of an odd largest value, as Pillow decodes it, but not sample by sample in Python."""
+def _scaled_ppm(
+    image: ImageFile.ImageFile, data: bytes, white: float | None, depths: list[Depth] | None
+) -> Image.Image:
+    """A binary PPM file of an odd largest value, as Pillow decodes it, but not sample by sample in Python.
+
+    The largest value that its header states is white; 65535 is only the most that fits.
+    """
     _, _, offset, options = image.tile[0]
     most = int(options[1]) if isinstance(options, tuple) else 0
     width, height = image.size
     shape = (height, width, 3) if image.mode == "RGB" else (height, width)
     stored = ">u2" if most > 255 else "u1"
     raw = np.frombuffer(data, dtype=stored, count=int(np.prod(shape)), offset=offset).reshape(shape)
+    if most == 65535 and depths is not None:
+        depths.append(Depth(SIXTEEN, float(raw.max())))
+    if most == 65535 and white is not None:
+        return Image.fromarray(looked_up(raw, to_8_bits(white)))
     top = 65535 if image.mode == "I" else 255
     table = np.minimum(np.rint(np.arange(65536 if most > 255 else 256) / most * top), top).astype(np.int64)
-    return Image.fromarray(_looked_up(raw, table * 255 // top))
-
-
-def _looked_up(samples: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """table[samples] in 8 bits, without an index of 8 bytes per sample."""
-    table = table.astype(np.uint8)
-    result = np.empty(samples.shape, dtype=np.uint8)
-    flat, into = samples.reshape(-1), result.reshape(-1)
-    for start in range(0, flat.size, _BAND):
-        into[start : start + _BAND] = table[flat[start : start + _BAND]]
-    return result
-
-
-def _narrowed(image: Image.Image, table: np.ndarray[Any, Any]) -> Image.Image:
-    """An image of one channel of 16 or 32 bits to 8 bits: table[sample], samples beyond the table as its ends."""
-    table = table.astype(np.uint8)
-    width, height = image.size
-    result = np.empty((height, width), dtype=np.uint8)
-    columns = min(width, _BAND)
-    rows = max(1, _BAND // columns)
-    for top in range(0, height, rows):
-        for left in range(0, width, columns):
-            right, bottom = min(left + columns, width), min(top + rows, height)
-            band = np.asarray(image.crop((left, top, right, bottom)))
-            result[top:bottom, left:right] = table[np.clip(band, 0, 65535) if image.mode == "I" else band]
-    return Image.fromarray(result)
-
-
-def _with_defined_range(image: ImageFile.ImageFile) -> Image.Image:
-    """A TIFF image, loaded, whose samples span 0 to the largest value of its mode, 0 being black.
-
-    Pillow neither scales 12 bits to 16 nor inverts 16 bits of which 0 is white.
-    """
-    tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    if image.mode == "I":
-        raise ImageError("signed and 32-bit integers have no defined brightness range; convert them to 8 or 16 bits")
-    if image.mode == "F":
-        raise ImageError(_NO_RANGE)
-    image.load()
-    most = (1 << int(tags.get(_BITS, (16,))[0])) - 1
-    inverted = tags.get(_PHOTOMETRIC) == 0
-    if not image.mode.startswith("I;16") or (most == 65535 and not inverted):
-        return image
-    samples = np.arange(65536, dtype=np.uint32)
-    return _narrowed(image, (most - samples if inverted else samples) * 255 // most)
+    return Image.fromarray(looked_up(raw, table * 255 // top))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -396,11 +438,9 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def _to_8_bit(image: Image.Image, white: float | None, depths: list[Depth] | None) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _narrowed(image, np.arange(65536) // 257)
-    if image.mode == "F":
-        raise ImageError(_NO_RANGE)
+        return one_channel(image, white=white, depths=depths)
     if image.mode in ("PA", "LA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "RGBA":

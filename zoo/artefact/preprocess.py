@@ -62,13 +62,28 @@ halving once more hides the difference. Pillow's Image.thumbnail has the same ma
 
 def least_edge(spec: Input) -> int:
     """Pixels along the shorter edge that a JPEG file decoded small must keep (see Input.jpeg_draft)."""
-    return _SPARE * (spec.resize.edge or max(spec.size))
+    return _SPARE * max(spec.canvas)
 
 
 def decode_for(
-    data: bytes, spec: Input, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+    data: bytes,
+    spec: Input,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+    small: bool | None = None,
 ) -> Image.Image:
-    """Decode as a card says: upright, in its colours, large JPEG files small where it records what that changes.
+    """Decode as a card says: upright, in its colours, 16-bit samples by its range.
+
+    JPEG files of more than `max_pixels` are decoded small, and large ones, too, where the card records what that
+    changes.
+
+    Args:
+        data: the bytes of a file.
+        spec: the card's input.
+        max_pixels: see :func:`decode`.
+        formats: see :func:`decode`.
+        small: whether large JPEG files are decoded small; None: as the card says.
 
     Raises:
         ImageError: see :func:`decode`.
@@ -79,7 +94,9 @@ def decode_for(
         exif=spec.exif,
         max_pixels=max_pixels,
         formats=formats,
-        least_edge=least_edge(spec) if spec.jpeg_draft else None,
+        white=spec.range,
+        least_edge=least_edge(spec) if (bool(spec.jpeg_draft) if small is None else small) else None,
+        huge_edge=least_edge(spec),
     )
 
 
@@ -97,21 +114,26 @@ def to_input_size(image: Image.Image, spec: Input, *, max_pixels: int = MAX_PIXE
     if spec.resize.edge is None:
         image = image.resize((width, height), resample)
     else:
-        size = _size_by_shorter(image, spec.resize.edge, max_pixels)
+        size = _covering(image, spec.canvas, max_pixels)
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
         image = _resize_and_crop(image, size, (left, top, left + width, top + height), resample)
     array = np.asarray(image, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _size_by_shorter(image: Image.Image, edge: int, max_pixels: int) -> tuple[int, int]:
+def _covering(image: Image.Image, canvas: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """The smallest (width, height) of the image's aspect ratio that covers a canvas of (height, width)."""
     # Of the image in the file, so that one decoded small is cropped at the very same place.
-    shorter, longer = sorted(image.info.get(WHOLE_SIZE, image.size))
-    target = int(edge * longer / shorter)
+    width, height = image.info.get(WHOLE_SIZE, image.size)
+    high, wide = canvas
+    if wide * height >= high * width:
+        size = wide, max(high, int(wide * height / width))
+    else:
+        size = max(wide, int(high * width / height)), high
     # Enlarged by no more than the limit of a whole image; a ratio of 16 to 1 is always fine.
-    if target * edge > max(max_pixels, 16 * edge * edge):
+    if size[0] * size[1] > max(max_pixels, 16 * max(canvas) ** 2):
         raise ImageSizeError(f"the image is too elongated: {image.width} x {image.height} pixels")
-    return (edge, target) if image.width <= image.height else (target, edge)
+    return size
 
 
 def _resize_and_crop(

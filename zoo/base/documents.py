@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -22,7 +23,7 @@ class DocumentError(ValueError):
 def to_dataclass(kind: type[T], value: Any, where: str) -> T:
     """Read `value` as an instance of the dataclass `kind`.
 
-    Fields may be annotated with other dataclasses, str, int, float, bool, Any, `X | None`, `tuple[X, ...]`,
+    Fields may be annotated with other dataclasses, str, int, float, bool, Any, `X | None`, `X | Y`, `tuple[X, ...]`,
     `tuple[X, Y]` and `Mapping[str, X]`. Nothing is converted but a whole number to a float and a list to a tuple.
 
     Args:
@@ -43,7 +44,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType:
         if value is None:
             return None
-        return _decode(next(part for part in parts if part is not type(None)), value, where)
+        return _decode_either([part for part in parts if part is not type(None)], value, where)
     if origin is tuple and isinstance(value, list | tuple):
         return _decode_tuple(parts, value, where)
     if origin is Mapping and isinstance(value, dict):
@@ -56,6 +57,17 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return value
     name = getattr(origin or kind, "__name__", str(kind))
     raise DocumentError(f"{where}: expected {name}, got {value!r:.80}")
+
+
+def _decode_either(kinds: list[Any], value: Any, where: str) -> Any:
+    """As the last of some kinds, unless an earlier one fits."""
+    for kind in kinds[:-1]:
+        with contextlib.suppress(DocumentError):
+            return _decode(kind, value, where)
+    if len(kinds) > 1 and not isinstance(value, list | tuple | dict):
+        names = " or ".join(getattr(typing.get_origin(kind) or kind, "__name__", str(kind)) for kind in kinds)
+        raise DocumentError(f"{where}: expected {names}, got {value!r:.80}")
+    return _decode(kinds[-1], value, where)
 
 
 def _to_float(value: int, where: str) -> float:

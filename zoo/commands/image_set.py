@@ -63,7 +63,7 @@ def pictures_of(
     if images and data:
         raise UsageError("--images are images without labels, --data is a data set with labels; give one of them")
     if images:
-        return named(images)
+        return named(images, white=card.use.input.range)
     try:
         notes = notes_of(path, data)
     except ArtefactError as error:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.base.commandline import PREPARE, AsJson, app, console
+from zoo.base.size import SIZE_HELP, parse_size
 
 __all__ = ["model", "models"]
 
@@ -46,7 +47,7 @@ def model(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Argument of the architecture: img_size=32. Repeatable.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Edge of the input in pixels; default: what it is made for.")] = None,
+    size: Annotated[str | None, typer.Option(help=f"{SIZE_HELP}; default: what it is made for.")] = None,
     classes: Annotated[int, typer.Option(help="Number of labels.")] = 1000,
     colour: Annotated[str, typer.Option(help="RGB (3 channels) or L (1 channel).")] = "RGB",
     layers: Annotated[bool, typer.Option("--layers", help="List the layers that `layer` and probes can name.")] = False,
@@ -58,7 +59,7 @@ def model(
     """
     from zoo.networks.describe import describe
 
-    found = describe(name, settings or (), size=size, classes=classes, colour=colour)
+    found = describe(name, settings or (), size=parse_size(size) if size else None, classes=classes, colour=colour)
     if as_json:
         print(json.dumps(found if layers else {key: value for key, value in found.items() if key != "layers"}))
         return

@@ -13,6 +13,7 @@ from rich.table import Table
 from zoo.base.commandline import PREPARE, AsJson, app, console
 from zoo.base.errors import UsageError
 from zoo.base.files import output_root, write_bytes
+from zoo.base.size import SIZE_HELP, parse_size
 from zoo.commands.runs import (
     BatchSize,
     Data,
@@ -32,13 +33,8 @@ __all__ = ["advise", "lr_find", "probe", "sweep"]
 
 DataArgument = Annotated[str, typer.Argument(help="Folder of images, or the name of a data set (`pocketzoo data`).")]
 ModelName = Annotated[str, typer.Option("--model", help="Architecture: lenet, or any timm name.")]
-FirstWeights = Annotated[
-    str,
-    typer.Option("--weights", help="Weights: pretrained, none, or a file (FILE#KEY)."),
-]
-Size = Annotated[
-    int | None, typer.Option("--size", help="Edge of the input in pixels; default: what the network was trained with.")
-]
+FirstWeights = Annotated[str, typer.Option("--weights", help="Weights: pretrained, none, or a file (FILE#KEY).")]
+Size = Annotated[str | None, typer.Option("--size", help=f"{SIZE_HELP}; default: what the network was trained with.")]
 PerSplit = Annotated[int | None, typer.Option("--images-per-split", help="Use at most so many images of each split.")]
 
 
@@ -268,12 +264,14 @@ def _single_run(runs: list[Any]) -> Any:
     return runs[0]
 
 
-def _named_run(data: str, model: str, weights: str, size: int | None, images_per_split: int | None) -> Any:
+def _named_run(data: str, model: str, weights: str, size: str | None, images_per_split: int | None) -> Any:
     from zoo.networks.weights import absolute_weights
     from zoo.training.recipe import Run
 
     # A relative path means something else in another working directory.
-    return Run(data=data, model=model, weights=absolute_weights(weights), size=size, images_per_split=images_per_split)
+    weights = absolute_weights(weights)
+    parsed = None if size is None else parse_size(size)
+    return Run(data=data, model=model, weights=weights, size=parsed, images_per_split=images_per_split)
 
 
 def _network(run: Any) -> tuple[Any, Any, Any]:

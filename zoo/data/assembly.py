@@ -28,6 +28,7 @@ def assemble(
     location: Path,
     seed: int,
     unused: Iterable[Unused] = (),
+    white: float | None = None,
 ) -> Dataset:
     """Decode the files, drop what is in two places, and make the splits that are not there.
 
@@ -38,6 +39,7 @@ def assemble(
         location: what opens it again.
         seed: of the splits that are made here.
         unused: what was left out before.
+        white: see zoo.data.reading.Reading.range.
 
     Raises:
         DataError: fewer than two classes, a class without training images, or too many images that cannot be used.
@@ -45,7 +47,7 @@ def assemble(
     where = str(location)
     groups = {split: groups[split] for split in ("all", *SPLITS) if split in groups}
     labels = tuple(sorted({file.label for files in groups.values() for file in files}))
-    samples, unread = verified_samples(groups, labels, root)
+    samples, unread = verified_samples(groups, labels, root, white=white)
     left_out = [*unused, *unread]
     samples = _without_contradictions(samples, labels, left_out)
     samples = _without_copies(samples, labels, left_out)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.artefact.samples import Depth
 from zoo.base.errors import DataError
 from zoo.data.unused import Unused
 
@@ -29,6 +30,8 @@ class Sample:
     """SHA-256 of the encoded image."""
     source: Path | str | bytes = field(repr=False)
     """A million paths take a third of the memory as text."""
+    depth: Depth | None = None
+    """Its samples if they have more than 8 bits and the file does not say which value is white."""
 
     def read(self) -> bytes:
         """The encoded image.

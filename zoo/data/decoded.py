@@ -39,8 +39,7 @@ SAMPLERS = ("shuffled", "balanced")
 
 def canvas(spec: Input) -> Input:
     """The preprocessing of training images: the evaluation's, with the margin that its crop cuts off."""
-    edge = spec.resize.edge
-    return spec if edge is None else dataclasses.replace(spec, size=(edge, edge))
+    return dataclasses.replace(spec, size=spec.canvas)
 
 
 def epoch_order(labels: torch.Tensor, *, sampler: str, generator: torch.Generator) -> list[int]:

@@ -42,11 +42,13 @@ def open_folder(root: Path, *, seed: int = 0, reading: Reading | None = None) ->
     if not root.is_dir():
         raise DataError(f"no folder at {root}; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
     found = walk(root)
-    layout = find_layout(found.images, layout=(reading or Reading()).layout, where=str(root))
+    reading = reading or Reading()
+    layout = find_layout(found.images, layout=reading.layout, where=str(root))
     groups, outside = _groups(found.images, layout, root)
     unused = [*(_with_class(entry, layout) for entry in found.unused), *outside]
     _check_labels(groups, unused, root)
-    return assemble(groups, root=root, name=root.resolve().name, location=root, seed=seed, unused=unused)
+    name = root.resolve().name
+    return assemble(groups, root=root, name=name, location=root, seed=seed, unused=unused, white=reading.range)
 
 
 def _groups(names: Sequence[str], layout: Layout, root: Path) -> tuple[dict[str, list[ImageFile]], list[Unused]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from zoo.base.errors import DataError
 from zoo.base.progress import track
 from zoo.data.dataset import Sample
+from zoo.data.depth import without_range
 from zoo.data.unused import Unused, check_lost, tell
 from zoo.data.verified import verify
 from zoo.data.walk import walk
@@ -55,7 +56,7 @@ def read_image_files(
 
 
 def verified_samples(
-    groups: Mapping[str, Sequence[ImageFile]], labels: Sequence[str], root: Path
+    groups: Mapping[str, Sequence[ImageFile]], labels: Sequence[str], root: Path, *, white: float | None = None
 ) -> tuple[dict[str, list[Sample]], list[Unused]]:
     """Decode every file once, so that nothing fails in the middle of training; afterwards sizes and times are compared.
 
@@ -63,6 +64,7 @@ def verified_samples(
         groups: the files of each split.
         labels: the classes in the order of the labels.
         root: the data set's folder: its path names what is remembered.
+        white: see zoo.artefact.decode.decode; None: images that want one cannot be read.
 
     Returns:
         The samples of each split, in the given order, and the files that are missing or cannot be read.
@@ -75,10 +77,13 @@ def verified_samples(
     verdicts = verify(((file.name, os.fspath(file.path)) for _, file in asked), root)
     steps = track(zip(named, verdicts, strict=True), total=total, description="Reading images", unit="image")
     for (split, file), verdict in steps:
-        if verdict.problem:
-            reason = MISSING if verdict.missing else "unreadable"
-            unused.append(Unused(file.name, reason, file.label, verdict.problem))
+        digest, problem, missing, depth = verdict
+        if problem:
+            unused.append(Unused(file.name, MISSING if missing else "unreadable", file.label, problem))
+        elif depth and white is None and (reason := without_range(depth)):
+            unused.append(Unused(file.name, reason, file.label, f"largest sample {depth.largest:g}"))
         else:
             source = os.fspath(file.path)
-            samples[split].append(Sample(name=file.name, label=index[file.label], digest=verdict.digest, source=source))
+            sample = Sample(name=file.name, label=index[file.label], digest=digest, source=source, depth=depth)
+            samples[split].append(sample)
     return samples, unused

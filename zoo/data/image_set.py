@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.artefact.decode import decode
+from zoo.artefact.decode import inspect
 from zoo.base.errors import DataError, ImageError
 from zoo.base.statistics.paired import Labels
 from zoo.data.dataset import Dataset, Sample
@@ -51,8 +51,12 @@ def labelled(dataset: Dataset, split: str) -> ImageSet:
     return ImageSet(name=dataset.name, split=split, samples=dataset.splits[split], dataset=dataset)
 
 
-def named(paths: Sequence[Path]) -> ImageSet:
+def named(paths: Sequence[Path], *, white: float | None = None) -> ImageSet:
     """Image files, and every image below a folder, in this order; their labels are not known.
+
+    Args:
+        paths: of the files and folders.
+        white: see zoo.data.unlabelled.open_images.
 
     Raises:
         DataError: a path that is not there, a file that is no image, a folder without images, or with too many
@@ -60,7 +64,7 @@ def named(paths: Sequence[Path]) -> ImageSet:
     """
     samples: list[Sample] = []
     for path in paths:
-        samples += [_sample(path)] if path.is_file() else open_images(path)
+        samples += [_sample(path)] if path.is_file() else open_images(path, white=white)
     return ImageSet(name=" ".join(map(str, paths)), samples=samples)
 
 
@@ -84,7 +88,7 @@ def _sample(path: Path) -> Sample:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     try:
-        decode(data)
+        depth = inspect(data)
     except ImageError as error:
         raise DataError(f"{path}: {error}; name another image") from error
-    return Sample(name=path.name, label=UNKNOWN, digest=hashlib.sha256(data).hexdigest(), source=path)
+    return Sample(name=path.name, label=UNKNOWN, digest=hashlib.sha256(data).hexdigest(), source=path, depth=depth)

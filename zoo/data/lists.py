@@ -51,7 +51,8 @@ def open_list(path: Path, *, seed: int = 0, reading: Reading | None = None) -> D
         UsageError: a column that is named and not there (with close matches).
     """
     table = open_table(path)
-    columns = _columns(table, path, reading or Reading())
+    reading = reading or Reading()
+    columns = _columns(table, path, reading)
     groups: dict[str, list[ImageFile]] = {}
     unused: list[Unused] = []
     seen: dict[str, str] = {}
@@ -73,7 +74,8 @@ def open_list(path: Path, *, seed: int = 0, reading: Reading | None = None) -> D
     _check_labels(labels, groups, path)
     groups = {split: [file._replace(label=canonical(file.label)) for file in files] for split, files in groups.items()}
     name = f"{path.resolve().parent.name}-{path.stem}"
-    return assemble(groups, root=path.parent, name=name, location=path, seed=seed, unused=unused)
+    white = reading.range
+    return assemble(groups, root=path.parent, name=name, location=path, seed=seed, unused=unused, white=white)
 
 
 def _columns(table: Table, path: Path, reading: Reading) -> list[str]:

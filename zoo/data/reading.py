@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from zoo.base.errors import unknown_name
+from zoo.base.errors import UsageError, unknown_name
 
 __all__ = ["LAYOUTS", "Reading"]
 
@@ -21,7 +22,14 @@ class Reading:
     """Of a list: the column of paths; "": the one with a usual name."""
     label_column: str = ""
     split_column: str = ""
+    range: float | None = None
+    """The sample that is white in images of more than 8 bits whose files do not say; default: 65535, or the largest
+    value of 10, 12 or 14 bits where no 16-bit training image exceeds it. 32-bit and floating-point images need it."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise unknown_name("layout", self.layout, LAYOUTS)
+        if self.range is not None and not 0 < self.range < math.inf:
+            raise UsageError(
+                f"reading.range must be a positive number, got {self.range:g}; leave it out for the default"
+            )

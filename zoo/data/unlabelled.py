@@ -18,12 +18,14 @@ UNKNOWN = -1
 """The label of an image whose label is not known."""
 
 
-def open_images(folder: Path) -> list[Sample]:
+def open_images(folder: Path, *, white: float | None = None) -> list[Sample]:
     """Open every image below a folder, however deep; each is decoded once, unreadable ones are skipped with a note.
 
     Args:
         folder: images are known by their suffix (zoo.artefact.decode.SUFFIXES); hidden files and folders are
             passed over, and what is not used is counted in a note.
+        white: the card's `use.input.range` of the network that they are for; without one, images whose samples have no
+            range are unreadable.
 
     Returns:
         The images in the order of their paths relative to `folder`, with the label UNKNOWN; of images with the same
@@ -41,7 +43,7 @@ def open_images(folder: Path) -> list[Sample]:
         raise DataError(
             f"{folder}: no images below it; expected files ending in {', '.join(sorted(SUFFIXES))}, in any layout"
         )
-    samples, unread = verified_samples({"all": files}, [""], folder)
+    samples, unread = verified_samples({"all": files}, [""], folder, white=white)
     unused = [*found.unused, *unread]
     check_lost(unused, len(samples["all"]), str(folder))
     tell(unused, str(folder))

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from zoo.artefact.preprocess import decode
+from zoo.artefact.decode import inspect
+from zoo.artefact.samples import Depth
 from zoo.base.errors import ImageError
 from zoo.base.files import output_root
 from zoo.base.machine import cores
@@ -33,6 +34,8 @@ class Verdict(NamedTuple):
     digest: str
     problem: str = ""
     missing: bool = False
+    depth: Depth | None = None
+    """See zoo.artefact.decode.inspect."""
 
 
 def verify(files: Iterable[tuple[str, str]], root: Path) -> Iterator[Verdict]:
@@ -56,15 +59,15 @@ def verify(files: Iterable[tuple[str, str]], root: Path) -> Iterator[Verdict]:
 def _verify_chunk(chunk: Sequence[tuple[str, str]], memory: _Memory, pool: ThreadPoolExecutor) -> list[Verdict]:
     states = [_state(path) for _, path in chunk]
     known = [memory.recall(name, state) if state else None for (name, _), state in zip(chunk, states, strict=True)]
-    new = [place for place, digest in enumerate(known) if digest is None]
+    new = [place for place, verdict in enumerate(known) if verdict is None]
     found = dict(zip(new, pool.map(_verify_one, [chunk[place][1] for place in new]), strict=True))
     # A problem may be mended without the file changing (its permissions), so only what is good is remembered.
     memory.keep(
-        (chunk[place][0], *state, verdict.digest)
+        (chunk[place][0], state, verdict)
         for place, verdict in found.items()
         if not verdict.problem and (state := states[place])
     )
-    return [found[place] if digest is None else Verdict(digest) for place, digest in enumerate(known)]
+    return [verdict or found[place] for place, verdict in enumerate(known)]
 
 
 def _state(path: str) -> tuple[int, int] | None:
@@ -82,15 +85,14 @@ def _verify_one(path: str) -> Verdict:
         if file.exists() and not file.is_file():
             return Verdict("", "no regular file")
         data = file.read_bytes()
-        # The smallest scale reads all of a JPEG file, at a third of the time.
-        decode(data, least_edge=1)
+        depth = inspect(data)
     except FileNotFoundError:
         return Verdict("", "there is no such file", missing=True)
     except OSError as error:
         return Verdict("", str(error.strerror or error))
     except ImageError as error:
         return Verdict("", str(error))
-    return Verdict(hashlib.sha256(data).hexdigest())
+    return Verdict(hashlib.sha256(data).hexdigest(), depth=depth)
 
 
 class _Memory:
@@ -119,28 +121,35 @@ class _Memory:
         if self._table is not None:
             self._table.close()
 
-    def recall(self, name: str, state: tuple[int, int]) -> str | None:
-        """The digest of a file that has not changed since it was found good."""
+    def recall(self, name: str, state: tuple[int, int]) -> Verdict | None:
+        """What was found of a file that has not changed since it was found good."""
         if self._table is None:
             return None
         try:
             row = self._table.execute(
-                "SELECT digest FROM good WHERE name = ? AND size = ? AND changed = ?", (name, *state)
+                "SELECT digest, samples, largest FROM good WHERE name = ? AND size = ? AND changed = ?", (name, *state)
             )
             found = row.fetchone()
         except sqlite3.Error as error:
             self._forget(error)
             return None
-        return bytes(found[0]).hex() if found else None
+        if found is None:
+            return None
+        digest, samples, largest = found
+        return Verdict(bytes(digest).hex(), depth=Depth(samples, largest) if samples else None)
 
-    def keep(self, rows: Iterable[tuple[str, int, int, str]]) -> None:
-        """Remember name, size, time of change and digest of good files."""
-        values = [(name, size, changed, bytes.fromhex(digest)) for name, size, changed, digest in rows]
+    def keep(self, rows: Iterable[tuple[str, tuple[int, int], Verdict]]) -> None:
+        """Remember good files by name and state."""
+        values = [
+            (name, *state, bytes.fromhex(found.digest), *((depth.kind, depth.largest) if depth else (None, None)))
+            for name, state, found in rows
+            for depth in [found.depth]
+        ]
         if self._table is None or not values:
             return
         try:
             with self._table:
-                self._table.executemany("INSERT OR REPLACE INTO good VALUES (?, ?, ?, ?)", values)
+                self._table.executemany("INSERT OR REPLACE INTO good VALUES (?, ?, ?, ?, ?, ?)", values)
         except sqlite3.Error as error:
             self._forget(error)
 
@@ -148,11 +157,15 @@ class _Memory:
         table = sqlite3.connect(self._path, timeout=_PATIENCE)
         try:
             table.execute("PRAGMA synchronous = NORMAL")
+            columns = [row[1] for row in table.execute("PRAGMA table_info(good)")]
+            if columns and "largest" not in columns:
+                # Of a version that did not look at the samples.
+                table.execute("DROP TABLE good")
             table.execute(
-                "CREATE TABLE IF NOT EXISTS good (name TEXT PRIMARY KEY, size INTEGER, changed INTEGER, digest BLOB) "
-                "WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS good (name TEXT PRIMARY KEY, size INTEGER, changed INTEGER, digest BLOB, "
+                "samples TEXT, largest REAL) WITHOUT ROWID"
             )
-            table.execute("SELECT name, size, changed, digest FROM good LIMIT 1")
+            table.execute("SELECT name, size, changed, digest, samples, largest FROM good LIMIT 1")
         except sqlite3.Error:
             table.close()
             raise

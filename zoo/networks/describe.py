@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.base.errors import unknown_name
 from zoo.base.settings import parse_setting
+from zoo.base.size import Size
 from zoo.networks.cutting.truncate import layer_names
 from zoo.networks.registry import build, classifier, classifier_names, count_macs, input_for, last_layers
 from zoo.networks.sizes import check_size, smallest_input
@@ -19,14 +20,14 @@ __all__ = ["as_argument", "describe", "lora_targets"]
 
 
 def describe(
-    architecture: str, settings: Sequence[str] = (), *, size: int | None = None, classes: int, colour: str
+    architecture: str, settings: Sequence[str] = (), *, size: Size | None = None, classes: int, colour: str
 ) -> dict[str, Any]:
     """Facts about an architecture, as JSON.
 
     Args:
         architecture: a registered name.
         settings: its arguments as `key=value`, the values as TOML; `arguments.key=value` as in recipes is the same.
-        size: edge of the input in pixels; None: what it is made for.
+        size: of the input; None: what it is made for.
         classes: number of labels.
         colour: "RGB" or "L".
 

@@ -19,6 +19,7 @@ import zoo.networks.own.cnn5
 import zoo.networks.own.lenet  # noqa: F401 (both fill OWN)
 from zoo.artefact.card import Input, Resize
 from zoo.base.errors import UsageError, unknown_name
+from zoo.base.size import Size, height_and_width
 from zoo.networks.own.classic import TORCHVISION
 from zoo.networks.own.table import OWN
 
@@ -186,7 +187,7 @@ def input_for(
     architecture: str,
     *,
     colour: str,
-    size: int | None,
+    size: Size | None,
     photographs: bool,
     arguments: Mapping[str, Any] | None = None,
     pretrained: bool = False,
@@ -196,8 +197,7 @@ def input_for(
     Args:
         architecture: a registered name.
         colour: "RGB" or "L".
-        size: edge of the square input in pixels; None: the argument `img_size`, else what the network was pretrained
-            with or made for.
+        size: None: the argument `img_size`, else what the network was pretrained with or made for.
         photographs: resize the shorter edge and crop the centre, as in pretraining; else stretch the whole image
             to the input, which keeps all of a small one.
         arguments: what the network is built with beyond its name.
@@ -210,23 +210,33 @@ def input_for(
     mean, std = (config.mean, config.std) if config else (own.mean, own.std)
     if channels == 1:
         mean, std = ((sum(values) / len(values) if pretrained else 0.5,) for values in (mean, std))
-    asked = (arguments or {}).get("img_size")
-    edge = size or (asked if isinstance(asked, int) else None) or (config.input_size[-1] if config else own.size)
+    height, width = height_and_width(
+        size or _as_size((arguments or {}).get("img_size")) or (config.input_size[-1] if config else own.size)
+    )
     kernel = config.interpolation if config and config.interpolation in ("bilinear", "bicubic") else "bilinear"
     if photographs:
         # timm rounds the resized edge down: timm.data.transforms_factory.transforms_imagenet_eval
         crop_pct = (config.crop_pct if config else None) or 0.875
-        resize = Resize(rule="shorter", edge=int(edge / crop_pct), filter=kernel)
+        # What is not square keeps its aspect ratio: timm's ResizeKeepRatio, which rounds both edges down.
+        rule = "shorter" if height == width else "cover"
+        resize = Resize(rule=rule, edge=int(min(height, width) / crop_pct), filter=kernel)
     else:
         resize = Resize(rule="stretch", filter=kernel)
     return Input(
         colour=colour,
-        size=(edge, edge),
+        size=(height, width),
         resize=resize,
         crop="centre" if photographs else "none",
         mean=tuple(mean),
         std=tuple(std),
     )
+
+
+def _as_size(asked: object) -> Size | None:
+    """An architecture's argument `img_size`, if it is one."""
+    if isinstance(asked, list | tuple) and len(asked) == 2 and all(isinstance(edge, int) for edge in asked):
+        return asked[0], asked[1]
+    return asked if isinstance(asked, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,11 +82,12 @@ def check_size(model: nn.Module, architecture: str, spec: Input) -> None:
     reason = _refusal(model, spec.channels, spec.size)
     if reason is None:
         return
-    given = f"{architecture} does not take {spec.size[1]} x {spec.size[0]} pixels"
+    given = f"{architecture} does not take {spec.size[0]} x {spec.size[1]} pixels"
+    given += "" if spec.size[0] == spec.size[1] else " (height x width)"
     height, width = declared_size(model)
     if _fixed(model, spec.channels):
         remedy = _built_for(architecture, spec)
-        raise UsageError(f"{given}: it is built for {width} x {height}; set size={height}{remedy}")
+        raise UsageError(f"{given}: it is built for {height} x {width}; set size={_written(height, width)}{remedy}")
     smallest = _smallest(model, architecture, spec.channels)
     if min(spec.size) < smallest:
         raise UsageError(f"{given}: it needs at least {smallest} pixels; raise `size` (--set size={smallest})")
@@ -95,12 +96,16 @@ def check_size(model: nn.Module, architecture: str, spec: Input) -> None:
 
 def _built_for(architecture: str, spec: Input) -> str:
     """How to build an architecture for another size, if it can be told one."""
-    edge = spec.size[0]
     try:
-        build(architecture, classes=2, channels=spec.channels, arguments={"img_size": edge})
+        asked = spec.size[0] if spec.size[0] == spec.size[1] else spec.size
+        build(architecture, classes=2, channels=spec.channels, arguments={"img_size": asked})
     except UsageError as error:
         return "" if "unexpected keyword" in str(error) else f" ({error})"
-    return f", or build it for yours with --set arguments.img_size={edge}"
+    return f", or build it for yours with --set arguments.img_size={_written(*spec.size)}"
+
+
+def _written(height: int, width: int) -> str:
+    return f"{height}" if height == width else f"[{height},{width}]"
 
 
 def _smallest(model: nn.Module, architecture: str, channels: int) -> int:

@@ -14,6 +14,7 @@ import torch
 from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Use
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, UNMERGED, code_commit, output_root, sha256_file
+from zoo.base.size import Size
 from zoo.networks.checkpoint import read_card, save
 from zoo.networks.labels import imagenet_labels, imagenet_names, imagenet_subset, read_labels
 from zoo.networks.own.classic import TORCHVISION
@@ -55,7 +56,7 @@ def plan_import(
     weights: str = "pretrained",
     labels: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> ImportPlan:
     """Find out the labels and the preprocessing of a pretrained network; downloads and writes nothing.
 
@@ -65,7 +66,7 @@ def plan_import(
         labels: a text file with one label per line; None: those in the file of the weights, else ImageNet's, by the
             number of outputs.
         arguments: of the architecture.
-        size: edge of the input in pixels; None: what the network was pretrained with.
+        size: of the input; None: what the network was pretrained with.
 
     Raises:
         UsageError: unknown name; weights that do not exist; features without labels; labels that nobody knows or that
@@ -104,7 +105,7 @@ def import_network(
     weights: str = "pretrained",
     labels: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> Card:
     """Make an artefact of a pretrained network as it is; arguments as :func:`plan_import`.
 
@@ -114,7 +115,7 @@ def import_network(
         weights: see :func:`plan_import`, as the following.
         labels: a file.
         arguments: of the architecture.
-        size: in pixels.
+        size: of the input.
 
     Returns:
         The card as written, or of what is there if it is the same import.
@@ -221,7 +222,7 @@ def _labels(name: str, outputs: int, path: Path | None) -> tuple[str, tuple[str,
     return subset, imagenet_labels(subset)
 
 
-def _input(name: str, config: Any, size: int | None, arguments: Mapping[str, Any] | None) -> Input:
+def _input(name: str, config: Any, size: Size | None, arguments: Mapping[str, Any] | None) -> Input:
     """The preprocessing that the network was evaluated with by those who trained it."""
     if config is None and name not in TORCHVISION:
         raise UsageError(

@@ -14,6 +14,7 @@ from zoo.artefact.card import Head
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.settings import merge, nested, parse_setting
+from zoo.base.size import Size, height_and_width, parse_size
 from zoo.data.reading import Reading
 from zoo.data.splits import Thin
 from zoo.training.loop.config import FitConfig
@@ -192,8 +193,8 @@ class Run:
     images_per_split: int | None = None
     split_seed: int = 0
     """Of the splits that are made of a folder; not `train.seed`, so that another seed has the same test."""
-    size: int | None = None
-    """Edge of the input in pixels; default: what the network was pretrained with."""
+    size: Size | None = None
+    """Edge of the input in pixels, or [height, width]; default: what the network was pretrained with."""
     weights: str = "none"
     """First weights: none, pretrained or a file."""
     start: str = ""
@@ -230,9 +231,12 @@ class Run:
             raise UsageError(f"role must be 'model' or 'control', got {self.role!r}")
         if self.name in (".", "..") or self.name.startswith(".") or set(self.name) & set("/\\"):
             raise UsageError(f"name must be that of a plain folder (no slash, no dot in front), got {self.name!r}")
-        for key, value in (("size", self.size), ("images_per_split", self.images_per_split)):
-            if value is not None and value < 1:
-                raise UsageError(f"{key} must be at least 1, got {value}; leave it out for the default")
+        if self.size is not None:
+            height_and_width(self.size)
+        if self.images_per_split is not None and self.images_per_split < 1:
+            raise UsageError(
+                f"images_per_split must be at least 1, got {self.images_per_split}; leave it out for the default"
+            )
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UsageError(f"minutes (--minutes) must be a positive number, got {self.minutes:g}")
         if self.start and self.weights != "none":
@@ -323,6 +327,10 @@ def load_recipe(
             tables[index] = table = merge(defaults, scratch, entry, override, flags)
         if network and table.get("data") and not table.get("model") and isinstance(first, str):
             table["model"] = network(first)
+    for table in tables:
+        # 224x320 as on the command line.
+        if isinstance(table.get("size"), str):
+            table["size"] = parse_size(table["size"], where="size")
     try:
         recipe = to_dataclass(Recipe, {"run": tables}, path.name)
     except DocumentError as error:

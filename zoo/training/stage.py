@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo.artefact.card import Build, Card, Inform, LineageEntry, Lora, Use, advance
+from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Lora, Use, advance
 from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas
+from zoo.data.depth import measured_range
 from zoo.data.unused import write_unused
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.heads import add_head, reset_head
@@ -333,7 +334,8 @@ def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]
     _check_held_out(card, dataset)
     if card.use.labels != dataset.labels:
         reset_head(model, len(dataset.labels))
-    use = dataclasses.replace(card.use, labels=dataset.labels, temperature=1.0, golden=None, reference=None)
+    spec = _with_range(card.use.input, run, dataset)
+    use = dataclasses.replace(card.use, labels=dataset.labels, input=spec, temperature=1.0, golden=None, reference=None)
     return model, dataclasses.replace(card, use=use)
 
 
@@ -362,6 +364,7 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
         arguments=run.arguments,
         pretrained=run.weights != "none",
     )
+    spec = _with_range(spec, run, dataset)
     torch.manual_seed(run.train.seed)
     model = build(run.model, classes=len(dataset.labels), channels=spec.channels, arguments=run.arguments)
     if run.weights == "none" and run.train.freeze.norm == "freeze" and any(map(is_batch_norm, model.modules())):
@@ -380,8 +383,22 @@ def _built(run: Run, dataset: Dataset) -> tuple[nn.Module, Card]:
     )
 
 
+def _with_range(spec: Input, run: Run, dataset: Dataset) -> Input:
+    """The input with what is white in the images: what the run says, or its parent's card, else what is measured."""
+    if run.reading.range is not None or spec.range is not None:
+        return dataclasses.replace(spec, range=spec.range if run.reading.range is None else run.reading.range)
+    white, sentence = measured_range(dataset.splits["train"])
+    if sentence:
+        note(f"{dataset.name}: {sentence}")
+    return dataclasses.replace(spec, range=white)
+
+
 def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
-    return {
+    white = run.reading.range
+    if white is None and not run.start:
+        white, _ = measured_range(dataset.splits["train"])
+    # Named only where there is one, so that what was trained before stays up to date.
+    return ({} if white is None else {"range": white}) | {
         "data": dataset.describe() | ({"thin": dataclasses.asdict(run.thin)} if run.thin else {}),
         "labels": run.labels,
         **({"minutes": run.minutes} if run.minutes is not None else {}),

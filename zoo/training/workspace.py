@@ -67,7 +67,9 @@ class DataSource:
         Raises:
             DataError: it has changed since, so that its splits may be others: what was trained on could be tested on.
         """
-        dataset = self.open()
+        # What is white in the images is what the card says, unless this says it.
+        white = self.reading.range or card.use.input.range
+        dataset = dataclasses.replace(self, reading=dataclasses.replace(self.reading, range=white)).open()
         trained = [entry.config["data"] for entry in card.lineage if "data" in entry.config]
         if trained and trained[-1]["name"] == dataset.name and trained[-1]["digest"] != dataset.digest:
             raise DataError(

@@ -17,6 +17,7 @@ from bench.runtimes.random_weights import ShapesConfig, _settle, make_artefacts,
 from tests.bench.processes import Processes
 from tests.conftest import run_cli
 from tests.zoo.factories import make_input
+from zoo.artefact.decode import decode
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError
@@ -59,7 +60,7 @@ def test_norms_get_the_scale_and_statistics_of_trained_ones() -> None:
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.zeros_(norm.weight)
-    images = DecodedImages(noise(8, 8), make_input(8))
+    images = DecodedImages(noise(8, (8, 8)), make_input(8))
     _settle(model, images)
     assert norm.weight.tolist() == [1.0] * 4
     normalised = norm(
@@ -70,10 +71,11 @@ def test_norms_get_the_scale_and_statistics_of_trained_ones() -> None:
 
 
 def test_noise_is_always_the_same_and_has_no_label() -> None:
-    first, again = noise(3, 8), noise(3, 8)
+    first, again = noise(3, (8, 12)), noise(3, (8, 12))
     assert [sample.digest for sample in first] == [sample.digest for sample in again]
     assert len({sample.digest for sample in first}) == 3
     assert {sample.label for sample in first} == {-1}
+    assert {decode(sample.read()).size for sample in first} == {(12, 8)}
 
 
 def test_wrong_usage(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def inputs(draw: st.DrawFn) -> Input:
     kernel = draw(st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]))
     stretch = Resize(rule="stretch", filter=kernel), "none"
     shorter = Resize(rule="shorter", edge=max(size) + draw(st.integers(0, 99)), filter=kernel), "centre"
-    resize, crop = draw(st.sampled_from([stretch, shorter]))
+    cover = Resize(rule="cover", edge=min(size) + draw(st.integers(0, 99)), filter=kernel), "centre"
+    resize, crop = draw(st.sampled_from([stretch, shorter, cover]))
     shares = dict.fromkeys(("agreement", "top1_before", "top1_after", "max_drop"), SHARES)
     draft = st.builds(Draft, dataset=TEXTS, split=TEXTS, digest=TEXTS, n=st.integers(1, 2**40), **shares)
     return Input(
@@ -65,6 +66,7 @@ def inputs(draw: st.DrawFn) -> Input:
         std=tuple(draw(st.lists(st.floats(0.01, 9), min_size=channels, max_size=channels))),
         exif=draw(st.booleans()),
         jpeg_draft=draw(st.none() | draft),
+        range=draw(st.none() | st.floats(0.01, 1e9)),
     )
 
 
@@ -150,6 +152,13 @@ def test_cards_from_before_jpeg_files_were_decoded_small():
     assert from_json(json.dumps(document), where="here") == make_card()
 
 
+def test_a_card_without_a_range_reads_as_it_did_before():
+    assert "range" not in json.loads(to_json(make_card()))["use"]["input"]
+    ranged = make_card(spec=make_input(range=4095))
+    assert json.loads(to_json(ranged))["use"]["input"]["range"] == 4095
+    assert from_json(to_json(ranged), where="here") == ranged
+
+
 def test_keys_are_sorted_and_letters_stay_letters():
     text = to_json(make_card(["Käfer", "猫"]))
     assert json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False) == text
@@ -220,7 +229,7 @@ def test_only_json_is_written(value):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Resize(rule="fit"), r"resize\.rule: expected 'shorter' or 'stretch', got 'fit'"),
+        (lambda: Resize(rule="fit"), r"resize\.rule: expected 'shorter', 'cover' or 'stretch', got"),
         (lambda: Resize(rule="shorter"), r"resize\.edge: given exactly when"),
         (lambda: Resize(rule="stretch", edge=8), r"resize\.edge: given exactly when"),
         (lambda: Resize(rule="stretch", filter="box"), r"resize\.filter: expected a Pillow filter name, got 'box'"),
@@ -232,8 +241,14 @@ def test_only_json_is_written(value):
         (lambda: make_draft(top1_after=-0.1), r"jpeg_draft\.top1_after: expected a fraction"),
         (lambda: make_input(0), r"size: expected \(height, width\) in pixels, got \(0, 0\)"),
         (lambda: make_input(crop="left"), r"crop: expected 'centre' or 'none', got 'left'"),
-        (lambda: make_input(crop="centre"), r"'shorter' goes with the crop 'centre'"),
+        (lambda: make_input(crop="centre"), r"'shorter' and 'cover' go with the crop 'centre'"),
         (lambda: photo_input(32, 31), r"resize\.edge: 31 is less than the crop \(32, 32\)"),
+        (
+            lambda: make_input(resize=Resize(rule="cover", edge=31), crop="centre"),
+            r"resize\.edge: 31 is less than the crop \(32, 32\)",
+        ),
+        (lambda: make_input(range=0.0), r"range: expected the positive sample that is white, got 0\.0"),
+        (lambda: make_input(range=float("inf")), r"range: expected the positive sample that is white, got inf"),
         (lambda: make_input(layout="NHWC"), r"expected float32 NCHW, got float32 NHWC"),
         (lambda: Output(kind="probabilities"), r"output\.kind: expected 'logits'"),
     ],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests.zoo.factories import encode, picture
-from zoo.artefact.decode import FORMATS, decode, sniff
+from zoo.artefact.decode import FORMATS, WHOLE_SIZE, decode, sniff
 from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError
 
 KINDS = {kind: encode(picture(1, 9, 7), kind) for kind in FORMATS}
@@ -363,6 +363,57 @@ def test_large_jpeg_files_come_out_small_only_on_request():
     }
     with pytest.raises(ImageSizeError, match="960 x 640 pixels"):
         decode(jpeg, least_edge=80, max_pixels=960 * 640 - 1)
+
+
+def test_huge_baseline_jpeg_files_come_out_small():
+    array = np.kron(picture(7, 40, 60), np.ones((16, 16, 1), np.uint8))
+    for options in ({}, {"subsampling": 0}, {"restart_marker_rows": 1}):
+        jpeg = encode(array, "JPEG", **options)
+        assert decode(jpeg, huge_edge=80).size == (960, 640)
+        small = decode(jpeg, huge_edge=80, max_pixels=60_000)
+        assert small.size == (120, 80) and small.info[WHOLE_SIZE] == (960, 640)
+        assert decode(jpeg, huge_edge=320, max_pixels=200_000).size == (480, 320)
+        for edge in (640, 200):
+            with pytest.raises(ImageSizeError, match=r"at most 60000 are accepted; save it smaller"):
+                decode(jpeg, huge_edge=edge, max_pixels=60_000)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encode(array, "JPEG", exif=exif), huge_edge=80, max_pixels=60_000)
+    assert turned.size == (80, 120) and turned.info[WHOLE_SIZE] == (640, 960)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM"])
+def test_huge_images_that_cannot_be_decoded_small_are_refused(kind):
+    with pytest.raises(ImageSizeError, match=r"960 x 640 pixels, at most 614399 are accepted; .* as baseline JPEG"):
+        decode(encode(np.zeros((640, 960), np.uint8), kind), huge_edge=1, max_pixels=960 * 640 - 1)
+
+
+def test_huge_jpeg_files_that_want_much_memory_or_time_are_refused():
+    array = np.zeros((640, 960), np.uint8)
+    with pytest.raises(ImageSizeError, match="960 x 640 pixels, at most 100000 are accepted"):
+        decode(encode(array, "JPEG", progressive=True), huge_edge=1, max_pixels=100_000)
+    assert decode(encode(array, "JPEG"), huge_edge=1, max_pixels=960 * 640 // 16).size == (120, 80)
+    with pytest.raises(ImageSizeError, match="960 x 640 pixels, at most 614384 are accepted"):
+        decode(encode(array, "JPEG"), huge_edge=1, max_pixels=960 * 640 // 16 - 1)
+
+
+_HUGE = """
+import io, resource, sys
+from PIL import Image
+from zoo.artefact.decode import decode, inspect
+data = sys.stdin.buffer.read()
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = most()
+print(inspect(data), decode(data, huge_edge=512, max_pixels=25_000_000).size, most() - before)
+"""
+
+
+def test_200_megapixels_take_little_memory():
+    data = encode(Image.new("L", (16384, 12288), 99), "JPEG")
+    answer = subprocess.run([sys.executable, "-c", _HUGE], input=data, capture_output=True, check=True).stdout.split()
+    assert answer[:3] == [b"None", b"(2048,", b"1536)"]
+    # In KiB; decoded whole it is 200 MB at least.
+    assert int(answer[3]) < 60_000
 
 
 def test_tiff_in_compressions_of_libtiff():

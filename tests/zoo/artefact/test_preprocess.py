@@ -16,6 +16,7 @@ from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from tests.zoo.factories import encode, make_draft, make_input, photo_input, picture
+from zoo.artefact.card import Input, Resize
 from zoo.artefact.decode import WHOLE_SIZE
 from zoo.artefact.preprocess import (
     FORMATS,
@@ -381,3 +382,60 @@ def test_golden_image_is_the_same_everywhere():
         == "d4f795862f2f0ddd0b4eb58bb192e3435f3eebcd6f52a7533b9c24ff00b15b3d"
     )
     assert decode(golden_image(1)).tobytes() != image.tobytes()
+
+
+RECTANGLES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+def cover_input(size: tuple[int, int], edge: int, kernel: str = "bilinear") -> Input:
+    resize = Resize(rule="cover", edge=edge, filter=kernel)
+    return dataclasses.replace(make_input(32, resize=Resize(rule="stretch")), size=size, resize=resize, crop="centre")
+
+
+@given(RECTANGLES, RECTANGLES, st.integers(0, 9), st.sampled_from(["bilinear", "bicubic"]))
+def test_what_is_not_square_covers_its_canvas(size, shape, margin, kernel):
+    spec = cover_input(size, min(size) + margin, kernel)
+    high, wide = spec.canvas
+    assert high >= size[0] and wide >= size[1] and min(high, wide) == min(size) + margin
+    array = picture(1, *shape)
+    ours = pixels(encode(array), spec)
+    assert ours.shape == (*size, 3)
+    # The smallest size of the same aspect ratio that covers the canvas, and its centre.
+    scale = max(high / shape[0], wide / shape[1])
+    whole = [max(wide, int(shape[1] * scale + 1e-9)), max(high, int(shape[0] * scale + 1e-9))]
+    left, top = round((whole[0] - size[1]) / 2), round((whole[1] - size[0]) / 2)
+    resized = Image.fromarray(array).resize(whole, {"bilinear": 2, "bicubic": 3}[kernel])
+    assert np.array_equal(ours, np.asarray(resized.crop((left, top, left + size[1], top + size[0]))))
+
+
+@given(st.integers(1, 40), RECTANGLES, st.integers(0, 9))
+def test_of_a_square_cover_and_shorter_are_the_same(edge, shape, margin):
+    data = encode(picture(2, *shape))
+    assert np.array_equal(
+        pixels(data, cover_input((edge, edge), edge + margin)), pixels(data, photo_input(edge, edge + margin))
+    )
+
+
+def test_the_aspect_ratio_and_most_of_the_image_stay():
+    # A disc in a photograph of 4:3; of 224 x 320 from 256, timm's ResizeKeepRatio keeps 87 % of the height.
+    rows, columns = np.mgrid[:600, :800]
+    disc = (((rows - 300) ** 2 + (columns - 400) ** 2) < 200**2).astype(np.uint8) * 255
+    spec = cover_input((224, 320), 256)
+    assert spec.canvas == (256, 365)
+    seen = pixels(encode(disc), spec)[:, :, 0] > 127
+    height, width = seen.any(axis=1).sum(), seen.any(axis=0).sum()
+    assert height == pytest.approx(width, abs=1) and height == pytest.approx(400 * 365 / 800, abs=2)
+
+
+def test_jpeg_files_of_more_than_the_limit_are_decoded_small_whatever_the_input():
+    data = encode(_smooth(512, 768), "JPEG")
+    for spec, size in (
+        (photo_input(32, 36), (192, 128)),
+        (cover_input((16, 32), 18), (192, 128)),
+        (make_input(32), (96, 64)),
+    ):
+        whole, small = (pixels(data, spec, max_pixels=most).astype(int) for most in (512 * 768, 100_000))
+        assert decode_for(data, spec, max_pixels=100_000).size == size
+        assert np.abs(whole - small).mean() < 1.5
+    with pytest.raises(ImageSizeError, match="768 x 512 pixels, at most 100000"):
+        pixels(encode(_smooth(512, 768)), photo_input(32, 36), max_pixels=100_000)

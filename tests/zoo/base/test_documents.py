@@ -27,6 +27,7 @@ class Outer:
     pair: tuple[str, float] = ("", 0.0)
     table: Mapping[str, int] = field(default_factory=dict)
     rest: Any = None
+    either: int | tuple[int, int] | None = None
 
 
 def test_reads_every_kind_of_field():
@@ -46,6 +47,11 @@ def test_reads_every_kind_of_field():
     assert isinstance(found.inner.rate, float)
 
 
+@pytest.mark.parametrize(("value", "found"), [(3, 3), ([3, 4], (3, 4)), (None, None)])
+def test_one_of_two_kinds(value, found):
+    assert to_dataclass(Outer, {"name": "n", "either": value}, "doc").either == found
+
+
 def test_defaults_and_none():
     assert to_dataclass(Outer, {"name": "n", "maybe": None}, "doc") == Outer("n")
 
@@ -57,6 +63,9 @@ def test_defaults_and_none():
         ({"name": "n", "cuont": 1}, "doc: unknown key 'cuont'; did you mean count"),
         ({"name": "n", "inner": {"rat": 1}}, "doc.inner: unknown key 'rat'; did you mean rate?"),
         ({"name": 1}, "doc.name: expected str, got 1"),
+        ({"name": "n", "either": "x"}, "doc.either: expected int or tuple, got 'x'"),
+        ({"name": "n", "either": [1, 2, 3]}, "doc.either: expected 2 values, got 3"),
+        ({"name": "n", "either": [1, "x"]}, "doc.either[1]: expected int, got 'x'"),
         ({"name": "n", "count": 1.0}, "doc.count: expected int, got 1.0"),
         ({"name": "n", "count": True}, "doc.count: expected int, got True"),
         ({"name": "n", "on": 1}, "doc.on: expected bool, got 1"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from tests.zoo.factories import TINY_VIT, make_input
@@ -200,3 +203,22 @@ def test_the_argument_img_size_is_the_input():
     assert found.size == (96, 96)
     both = input_for("vit_tiny_patch16_224", colour="RGB", size=64, photographs=False, arguments={"img_size": 96})
     assert both.size == (64, 64)
+    for edges in ([32, 48], (48, 32)):
+        pair = input_for("vit_tiny_patch16_224", colour="L", size=None, photographs=True, arguments={"img_size": edges})
+        assert pair.shape == (1, *edges)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(["tf_efficientnet_lite0", "resnet18", "lenet"]))
+def test_input_that_is_not_square(height, width, name):
+    found, square = (
+        input_for(name, colour="RGB", size=size, photographs=True) for size in ((height, width), min(height, width))
+    )
+    # A square is what it was, however it is written; timm rounds each edge of a rectangle down.
+    assert found.resize.rule == ("shorter" if height == width else "cover")
+    assert found.resize.edge == square.resize.edge and found.mean == square.mean
+    share = timm.get_pretrained_cfg(name).crop_pct if name != "lenet" else 0.875
+    wanted = [int(edge / share) for edge in (height, width)]
+    longer = max(height, width) / min(height, width)
+    assert all(abs(a - b) <= longer + 1 for a, b in zip(wanted, found.canvas, strict=True))
+    stretched = input_for(name, colour="RGB", size=(height, width), photographs=False)
+    assert (stretched.size, stretched.resize.rule, stretched.canvas) == ((height, width), "stretch", (height, width))

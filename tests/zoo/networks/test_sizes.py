@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from tests.zoo.factories import TINY_VIT, make_input
 from zoo.base.errors import UsageError
+from zoo.base.size import height_and_width
 from zoo.networks.cutting.truncate import truncate
 from zoo.networks.registry import build
 from zoo.networks.sizes import check_size, declared_size, run_on_shapes, smallest_input
@@ -47,6 +50,9 @@ def test_smallest_inputs(name, arguments, smallest):
     [
         ("alexnet", {"dense": 4}, 96),
         ("cnn5", {}, 64),
+        ("resnet10t", SMALL, (64, 32)),
+        ("vit_tiny_patch16_224", TINY_VIT | {"img_size": (16, 48)}, (16, 48)),
+        ("vit_tiny_patch16_224", TINY_VIT | {"dynamic_img_size": True}, (64, 24)),
         ("resnet10t", SMALL, 320),  # larger than pretrained, as everywhere where pooling is global
         ("vit_tiny_patch16_224", TINY_VIT, 32),
         ("vit_tiny_patch16_224", TINY_VIT | {"dynamic_img_size": True}, 64),
@@ -55,7 +61,7 @@ def test_smallest_inputs(name, arguments, smallest):
 def test_sizes_that_fit(name, arguments, size):
     model = build(name, classes=2, channels=1, arguments=arguments).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    check_size(model, name, make_input(size, "L"))
+    check_size(model, name, dataclasses.replace(make_input(32, "L"), size=height_and_width(size)))
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -63,6 +69,19 @@ def test_sizes_that_fit(name, arguments, size):
 @pytest.mark.parametrize(
     ("name", "arguments", "size", "message"),
     [
+        (
+            "vit_tiny_patch16_224",
+            TINY_VIT,
+            (32, 48),
+            r"take 32 x 48 pixels \(height x width\): .* 32 x 32; set size=32, or .*arguments\.img_size=\[32,48\]$",
+        ),
+        (
+            "vit_tiny_patch16_224",
+            TINY_VIT | {"img_size": (48, 16)},
+            (48, 32),
+            r"built for 48 x 16; set size=\[48,16\], or build it for yours with --set arguments\.img_size=\[48,32\]$",
+        ),
+        ("lenet", {}, (28, 32), r"lenet does not take 28 x 32 pixels .*built for 28 x 28; set size=28$"),
         (
             "alexnet",
             {"dense": 4},
@@ -83,8 +102,9 @@ def test_sizes_that_fit(name, arguments, size):
 )
 def test_sizes_that_do_not_fit(name, arguments, size, message):
     model = build(name, classes=2, channels=3, arguments=arguments)
+    spec = dataclasses.replace(make_input(32), size=height_and_width(size))
     with pytest.raises(UsageError, match=message):
-        check_size(model, name, make_input(size))
+        check_size(model, name, spec)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ RUN = '[[run]]\ndata = "digits"\nmodel = "lenet"\n'
         (RUN + 'start = "a"\nweights = "pretrained"', r"give `start` or `weights`, not both"),
         (RUN + 'start = "later"', r"run 'digits-lenet' starts from 'later', which no earlier run makes"),
         (RUN + "size = 0", "size must be at least 1, got 0; leave it out"),
+        (RUN + "size = [32, 0]", "size must be at least 1, got 32 x 0; leave it out"),
+        (RUN + "size = [32]", r"run\[0\]\.size: expected 2 values, got 1"),
+        (RUN + 'size = "wide"', "size: expected an edge or HEIGHTxWIDTH in pixels, like 224 or 224x320, got 'wide'"),
+        (RUN + "reading.range = 0", r"reading\.range must be a positive number, got 0; leave it out"),
+        (RUN + "reading.range = true", r"run\[0\]\.reading\.range: expected float, got True"),
         (RUN + "images_per_split = -3", "images_per_split must be at least 1, got -3"),
         *((RUN + f'name = "{name}"', "name must be that of a plain folder") for name in ("..", ".", "a/b", ".a", "/a")),
         (RUN + RUN, r"two runs are called 'digits-lenet'"),
@@ -106,6 +111,14 @@ RUN = '[[run]]\ndata = "digits"\nmodel = "lenet"\n'
 def test_what_is_refused(tmp_path, text, message):
     with pytest.raises(UsageError, match=message):
         _load(tmp_path, text)
+
+
+@pytest.mark.parametrize("written", ["[32, 48]", '"32x48"', '"32 48"'])
+def test_input_that_is_not_square(tmp_path, written):
+    (run,) = _load(tmp_path, RUN + f"size = {written}")
+    assert run.size == (32, 48)
+    (run,) = _load(tmp_path, RUN + "size = 28", settings=["size=32x48", "reading.range=4095"])
+    assert (run.size, run.reading.range) == ((32, 48), 4095.0)
 
 
 def test_a_start_is_an_earlier_run(tmp_path):

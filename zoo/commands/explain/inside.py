@@ -113,8 +113,8 @@ def gradcam(
     from zoo.explain.inside.input_image import picture
 
     path = picture_path(artefact, out, "gradcam")
-    samples = named(_existing(images)).samples[:most]
     model, card = _open(artefact)
+    samples = named(_existing(images), white=card.use.input.range).samples[:most]
     if label is not None and label not in card.use.labels:
         raise unknown_name("label", label, card.use.labels)
     pictures = [(_title(sample.name, 21), *picture(sample.read(), card)) for sample in samples]

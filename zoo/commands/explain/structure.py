@@ -13,6 +13,7 @@ import typer
 from zoo.base.commandline import AsJson, console, short
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, checkpoint_path, graph_paths
+from zoo.base.size import SIZE_HELP, parse_size
 from zoo.commands.explain.group import explain, picture_path, say
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def summary(
         list[str] | None, typer.Option("--set", help="Argument of --model: img_size=32. Repeatable.")
     ] = None,
     classes: Annotated[int, typer.Option(help="Number of labels of --model.")] = 1000,
-    size: Annotated[
-        int | None, typer.Option(help="Edge of the input of --model in pixels; default: what it is made for.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(help=f"{SIZE_HELP}, of --model; default: what it is made for.")] = None,
     colour: Annotated[str, typer.Option(help="Input of --model: RGB (3 channels) or L (1 channel).")] = "RGB",
     depth: Annotated[
         int | None,
@@ -88,7 +87,7 @@ def _is_graph(artefact: Path) -> bool:
 
 
 def _built(
-    architecture: str, settings: Sequence[str], classes: int, size: int | None, colour: str
+    architecture: str, settings: Sequence[str], classes: int, size: str | None, colour: str
 ) -> tuple[nn.Module, Input]:
     """An architecture with random weights, and its input."""
     from zoo.networks.describe import as_argument
@@ -98,7 +97,9 @@ def _built(
     if colour not in ("RGB", "L"):
         raise unknown_name("colour", colour, ("RGB", "L"))
     arguments = dict(as_argument(text) for text in settings)
-    spec = input_for(architecture, colour=colour, size=size, photographs=True, arguments=arguments)
+    spec = input_for(
+        architecture, colour=colour, size=parse_size(size) if size else None, photographs=True, arguments=arguments
+    )
     network = build(architecture, classes=classes, channels=spec.channels, arguments=arguments)
     check_size(network, architecture, spec)
     return network, spec
