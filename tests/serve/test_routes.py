@@ -452,3 +452,10 @@ def test_any_bytes_get_an_answer_or_a_sentence(client, draw, data):
         if response.status_code != 200:
             assert response.status_code in (413, 415, 422)
             assert _error(response, response.status_code)
+
+
+def test_every_operation_of_ours_is_answered_and_nothing_else_is():
+    from serve.protocols.openapi.operations import OPERATIONS
+    from serve.routes import HANDLERS
+
+    assert {one.name for one in OPERATIONS if one.ours} == {*HANDLERS, "docs"}
