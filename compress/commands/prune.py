@@ -279,16 +279,23 @@ def why_not_prunable(run: Any) -> str | None:
 
 
 def _refusal(run: Any) -> str:
+    import torch
+
     from compress.prune.stage import prunable
     from zoo.base.errors import ArtefactError
     from zoo.networks.registry import build, input_for
 
     spec = input_for(run.model, colour="RGB", size=run.size, photographs=True, arguments=run.arguments)
     network = build(run.model, classes=2, channels=spec.channels, arguments=run.arguments)
+    threads = torch.get_num_threads()
+    # Many small convolutions: on a busy machine, threads that wait for each other make them ten times as slow.
+    torch.set_num_threads(1)
     try:
         prunable(network, spec)
     except ArtefactError as error:
         return str(error)
+    finally:
+        torch.set_num_threads(threads)
     return ""
 
 

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from scipy.stats import binomtest
 
 from zoo.artefact.card import Card, Input, Metrics, Reference
 from zoo.artefact.predictor import Predictor, softmax
@@ -157,6 +154,8 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         dataset: name for the record.
         split: name for the record.
     """
+    from scipy.stats import binomtest  # a second that training need not wait for
+
     ranks = _ranks(logits, labels)
     hits = int((ranks == 0).sum())
     interval = binomtest(hits, len(labels)).proportion_ci(confidence_level=0.95, method="wilson")
@@ -263,6 +262,9 @@ def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
 
     It is 1 where every answer is right: the likelihood then only says that no temperature is low enough.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
 
