@@ -18,12 +18,16 @@ from zoo.commands.runs import (
     BatchSize,
     Data,
     Epochs,
+    LabelColumn,
+    Layout,
     LearningRate,
     Minutes,
     Model,
     Only,
+    PathColumn,
     RecipeName,
     Settings,
+    SplitColumn,
     Weights,
     chosen_runs,
     with_flags,
@@ -43,6 +47,10 @@ def run(
     lr: LearningRate = None,
     batch_size: BatchSize = None,
     minutes: Minutes = None,
+    layout: Layout = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     settings: Settings = None,
     only: Only = None,
     resume: Resume = True,
@@ -57,7 +65,17 @@ def run(
     from zoo.training.loop.distributed import check_alone
 
     check_alone("run", "train with it, then run this command by itself: it goes on with what was trained")
-    settings = with_flags(settings, epochs=epochs, lr=lr, batch_size=batch_size, minutes=minutes)
+    settings = with_flags(
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        minutes=minutes,
+        layout=layout,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+    )
     recipe = None if recipe == "folder" and (data or model) else recipe
     runs = chosen_runs(recipe, data, model, weights, settings, only, tell=False)
     if data and not recipe:

@@ -1,4 +1,4 @@
-"""The command that lists and opens data sets, and the options that say how folders and lists are to be read."""
+"""The command that lists and opens data sets."""
 
 from __future__ import annotations
 
@@ -12,26 +12,9 @@ import typer
 from rich.table import Column, Table
 
 from zoo.base.commandline import PREPARE, AsJson, app, console
+from zoo.commands.runs import LabelColumn, Layout, PathColumn, SplitColumn
 
-__all__ = ["LabelColumn", "Layout", "PathColumn", "SplitColumn", "data"]
-
-Layout = Annotated[
-    str,
-    typer.Option(
-        help="How to read a folder: splits (train/CLASS, val/CLASS), classes (CLASS), or auto: what it looks like."
-    ),
-]
-PathColumn = Annotated[
-    str,
-    typer.Option(help="Of a list: the column of paths, relative to its folder.", show_default="one of a usual name"),
-]
-LabelColumn = Annotated[str, typer.Option(help="Of a list: the column of labels.", show_default="one of a usual name")]
-SplitColumn = Annotated[
-    str,
-    typer.Option(
-        help="Of a list: the column of splits (train, val, test), or none.", show_default="one of a usual name"
-    ),
-]
+__all__ = ["data"]
 
 
 @app.command(rich_help_panel=PREPARE)
@@ -50,10 +33,10 @@ def data(
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of the training images that --thin leaves, 0 to 1.")] = 0.2,
     labels: Annotated[float, typer.Option(help="Share of the training images whose labels stay, 0 to 1.")] = 1.0,
-    layout: Layout = "auto",
-    path_column: PathColumn = "",
-    label_column: LabelColumn = "",
-    split_column: SplitColumn = "",
+    layout: Layout = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     as_json: AsJson = False,
 ) -> None:
     """List the data sets that have names, or open one.
@@ -68,7 +51,12 @@ def data(
     from zoo.data.splits import Thin
 
     thinned = Thin(classes=tuple(thin), keep=keep) if thin else None
-    reading = Reading(layout=layout, path_column=path_column, label_column=label_column, split_column=split_column)
+    reading = Reading(
+        layout=layout or "auto",
+        path_column=path_column or "",
+        label_column=label_column or "",
+        split_column=split_column or "",
+    )
     found = open_dataset(name, seed=seed, thin=thinned, labels=labels, reading=reading)
     rows = {split: _counts(samples, found.labels) for split, samples in found.splits.items()}
     if found.unlabelled:

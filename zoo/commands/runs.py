@@ -19,14 +19,18 @@ __all__ = [
     "BatchSize",
     "Data",
     "Epochs",
+    "LabelColumn",
+    "Layout",
     "LearningRate",
     "MaybeRecipe",
     "Minutes",
     "Model",
     "OneRecipe",
     "Only",
+    "PathColumn",
     "RecipeName",
     "Settings",
+    "SplitColumn",
     "Weights",
     "all_runs",
     "chosen_runs",
@@ -57,7 +61,8 @@ MaybeRecipe = Annotated[
     ),
 ]
 Data = Annotated[
-    str | None, typer.Option("--data", help="Folder of images, or a data set by name (`pocketzoo data` lists them).")
+    str | None,
+    typer.Option("--data", help="Folder of images, list of them (CSV, ...), or a name of `pocketzoo data`."),
 ]
 Model = Annotated[
     str | None,
@@ -103,6 +108,38 @@ Minutes = Annotated[
         "--minutes",
         help="Instead of --epochs: as many as end within so many minutes, for each run, by its first steps' pace. "
         "Default: no limit.",
+        show_default=False,
+    ),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="How to read a folder: splits (train/CLASS, val/CLASS) or classes (CLASS). Default: what it looks like.",
+        show_default=False,
+    ),
+]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--path-column",
+        help="Of a list: the column of paths, relative to its folder. Default: the one with a usual name.",
+        show_default=False,
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label-column",
+        help="Of a list: the column of labels. Default: the one with a usual name.",
+        show_default=False,
+    ),
+]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--split-column",
+        help="Of a list: the column of train, val and test, or none. Default: the one with a usual name, if any.",
         show_default=False,
     ),
 ]
@@ -194,6 +231,10 @@ def with_flags(
     lr: float | None = None,
     batch_size: int | None = None,
     minutes: float | None = None,
+    layout: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
 ) -> list[str]:
     """The settings, and what has a flag of its own, as settings.
 
@@ -208,6 +249,10 @@ def with_flags(
         "train.lr": ("--lr", lr),
         "train.batch_size": ("--batch-size", batch_size),
         "minutes": ("--minutes", minutes),
+        "reading.layout": ("--layout", layout),
+        "reading.path_column": ("--path-column", path_column),
+        "reading.label_column": ("--label-column", label_column),
+        "reading.split_column": ("--split-column", split_column),
     }
     given = {key: (flag, value) for key, (flag, value) in flags.items() if value is not None}
     if minutes is not None and epochs is not None:

@@ -15,12 +15,16 @@ from zoo.commands.runs import (
     BatchSize,
     Data,
     Epochs,
+    LabelColumn,
+    Layout,
     LearningRate,
     Minutes,
     Model,
     Only,
+    PathColumn,
     RecipeName,
     Settings,
+    SplitColumn,
     Weights,
     chosen_runs,
     compare,
@@ -45,6 +49,10 @@ def train(
     lr: LearningRate = None,
     batch_size: BatchSize = None,
     minutes: Minutes = None,
+    layout: Layout = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     settings: Settings = None,
     only: Only = None,
     resume: Resume = True,
@@ -60,7 +68,17 @@ def train(
     from zoo.training.stage import train as stage
     from zoo.validate import write_state_dicts
 
-    settings = with_flags(settings, epochs=epochs, lr=lr, batch_size=batch_size, minutes=minutes)
+    settings = with_flags(
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        minutes=minutes,
+        layout=layout,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+    )
     chosen = chosen_runs(recipe, data, model, weights, settings, only)
     for run in chosen:
         if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():

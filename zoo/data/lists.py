@@ -20,7 +20,7 @@ from zoo.data.dataset import Dataset
 from zoo.data.image_files import ImageFile
 from zoo.data.label_cells import check_one_label, label_of
 from zoo.data.layout import SPLIT_NAMES
-from zoo.data.reading import Reading
+from zoo.data.reading import Reading, name_of
 from zoo.data.tables import Table, open_table
 from zoo.data.unused import Unused, printable
 from zoo.data.walk import name_problem
@@ -73,8 +73,7 @@ def open_list(path: Path, *, seed: int = 0, reading: Reading | None = None) -> D
         groups.setdefault(split, []).append(ImageFile(_file(path.parent, name), name, label))
     _check_labels(labels, groups, path)
     groups = {split: [file._replace(label=canonical(file.label)) for file in files] for split, files in groups.items()}
-    name = f"{path.resolve().parent.name}-{path.stem}"
-    white = reading.range
+    name, white = name_of(str(path)), reading.range
     return assemble(groups, root=path.parent, name=name, location=path, seed=seed, unused=unused, white=white)
 
 

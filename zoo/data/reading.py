@@ -1,13 +1,14 @@
-"""What the user says about how a folder or a list is to be read, where it could mean two things."""
+"""What a folder or a list is called, and what the user says of how to read it where it could mean two things."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from zoo.base.errors import UsageError, unknown_name
 
-__all__ = ["LAYOUTS", "Reading"]
+__all__ = ["LAYOUTS", "Reading", "name_of"]
 
 LAYOUTS = ("auto", "splits", "classes")
 
@@ -33,3 +34,11 @@ class Reading:
             raise UsageError(
                 f"reading.range must be a positive number, got {self.range:g}; leave it out for the default"
             )
+
+
+def name_of(data: str) -> str:
+    """What a data set is called: a folder's name, FOLDER-LIST for a list, else the name itself."""
+    path = Path(data)
+    if path.is_file():
+        return f"{path.resolve().parent.name}-{path.stem}"
+    return path.resolve().name if "/" in data or path.is_dir() else data

@@ -14,6 +14,7 @@ from pathlib import Path
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, UNMERGED
 from zoo.base.names import PRUNED, check_name
+from zoo.data.reading import name_of
 from zoo.networks.checkpoint import read_card
 from zoo.training.loop.state import STATE
 from zoo.training.recipe import Run
@@ -92,7 +93,7 @@ def _candidates(run: Run) -> tuple[str, str]:
 
 def _location(data: str) -> str:
     """What tells one source of data from another: a folder's whole path, or a data set's name."""
-    return str(Path(data).resolve()) if "/" in data or Path(data).is_dir() else data
+    return str(Path(data).resolve()) if "/" in data or Path(data).exists() else data
 
 
 def _made(folder: Path) -> bool:
@@ -111,6 +112,6 @@ def _is_of(folder: Path, run: Run) -> bool:
     cards = [card for name in (CHECKPOINT, UNMERGED) if (card := card_if_readable(read_card, folder / name))]
     trained = [entry.config["data"] for card in cards for entry in card.lineage if "data" in entry.config]
     # Opening a data set takes a while; another one has another name in most cases.
-    if not trained or trained[-1].get("name") != Path(_location(run.data)).name:
+    if not trained or trained[-1].get("name") != name_of(_location(run.data)):
         return False
     return bool(trained[-1].get("digest") == source_of(run).open().digest)

@@ -15,7 +15,7 @@ from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.settings import merge, nested, parse_setting
 from zoo.base.size import Size, height_and_width, parse_size
-from zoo.data.reading import Reading
+from zoo.data.reading import Reading, name_of
 from zoo.data.splits import Thin
 from zoo.training.loop.config import FitConfig
 from zoo.training.loop.masks import Mask
@@ -251,9 +251,7 @@ class Run:
     @property
     def artefact(self) -> str:
         """Name of the artefact's folder."""
-        path = Path(self.data)
-        data = path.resolve().name if "/" in self.data or path.is_dir() else self.data
-        return self.name or f"{data}-{self.model}"
+        return self.name or f"{name_of(self.data)}-{self.model}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,10 @@ def test_flags_are_settings() -> None:
         "train.batch_size=4",
     ]
     assert with_flags(None, minutes=0.5) == ["minutes=0.5"]
+    assert with_flags(None, layout="classes", path_column="it's") == [
+        "reading.layout='classes'",
+        'reading.path_column="it\'s"',
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from tests.zoo.factories import encode, picture
 from zoo.base.errors import DataError, UsageError
 from zoo.data.dataset import SPLITS, Dataset
 from zoo.data.lists import open_list
-from zoo.data.reading import Reading
+from zoo.data.reading import Reading, name_of
+from zoo.training.recipe import Run
 
 LABELS = [("cat", "dog")[index % 2] for index in range(40)]
 PATHS = [f"images/{index}.png" for index in range(40)]
@@ -196,3 +197,11 @@ def test_lists_that_are_refused(root, name, content, message):
     (root / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         open_list(root / name)
+
+
+def test_a_list_is_called_after_its_folder_and_itself(root, monkeypatch):
+    _open(root, "\n".join(["path,label", *LINES]), "train.csv")
+    monkeypatch.chdir(root)
+    for data in ("train.csv", str(root / "train.csv"), "../pets/train.csv"):
+        assert Run(data=data, model="lenet").artefact == "pets-train-lenet"
+    assert [name_of(data) for data in ("../pets", ".", "mnist5k", "images")] == ["pets", "pets", "mnist5k", "images"]
