@@ -9,9 +9,9 @@ from typing import Any
 
 from bench.artefact_fields import identity
 from bench.rows import stamp
+from zoo.artefact.clock import summarise
 from zoo.artefact.environment import load_average
 from zoo.artefact.latency import LatencyConfig, latencies
-from zoo.base.clock import summarise
 from zoo.base.machine import cores
 
 __all__ = ["measure_latency"]

@@ -15,7 +15,7 @@ import pytest
 
 from bench.artefact_table import graphs
 from bench.rows import ACCURACY, PYTEST, append, stamp
-from zoo.base.clock import Timing, summarise
+from zoo.artefact.clock import Timing, summarise
 from zoo.base.errors import ArtefactError
 from zoo.base.files import output_root
 from zoo.base.machine import cores

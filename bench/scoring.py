@@ -26,9 +26,9 @@ from typing import Any
 from bench.rows import stamp
 from serve.bulk.inputs import open_source
 from serve.bulk.score import ScoreConfig, score
+from zoo.artefact.clock import alternate
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
-from zoo.base.clock import alternate
 from zoo.base.errors import ArtefactError, DataError, ImageError, UsageError
 from zoo.base.files import graph_paths, sha256_file
 from zoo.base.machine import cores

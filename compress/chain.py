@@ -18,7 +18,7 @@ from zoo.base.errors import ArtefactError, DataError
 from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
 from zoo.base.names import PRUNED
 from zoo.base.progress import note
-from zoo.data.unlabelled import open_images
+from zoo.data.folders.unlabelled import open_images
 from zoo.networks.checkpoint import load, read_card
 from zoo.training.recipe import QuantizeConfig, Run
 from zoo.training.stage import add_test

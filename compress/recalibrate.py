@@ -1,7 +1,7 @@
 """BatchNorm recalibration: pruning changes what flows through a network, so its running statistics are measured anew.
 
 Only BatchNorm layers are in training mode, every image counts the same, the variance is the population's, and the data
-are training images without augmentation; see zoo.training.loop.norms.
+are training images without augmentation; see zoo.training.loop.methods.norms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load, save
 from zoo.networks.stages import is_batch_norm
 from zoo.training.loop.distributed import pick_device
-from zoo.training.loop.norms import reestimate
+from zoo.training.loop.methods.norms import reestimate
 from zoo.training.recipe import RecalibrateConfig
 from zoo.training.stage import measured
 

@@ -34,7 +34,7 @@ def test_no_torch() -> None:
         "zoo.artefact.preprocess",
         "zoo.artefact.onnx_file",
         "zoo.artefact.predictor",
-        "zoo.base.clock",
+        "zoo.artefact.clock",
         "zoo.main",
         "zoo.artefact.latency_worker",
         "bench.artefact_table",

@@ -64,8 +64,8 @@ def compare(
     """
     from bench.runtimes.compare import compare as measure
     from bench.runtimes.families import families
+    from zoo.data.folders.unlabelled import open_images
     from zoo.data.image_set import labelled, named
-    from zoo.data.unlabelled import open_images
 
     if images and accuracy:
         raise UsageError("--images are images without labels, --accuracy wants labels; give one of them")

@@ -13,11 +13,11 @@ from bench.report.quality import Answers, judge
 from bench.rows import stamp
 from compress.quantize.report import read_report, sentence
 from zoo.artefact.card import Card, Metrics
+from zoo.artefact.clock import Timing, summarise
 from zoo.artefact.environment import load_average
 from zoo.artefact.latency import LatencyConfig, latencies
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import softmax
-from zoo.base.clock import Timing, summarise
 from zoo.base.errors import ArtefactError, DataError
 from zoo.base.files import GRAPH, HALF_GRAPH, INT8_GRAPH, output_root, sha256_file
 from zoo.base.machine import cores

@@ -24,8 +24,8 @@ from bench.runtimes.families import Network
 from bench.runtimes.measurements import measured, with_ratios
 from bench.runtimes.measuring_process import Job
 from zoo.artefact import onnx_file as graph
+from zoo.artefact.clock import alternate
 from zoo.artefact.latency import LatencyConfig
-from zoo.base.clock import alternate
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.base.machine import cores

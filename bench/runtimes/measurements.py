@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.runtimes.baselines import REFERENCE
-from zoo.base.clock import summarise
+from zoo.artefact.clock import summarise
 from zoo.base.statistics.intervals import ratio
 
 __all__ = ["measured", "with_ratios"]
 
 
 def measured(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Times (zoo.base.clock.Timing), how a variant begins, as medians over the rounds, and the most memory it held.
+    """Times (zoo.artefact.clock.Timing), how a variant begins, as medians over the rounds, and the most memory it held.
 
     Args:
         turns: what each process measured, by round: see bench.runtimes.measuring_process.timed.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.runtimes.baselines import PEERS
-from zoo.base.clock import sample_ms, since_start
+from zoo.artefact.clock import sample_ms, since_start
 from zoo.base.files import GRAPH
 from zoo.base.machine import peak_bytes
 

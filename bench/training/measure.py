@@ -18,7 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.rows import stamp
-from zoo.base.clock import alternate
+from zoo.artefact.clock import alternate
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.machine import cores
 from zoo.base.progress import track

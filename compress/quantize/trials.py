@@ -23,9 +23,9 @@ from compress.quantize.targets import TARGETS, detect_target
 from compress.quantize.variants import Variants
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
+from zoo.artefact.clock import summarise
 from zoo.artefact.latency import LatencyConfig, latencies
 from zoo.artefact.predictor import default_providers
-from zoo.base.clock import summarise
 from zoo.base.errors import ArtefactError, CheckError
 from zoo.base.progress import note
 from zoo.base.statistics.intervals import ratio

@@ -10,12 +10,12 @@ from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
 from compress.quantize import quantizer
-from compress.quantize.bias_correction import correct
 from compress.quantize.calibration import ranges
 from compress.quantize.observe import Feeds
 from compress.quantize.qdq_layers import Graph, layers
 from compress.quantize.targets import Target
-from compress.quantize.weight_refinement import refine
+from compress.quantize.weights.bias_correction import correct
+from compress.quantize.weights.refinement import refine
 from zoo.training.recipe import QuantizeConfig
 
 __all__ = ["Variants"]

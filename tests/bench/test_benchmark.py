@@ -12,9 +12,9 @@ import pytest
 from bench.accuracy import measure_accuracy
 from bench.pytest_plugin import accuracy_row, timing_row
 from bench.runtimes.families import families
+from zoo.artefact.clock import sample_ms
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
-from zoo.base.clock import sample_ms
 from zoo.base.errors import ArtefactError
 from zoo.training.workspace import notes_for
 

@@ -15,7 +15,7 @@ from zoo.data.decoded import DecodedImages, Normalise
 from zoo.networks import checkpoint
 from zoo.networks.registry import build
 from zoo.training.evaluate import torch_logits
-from zoo.training.loop.norms import even_chunks
+from zoo.training.loop.methods.norms import even_chunks
 from zoo.training.recipe import RecalibrateConfig
 
 

@@ -20,7 +20,7 @@ from zoo.networks import checkpoint
 from zoo.networks.heads import reset_head
 from zoo.networks.registry import build, classifier_names, classifier_width, count_macs
 from zoo.networks.sizes import check_size
-from zoo.networks.weights import load_weights
+from zoo.networks.weights.first_weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from zoo.networks.checkpoint import load, save
 from zoo.networks.registry import build
 from zoo.networks.stages import Freezing
 from zoo.training.loop.config import FitConfig
-from zoo.training.loop.masks import Mask
+from zoo.training.loop.methods.masks import Mask
 from zoo.validate import best_fine_tuned, load_my_models, write_state_dicts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.base.clock import alternate
+from zoo.artefact.clock import alternate
 from zoo.base.errors import UsageError
 from zoo.base.machine import cores
 from zoo.base.progress import track

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.artefact.clock import sample_ms
 from zoo.artefact.predictor import Predictor
-from zoo.base.clock import sample_ms
 
 __all__ = ["durations"]
 

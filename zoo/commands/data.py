@@ -47,7 +47,7 @@ def data(
         _print_list(as_json)
         return
     from zoo.data.catalogue import open_dataset
-    from zoo.data.reading import Reading
+    from zoo.data.folders.reading import Reading
     from zoo.data.splits import Thin
 
     thinned = Thin(classes=tuple(thin), keep=keep) if thin else None

@@ -214,7 +214,7 @@ def only_these(runs: list[Any], only: list[str] | None) -> list[Any]:
 
 def _unnamed_network(data: str | None, weights: str, *, made: bool) -> tuple[str, str]:
     """The network of a run without one, and a sentence that says why."""
-    from zoo.networks.at_hand import best_at_hand, by_worth
+    from zoo.networks.weights.at_hand import best_at_hand, by_worth
     from zoo.training.naming import trained_networks
 
     trained = by_worth(trained_networks(data, output_root())) if made and data else []

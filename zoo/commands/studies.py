@@ -265,7 +265,7 @@ def _single_run(runs: list[Any]) -> Any:
 
 
 def _named_run(data: str, model: str, weights: str, size: str | None, images_per_split: int | None) -> Any:
-    from zoo.networks.weights import absolute_weights
+    from zoo.networks.weights.first_weights import absolute_weights
     from zoo.training.recipe import Run
 
     # A relative path means something else in another working directory.

@@ -10,9 +10,9 @@ from pathlib import Path
 from zoo.base.errors import unknown_name
 from zoo.data import splits
 from zoo.data.dataset import Dataset, check_disjoint, limit
-from zoo.data.folder import open_folder
-from zoo.data.lists import open_list
-from zoo.data.reading import Reading
+from zoo.data.folders.folder import open_folder
+from zoo.data.folders.reading import Reading
+from zoo.data.lists.labelled_list import open_list
 from zoo.data.sources.arrays import cifar10, fashion_mnist, mnist
 from zoo.data.sources.embedded import digits, mnist5k
 from zoo.data.sources.flowers import flowers102
@@ -107,7 +107,8 @@ def open_dataset(
     """Open a data set, downloading it if needed; the arguments apply in their order here.
 
     Args:
-        name: one of DATASETS, or the path of a folder (see zoo.data.folder) or of a list (see zoo.data.lists).
+        name: one of DATASETS, or the path of a folder (see zoo.data.folders.folder) or of a list (see
+            zoo.data.lists.labelled_list).
         seed: of whatever is drawn here: splits (those of the embedded and the wholly official ones are fixed), thinning
             and the labels that stay.
         per_split: keep at most so many images of each split.

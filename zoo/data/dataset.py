@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zoo.artefact.samples import Depth
 from zoo.base.errors import DataError
-from zoo.data.unused import Unused
+from zoo.data.folders.unused import Unused
 
 __all__ = ["SPLITS", "Dataset", "Sample", "check_disjoint", "limit"]
 

@@ -13,7 +13,7 @@ from zoo.artefact.decode import inspect
 from zoo.base.errors import DataError, ImageError
 from zoo.base.statistics.paired import Labels
 from zoo.data.dataset import Dataset, Sample
-from zoo.data.unlabelled import UNKNOWN, open_images
+from zoo.data.folders.unlabelled import UNKNOWN, open_images
 
 __all__ = ["ImageSet", "labelled", "named", "truth"]
 
@@ -56,7 +56,7 @@ def named(paths: Sequence[Path], *, white: float | None = None) -> ImageSet:
 
     Args:
         paths: of the files and folders.
-        white: see zoo.data.unlabelled.open_images.
+        white: see zoo.data.folders.unlabelled.open_images.
 
     Raises:
         DataError: a path that is not there, a file that is no image, a folder without images, or with too many

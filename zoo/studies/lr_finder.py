@@ -29,11 +29,11 @@ from zoo.base.seeds import generator_for
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas, epoch_order
 from zoo.networks.stages import eval_frozen, trained_at
-from zoo.training.loop import l2sp as penalty
 from zoo.training.loop.config import FitConfig, loss_of, optimizer_of
 from zoo.training.loop.distributed import World, pick_device
 from zoo.training.loop.feeds import TrainingImages, WholeFeed
 from zoo.training.loop.losses import Loss
+from zoo.training.loop.methods import l2sp as penalty
 from zoo.training.recipe import Run
 from zoo.training.stage import starting_point
 

@@ -34,7 +34,7 @@ from zoo.data.splits import some
 from zoo.networks.checkpoint import save
 from zoo.networks.cutting.truncate import features_of, truncate
 from zoo.networks.registry import count_macs, last_layers
-from zoo.networks.weights import weights_digest
+from zoo.networks.weights.first_weights import weights_digest
 from zoo.training.evaluate import accuracy, fit_temperature, torch_logits
 from zoo.training.recipe import Run
 from zoo.training.stage import measured, source_of

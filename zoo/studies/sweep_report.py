@@ -17,7 +17,7 @@ from zoo.base.errors import TrainingError
 from zoo.base.figures import save_figure
 from zoo.base.files import write_bytes, write_table
 from zoo.data.catalogue import DATASETS
-from zoo.networks.weights import absolute_weights
+from zoo.networks.weights.first_weights import absolute_weights
 from zoo.studies.sweep_space import Scalar, plain, varied
 from zoo.training.recipe import Run
 from zoo.training.recipe_text import recipe_text

@@ -14,7 +14,7 @@ from pathlib import Path
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, UNMERGED
 from zoo.base.names import PRUNED, check_name
-from zoo.data.reading import name_of
+from zoo.data.folders.reading import name_of
 from zoo.networks.checkpoint import read_card
 from zoo.training.loop.state import STATE
 from zoo.training.recipe import Run

@@ -16,12 +16,12 @@ from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, UNMERGED, code_commit, output_root, sha256_file
 from zoo.base.size import Size
 from zoo.networks.checkpoint import read_card, save
-from zoo.networks.labels import imagenet_labels, imagenet_names, imagenet_subset, read_labels
 from zoo.networks.own.classic import TORCHVISION
 from zoo.networks.registry import build, count_macs, input_for, names, normalised
 from zoo.networks.sizes import check_size
-from zoo.networks.state_dict import split_place
-from zoo.networks.weights import classifier_outputs, load_weights, weights_digest
+from zoo.networks.weights.first_weights import classifier_outputs, load_weights, weights_digest
+from zoo.networks.weights.labels import imagenet_labels, imagenet_names, imagenet_subset, read_labels
+from zoo.networks.weights.state_dict import split_place
 from zoo.training.workspace import card_if_readable, is_current, occupied
 
 __all__ = ["ImportPlan", "import_network", "plan_import"]
@@ -62,7 +62,7 @@ def plan_import(
 
     Args:
         name: an architecture, with timm's tag where it has weights of several trainings (resnet50.a1_in1k).
-        weights: `pretrained`, or a file, see zoo.networks.state_dict.read_state_dict.
+        weights: `pretrained`, or a file, see zoo.networks.weights.state_dict.read_state_dict.
         labels: a text file with one label per line; None: those in the file of the weights, else ImageNet's, by the
             number of outputs.
         arguments: of the architecture.

@@ -15,11 +15,11 @@ from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.settings import merge, nested, parse_setting
 from zoo.base.size import Size, height_and_width, parse_size
-from zoo.data.reading import Reading, name_of
+from zoo.data.folders.reading import Reading, name_of
 from zoo.data.splits import Thin
 from zoo.training.loop.config import FitConfig
-from zoo.training.loop.masks import Mask
-from zoo.training.loop.semi_supervised import Unlabelled
+from zoo.training.loop.methods.masks import Mask
+from zoo.training.loop.methods.semi_supervised import Unlabelled
 
 __all__ = [
     "LoraConfig",

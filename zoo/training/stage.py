@@ -19,14 +19,14 @@ from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas
 from zoo.data.depth import measured_range
-from zoo.data.unused import write_unused
+from zoo.data.folders.unused import write_unused
 from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.heads import add_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
 from zoo.networks.registry import build, count_macs, input_for, normalised
 from zoo.networks.sizes import check_size
 from zoo.networks.stages import is_batch_norm
-from zoo.networks.weights import load_weights, weights_digest
+from zoo.networks.weights.first_weights import load_weights, weights_digest
 from zoo.training.budget import PLAN, Plan, identity_of, read_plan, settle, write_plan
 from zoo.training.evaluate import accuracy, check_labels, torch_logits, with_validation
 from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world

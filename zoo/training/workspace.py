@@ -15,7 +15,7 @@ from zoo.base.errors import ArtefactError, DataError, PocketzooError, UsageError
 from zoo.base.files import write_bytes
 from zoo.data.catalogue import open_dataset
 from zoo.data.dataset import Dataset
-from zoo.data.reading import Reading
+from zoo.data.folders.reading import Reading
 from zoo.data.splits import Thin
 
 __all__ = [

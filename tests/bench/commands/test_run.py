@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run_cli, twice_as_fast
-from tests.zoo.data.test_folder import _fill
+from tests.zoo.data.folders.test_folder import _fill
 from zoo.artefact.onnx_file import read_card
 from zoo.main import app
 

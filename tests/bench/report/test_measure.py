@@ -28,8 +28,8 @@ from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import sha256_file
 from zoo.base.statistics.intervals import Ratio
 from zoo.base.statistics.paired import compare_answers, worst_losses
+from zoo.data.folders.unlabelled import open_images
 from zoo.data.image_set import ImageSet, labelled, truth
-from zoo.data.unlabelled import open_images
 from zoo.training.evaluate import calibration_error, logits_of
 from zoo.training.workspace import DataSource, Notes, write_notes
 

@@ -24,9 +24,9 @@ from bench.runtimes.measuring_process import Job, answer, prepare, timed
 from compress.export import export
 from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_samples
+from zoo.artefact.clock import alternate
 from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import batch, golden_image
-from zoo.base.clock import alternate
 from zoo.base.errors import ArtefactError
 from zoo.base.files import GRAPH
 from zoo.base.machine import peak_bytes

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import run_cli
-from tests.zoo.data.test_folder import _fill
+from tests.zoo.data.folders.test_folder import _fill
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.commands.runs import chosen_runs, with_flags
 from zoo.data.catalogue import open_dataset

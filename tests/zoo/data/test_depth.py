@@ -18,10 +18,10 @@ from zoo.data.catalogue import open_dataset
 from zoo.data.dataset import Sample
 from zoo.data.decoded import DecodedImages
 from zoo.data.depth import measured_range
-from zoo.data.folder import open_folder
+from zoo.data.folders.folder import open_folder
+from zoo.data.folders.reading import Reading
+from zoo.data.folders.unlabelled import open_images
 from zoo.data.image_set import named
-from zoo.data.reading import Reading
-from zoo.data.unlabelled import open_images
 from zoo.training.recipe import Run
 from zoo.training.stage import starting_point, train
 from zoo.training.workspace import read_notes

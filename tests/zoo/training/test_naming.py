@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.zoo.data.test_folder import _fill
+from tests.zoo.data.folders.test_folder import _fill
 from tests.zoo.factories import make_card
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import CHECKPOINT

@@ -16,7 +16,7 @@ from zoo.networks.checkpoint import load, read_card, save
 from zoo.networks.lora import has_lora
 from zoo.networks.registry import count_macs
 from zoo.training.loop.fit import FitConfig
-from zoo.training.loop.semi_supervised import Unlabelled
+from zoo.training.loop.methods.semi_supervised import Unlabelled
 from zoo.training.recipe import LoraConfig, Run
 from zoo.training.stage import merge, train
 from zoo.training.workspace import DataSource, read_notes

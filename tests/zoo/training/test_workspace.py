@@ -12,7 +12,7 @@ from tests.zoo.factories import make_card
 from zoo.artefact.card import LineageEntry
 from zoo.base.errors import ArtefactError, DataError
 from zoo.data.catalogue import open_dataset
-from zoo.data.reading import Reading
+from zoo.data.folders.reading import Reading
 from zoo.data.splits import Thin
 from zoo.training.workspace import (
     DataSource,
@@ -41,7 +41,7 @@ def test_notes_of_before_there_were_readings_are_read(tmp_path):
 
 
 def test_a_source_remembers_how_it_is_read(output, tmp_path):
-    from tests.zoo.data.test_folder import _fill
+    from tests.zoo.data.folders.test_folder import _fill
 
     root = _fill(tmp_path / "pets", {"cat": 8, "train/red": 8, "train/blue": 8})
     for layout, labels in (("classes", ("cat", "train")), ("splits", ("blue", "red"))):
@@ -139,7 +139,7 @@ def test_card_if_readable():
 
 
 def test_data_that_changed_since_training_are_refused(output, tmp_path):
-    from tests.zoo.data.test_folder import _fill
+    from tests.zoo.data.folders.test_folder import _fill
 
     folder = _fill(tmp_path / "pets", {"cat": 10, "dog": 10})
     source = DataSource(name=str(folder))

@@ -8,7 +8,7 @@ https://www.robots.ox.ac.uk/~vgg/data/flowers/102/
 from __future__ import annotations
 
 from zoo.data.dataset import Dataset
-from zoo.data.image_files import ImageFile, read_image_files
+from zoo.data.folders.image_files import ImageFile, read_image_files
 from zoo.data.sources.download import Remote, data_root, fetch, unpack
 from zoo.data.sources.official import official_dataset
 

@@ -15,10 +15,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from zoo.data.dataset import Dataset, Sample
-from zoo.data.image_files import read_image_files
+from zoo.data.folders.image_files import read_image_files
+from zoo.data.folders.unused import Unused
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset, train_and_val
-from zoo.data.unused import Unused
 
 __all__ = ["imagewoof", "imagewoof_clean"]
 

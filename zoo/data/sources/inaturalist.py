@@ -8,7 +8,7 @@ zoo.data.sources.download.
 from __future__ import annotations
 
 from zoo.data.dataset import Dataset
-from zoo.data.image_files import read_image_files
+from zoo.data.folders.image_files import read_image_files
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset, train_and_val
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from zoo.base.errors import DataError
 from zoo.data.dataset import Dataset, Sample
-from zoo.data.image_files import ImageFile, files_of_classes
+from zoo.data.folders.image_files import ImageFile, files_of_classes
+from zoo.data.folders.unused import Unused
 from zoo.data.splits import CARVED, stratified, without_leaks
-from zoo.data.unused import Unused
 
 __all__ = ["official_dataset", "train_and_val"]
 

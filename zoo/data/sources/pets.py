@@ -10,7 +10,7 @@ import dataclasses
 
 from zoo.base.errors import DataError
 from zoo.data.dataset import Dataset
-from zoo.data.image_files import ImageFile, read_image_files
+from zoo.data.folders.image_files import ImageFile, read_image_files
 from zoo.data.sources.download import Remote, data_root, unpack
 from zoo.data.sources.official import official_dataset
 

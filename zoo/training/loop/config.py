@@ -46,7 +46,7 @@ class FitConfig:
     """Of the schedule `plateau`, in epochs."""
     weight_decay: float = 0.05
     l2sp: float = 0.0
-    """Strength of a pull to the weights that training starts from; see zoo.training.loop.l2sp."""
+    """Strength of a pull to the weights that training starts from; see zoo.training.loop.methods.l2sp."""
     clip: float = 1.0
     """Largest norm of the gradient; 0: no limit."""
     ema: float = 0.0

@@ -22,7 +22,7 @@ from zoo.data.augment.pipeline import Augment, augment
 from zoo.data.decoded import DecodedImages, Normalise, outputs
 from zoo.networks.cutting.cut import Cut, CutError, cut_bytes, cut_network
 from zoo.training.loop.distributed import World, gather, interleaved
-from zoo.training.loop.norms import even_chunks
+from zoo.training.loop.methods.norms import even_chunks
 
 __all__ = ["CutFeed", "Feed", "TrainingImages", "WholeFeed", "cut_feed"]
 

@@ -22,9 +22,9 @@ from zoo.training.loop.config import FitConfig, loss_of
 from zoo.training.loop.distributed import barrier, gather, join_world
 from zoo.training.loop.feeds import TrainingImages
 from zoo.training.loop.losses import Loss
-from zoo.training.loop.masks import Mask
+from zoo.training.loop.methods.masks import Mask
+from zoo.training.loop.methods.semi_supervised import Unlabelled
 from zoo.training.loop.objective import Objective
-from zoo.training.loop.semi_supervised import Unlabelled
 from zoo.training.loop.trainer import EpochResult, Pace, Stopped, Trainer
 
 __all__ = ["EpochResult", "FitConfig", "FitReport", "Pace", "Stopped", "fit", "measure_pace"]

@@ -16,9 +16,9 @@ from zoo.data.augment.pipeline import strong, weak
 from zoo.data.decoded import DecodedImages
 from zoo.training.loop.config import FitConfig
 from zoo.training.loop.feeds import TrainingImages
-from zoo.training.loop.l2sp import l2sp, starting_point
 from zoo.training.loop.losses import Loss
-from zoo.training.loop.semi_supervised import Unlabelled, fixmatch_loss, pseudo_label_loss, ramp_weight
+from zoo.training.loop.methods.l2sp import l2sp, starting_point
+from zoo.training.loop.methods.semi_supervised import Unlabelled, fixmatch_loss, pseudo_label_loss, ramp_weight
 
 __all__ = ["Objective", "Views"]
 

@@ -25,12 +25,12 @@ from zoo.base.progress import note
 from zoo.base.seeds import generator_for, seed_of
 from zoo.data.decoded import DecodedImages, epoch_order
 from zoo.networks.stages import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
-from zoo.training.loop.averaging import Average
 from zoo.training.loop.config import FitConfig, optimizer_of
 from zoo.training.loop.distributed import World, gather
 from zoo.training.loop.feeds import Feed, TrainingImages, WholeFeed, cut_feed
-from zoo.training.loop.masks import Mask, MaskedUpdate, choose
-from zoo.training.loop.norms import even_chunks, reestimate
+from zoo.training.loop.methods.averaging import Average
+from zoo.training.loop.methods.masks import Mask, MaskedUpdate, choose
+from zoo.training.loop.methods.norms import even_chunks, reestimate
 from zoo.training.loop.objective import Objective, Views
 from zoo.training.loop.optim import make_schedule, plateau
 from zoo.training.loop.state import LOG, STATE, RunState, read_state, write_log, write_state

@@ -10,7 +10,7 @@ import torchvision
 
 from zoo.base.errors import UsageError
 from zoo.networks.registry import build, classifier_names, input_for
-from zoo.networks.weights import load_weights
+from zoo.networks.weights.first_weights import load_weights
 
 
 @pytest.mark.parametrize(

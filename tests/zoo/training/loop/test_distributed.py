@@ -17,8 +17,8 @@ from zoo.base.errors import TrainingError
 from zoo.data.augment.pipeline import Augment
 from zoo.networks.stages import Freezing
 from zoo.training.loop.distributed import World, check_shared, others_alive
-from zoo.training.loop.masks import Mask
-from zoo.training.loop.semi_supervised import Unlabelled
+from zoo.training.loop.methods.masks import Mask
+from zoo.training.loop.methods.semi_supervised import Unlabelled
 
 WAYS = {
     "whole": {"config": {"optimizer": "nag", "ema": 0.9}},

@@ -16,7 +16,7 @@ from zoo.data.augment.pipeline import Augment
 from zoo.data.decoded import DecodedImages
 from zoo.training.loop.distributed import World
 from zoo.training.loop.feeds import CutFeed, TrainingImages, WholeFeed, cut_feed
-from zoo.training.loop.norms import even_chunks
+from zoo.training.loop.methods.norms import even_chunks
 
 SPEC = make_input(8, "L")
 CPU = World(0, 1, torch.device("cpu"))

@@ -27,8 +27,8 @@ from zoo.networks.stages import Freezing
 from zoo.training.evaluate import torch_logits
 from zoo.training.loop.fit import FitConfig, FitReport, Stopped, fit
 from zoo.training.loop.losses import cross_entropy
-from zoo.training.loop.masks import Mask
-from zoo.training.loop.semi_supervised import Unlabelled
+from zoo.training.loop.methods.masks import Mask
+from zoo.training.loop.methods.semi_supervised import Unlabelled
 from zoo.training.loop.state import LOG, STATE
 from zoo.training.loop.trainer import with_sync_batch_norm
 
