@@ -62,7 +62,7 @@ def load_weights(
         model: changed in place.
         architecture: its registered name.
         weights: `none` (random), `pretrained` (the package that embeds this architecture's weights, else timm's
-            download), or a local file, see :func:`zoo.networks.weights.state_dict.read_state_dict`. What timm would make
+            download), or a local file, see zoo.networks.weights.state_dict.read_state_dict. What timm would make
             fit of its own weights (another size, number of colours or older names), it makes fit of a file's.
         arguments: what the network was built with beyond its name.
         labels: of the network. A classifier of weights that are not known to have the same labels is replaced by one
