@@ -93,7 +93,7 @@ def test_why_nothing_is_kept(changes, options, reason):
 
 
 def test_what_does_not_fit_is_not_kept(monkeypatch):
-    monkeypatch.setattr("zoo.training.loop.feeds.CACHE_BYTES", 100)
+    monkeypatch.setattr("zoo.training.loop.feeds._MOST_BYTES", 100)
     assert "GiB" in str(_cut())
 
 
