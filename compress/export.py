@@ -72,24 +72,44 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
-                model.eval(),
-                (example,),
-                input_names=[card.use.input.name],
-                output_names=[card.use.output.name],
-                dynamic_shapes=({0: "batch"},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+            return _translate(model.eval(), example, card)
         except Exception as error:  # the exporter raises many types of its own
-            raise ArtefactError(
-                f"torch cannot export {card.build.architecture}: {_reason(error)}; it can be trained and evaluated, "
-                "but not served: another architecture is needed for that"
-            ) from error
+            fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+            if "only 4D query" not in _reason(error) or not fused:
+                raise _refusal(card, error) from error
+        try:
+            # torch's attention over windows of windows (Twins, NesT) has no translation; timm's, step by step, has.
+            for module in fused:
+                module.fused_attn = False  # type: ignore[assignment]
+            return _translate(model, example, card)
+        except Exception as error:
+            raise _refusal(card, error) from error
+        finally:
+            for module in fused:
+                module.fused_attn = True  # type: ignore[assignment]
+
+
+def _translate(model: nn.Module, example: torch.Tensor, card: Card) -> ModelProto:
+    program = torch.onnx.export(
+        model,
+        (example,),
+        input_names=[card.use.input.name],
+        output_names=[card.use.output.name],
+        dynamic_shapes=({0: "batch"},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
     assert program is not None
     proto: ModelProto = program.model_proto
     return proto
+
+
+def _refusal(card: Card, error: Exception) -> ArtefactError:
+    return ArtefactError(
+        f"torch cannot export {card.build.architecture}: {_reason(error)}; it can be trained and evaluated, but not "
+        "served: another architecture is needed for that"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -41,9 +41,15 @@ QUICK: dict[str, dict[str, Any]] = {
     "repvit_m0_9": {"embed_dim": [16, 16, 16, 16], "depth": [1, 1, 1, 1]},
     "test_nfnet": {},
     "test_vit_relpos": {"depth": 1},
+    "twins_svt_small": {
+        "depths": [1, 1, 1, 1],
+        "embed_dims": [16, 16, 16, 16],
+        "num_heads": [1, 1, 1, 1],
+        "mlp_ratios": [1, 1, 1, 1],
+    },
 }
 """Member -> arguments: modules with several names, re-parametrised branches, two heads, an extra token, one module with
-both heads, standardised convolutions, a learnt bias in the attention."""
+both heads, standardised convolutions, a learnt bias in the attention, attention over windows of windows."""
 
 FAMILIES: dict[str, str] = {
     "beit": "beit_base_patch16_224",

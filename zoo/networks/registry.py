@@ -131,6 +131,8 @@ def classifier(model: nn.Module) -> nn.Module:
     head = find() if find else None
     if isinstance(head, nn.Module) and isinstance(getattr(head, "head_dist", None), nn.Module):
         head = (head.head, head.head_dist)  # RepViT keeps both heads in one module
+    if isinstance(head, nn.Module) and isinstance(getattr(model, "aux_head", None), nn.Module):
+        head = (head, model.aux_head)  # VOLO adds half of what it answers for the best patch
     if isinstance(head, tuple | list) and all(isinstance(part, nn.Module) for part in head):
         return nn.ModuleList(head)
     if not isinstance(head, nn.Module):

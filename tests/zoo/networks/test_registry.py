@@ -162,6 +162,17 @@ def test_both_heads_of_a_distilled_network_are_its_classifier():
     assert torch.equal(model(torch.rand(2, 3, 32, 32)), torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize(
+    ("name", "heads"), [("volo_d1_224", ["head", "aux_head"]), ("repvit_m0_9", ["head.head", "head.head_dist"])]
+)
+def test_heads_that_timm_does_not_tell_apart(name, heads):
+    model = build(name, classes=4, channels=3).eval()
+    assert classifier_names(model) == heads
+    zero_classifier(model)
+    with torch.inference_mode():
+        assert torch.equal(model(torch.rand(1, 3, 224, 224)), torch.zeros(1, 4))
+
+
 @pytest.mark.parametrize("name", ["deepseek_vit_412m_enc", "resnet10t"])
 def test_a_network_without_a_classifier_is_refused_by_name(name, monkeypatch):
     class Encoder(nn.Module):
