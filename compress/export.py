@@ -66,7 +66,8 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
     """
     # A batch of one would be taken for a constant by the tracer.
     example = torch.zeros(2, *card.use.input.shape)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # With gradients torch traces another kind of attention where its bias is learnt (vision_transformer_relpos), which
     # it then cannot take apart.
     with warnings.catch_warnings(), torch.no_grad():

@@ -195,7 +195,7 @@ def write(model: ModelProto, card: Card, path: Path) -> Card:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ArtefactError(f"{path}: the graph is not valid ONNX: {error}") from error
+        raise ArtefactError(f"{path}: the graph is not valid ONNX: {' '.join(str(error).split())}") from error
     write_bytes(path, model.SerializeToString(deterministic=True))
     return card
 
