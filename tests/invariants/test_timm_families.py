@@ -1,8 +1,8 @@
 """One member of every family of timm's registry, from random weights to the answer of its exported file.
 
 A family is a module of timm.models; its member here is the smallest that has a classifier. The normal run takes a few
-families that work by a mechanism of their own, with fewer layers; POCKETZOO_SOAK=1 takes all as they are (an hour on one
-core).
+families that work by a mechanism of their own, with fewer layers; POCKETZOO_SOAK=1 takes all as they are (an hour on
+one core).
 """
 
 from __future__ import annotations
