@@ -146,7 +146,7 @@ def _expect_never_answered(case: Case, result: Result, liar: Path) -> None:
 
 
 def fault_disk_full(case: Case) -> Result:
-    """No byte can be written where the server keeps its state and its temporary files: it goes on answering."""
+    """No byte can be written where the server keeps its temporary files: it goes on answering."""
     result = Result(name="disk full")
     with tempfile.TemporaryDirectory() as name:
         models, state = Path(name) / "models", Path(name) / "state"
@@ -155,9 +155,7 @@ def fault_disk_full(case: Case) -> Result:
         state.mkdir()
         with (
             _small_disk(state) as small,
-            serving(
-                models, POCKETZOO_STATE=str(state / "serve"), POCKETZOO_POLL_SECONDS="0.2", TMPDIR=str(state)
-            ) as server,
+            serving(models, POCKETZOO_POLL_SECONDS="0.2", TMPDIR=str(state)) as server,
         ):
             own = Case(server=server, picture=case.picture, short=case.short)
             with own.same_workers(result):
