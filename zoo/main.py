@@ -10,6 +10,7 @@ import typer
 
 from zoo.base.commandline import app
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
+from zoo.base.machine import keep_freed_memory
 from zoo.base.progress import note
 
 __all__ = ["app", "load_commands", "main"]
@@ -58,6 +59,7 @@ def _options(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage."""
+    keep_freed_memory()
     try:
         load_commands()()
     except UsageError as error:

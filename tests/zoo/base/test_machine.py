@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -14,6 +16,20 @@ GIB = 1 << 30
 CODE = (
     "from zoo.base.machine import peak_bytes; a = peak_bytes(); b = bytearray(50 << 20); del b; print(a, peak_bytes())"
 )
+FAULTS = """
+import resource, sys
+from zoo.base.machine import keep_freed_memory
+print(keep_freed_memory() if "keep" in sys.argv else None)
+def pages():
+    block = bytearray(b"x") * (40 << 20)
+for _ in range(3):
+    pages()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    pages()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Pages taken anew for ten blocks of 40 MiB, which is more than glibc ever keeps by itself."""
 
 
 @pytest.fixture
@@ -75,3 +91,35 @@ def test_a_process_does_not_count_what_started_it():
     ballast = bytearray(200 << 20)
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[0]) < peak_bytes() - len(ballast) // 2
+
+
+def _faults(*arguments, **variables):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
+    kept, pages = done.stdout.split()
+    return kept, int(pages)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_used_again():
+    pages = 10 * (40 << 20) // os.sysconf("SC_PAGESIZE")
+    assert _faults()[1] >= pages
+    kept, taken = _faults("keep")
+    assert kept == "True"
+    assert taken < pages / 50
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+@pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])
+def test_the_environment_decides_what_the_allocator_keeps(variable):
+    kept, taken = _faults("keep", **{variable: "131072"})
+    assert kept == "False"
+    assert taken >= 10 * (40 << 20) // os.sysconf("SC_PAGESIZE")
+
+
+def test_torch_may_be_kept_from_huge_pages(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    machine.keep_freed_memory()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
