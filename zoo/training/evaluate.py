@@ -38,6 +38,7 @@ __all__ = [
     "per_class",
     "rare_labels",
     "torch_logits",
+    "with_engine",
     "with_validation",
 ]
 
@@ -145,7 +146,9 @@ def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, st
     return logits_of(classify, samples, card.use.input), card, sha256_file(path)
 
 
-def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str) -> Metrics:
+def accuracy(
+    logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str, engine: str | None = None
+) -> Metrics:
     """Top-1 with its Wilson 95 % interval (scipy's), and top-5 where there are more than five labels.
 
     Args:
@@ -153,6 +156,7 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         labels: [N], the true labels.
         dataset: name for the record.
         split: name for the record.
+        engine: what computed the logits, for the record.
     """
     from scipy.stats import binomtest  # a second that training need not wait for
 
@@ -168,6 +172,7 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         low=float(interval.low),
         high=float(interval.high),
         top5=top5,
+        engine=engine,
     )
 
 
@@ -296,8 +301,15 @@ def check_labels(card: Card, dataset: Dataset) -> None:
         )
 
 
-def with_validation(card: Card, logits: Logits, dataset: Dataset) -> Card:
-    """The card with what `logits` [N, K] on the validation split say: accuracy, temperature, reference for drift."""
+def with_validation(card: Card, logits: Logits, dataset: Dataset, *, engine: str) -> Card:
+    """The card with what `logits` [N, K] on the validation split say: accuracy, temperature, reference for drift.
+
+    Args:
+        card: whose metrics on that split are replaced.
+        logits: [N, K].
+        dataset: with the card's labels.
+        engine: what computed the logits.
+    """
     check_labels(card, dataset)
     labels = np.array([sample.label for sample in dataset.splits["validation"]], dtype=np.int64)
     temperature = fit_temperature(logits, labels)
@@ -307,10 +319,19 @@ def with_validation(card: Card, logits: Logits, dataset: Dataset) -> Card:
         mean_confidence=float(probabilities.max(axis=1).mean()),
         histogram={label: counts.get(index, 0) for index, label in enumerate(card.use.labels)},
     )
-    metrics = accuracy(logits, labels, dataset=dataset.name, split="validation")
     others = tuple(entry for entry in card.inform.metrics if entry.split != "validation")
-    return dataclasses.replace(
+    card = dataclasses.replace(
         card,
         use=dataclasses.replace(card.use, temperature=temperature, reference=reference),
-        inform=dataclasses.replace(card.inform, metrics=(metrics, *others)),
+        inform=dataclasses.replace(card.inform, metrics=others),
     )
+    return with_engine(card, logits, dataset, engine=engine)
+
+
+def with_engine(card: Card, logits: Logits, dataset: Dataset, *, engine: str) -> Card:
+    """The card with the accuracy of one more engine's `logits` [N, K] on the validation split."""
+    labels = np.array([sample.label for sample in dataset.splits["validation"]], dtype=np.int64)
+    metrics = accuracy(logits, labels, dataset=dataset.name, split="validation", engine=engine)
+    # Validation before test, as tables have it; of one split the engine that was measured first.
+    measured = sorted((*card.inform.metrics, metrics), key=lambda entry: entry.split != "validation")
+    return dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=tuple(measured)))
