@@ -17,7 +17,7 @@ from onnx import ModelProto
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
 from zoo.artefact.engine_choice import AUTOMATIC, VARIABLE
-from zoo.artefact.engines import ENGINES, OTHERS, REFERENCE, Engine, lacking, preference
+from zoo.artefact.engines import ENGINES, OTHERS, REFERENCE, Engine, How, lacking, preference
 from zoo.artefact.golden import add_engine, candidates, draw_golden
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError
@@ -120,7 +120,7 @@ def _others(path: Path, card: Card) -> tuple[list[Engine], dict[str, str]]:
         if name not in allowed or lacking(name):
             continue
         try:
-            engine = ENGINES[name](path, card, cores(), None)
+            engine = ENGINES[name](path, card, How(threads=cores()))
             for size in (1, 2):
                 engine.logits(images[:size])
         except (ArtefactError, RuntimeError) as error:  # OpenVINO's own errors are RuntimeErrors

@@ -12,7 +12,7 @@ import onnxruntime
 
 from zoo.artefact.card import Card
 from zoo.artefact.engine_speed import Speed, measure, recall, remember
-from zoo.artefact.engines import ENGINES, REFERENCE, Engine, lacking, preference
+from zoo.artefact.engines import ENGINES, REFERENCE, Engine, How, default_providers, lacking, preference
 from zoo.artefact.environment import installed_version, machine
 from zoo.artefact.golden import answer_of, check_golden
 from zoo.base.errors import ArtefactError, CheckError, UsageError
@@ -34,14 +34,21 @@ class File:
     """SHA-256."""
     threads: int
     """Of one inference."""
+    callers: int = 1
+    """Inferences at the same time."""
     providers: Sequence[str] | None = None
     """ONNX Runtime's execution providers; given, no other engine can be meant."""
     check: bool = True
     """Whether the golden answer is compared."""
 
+    @property
+    def how(self) -> How:
+        """For an engine."""
+        return How(threads=self.threads, callers=self.callers, providers=self.providers)
+
     def load(self, name: str) -> Engine:
         """The engine with this file, checked."""
-        engine = ENGINES[name](self.path, self.card, self.threads, self.providers)
+        engine = ENGINES[name](self.path, self.card, self.how)
         if self.check:
             check_golden(engine, self.card, self.path)
         return engine
@@ -103,7 +110,8 @@ def _fastest(file: File) -> Chosen:
         return Chosen(engine=file.load(REFERENCE), reason=f"{REFERENCE}: {AUTOMATIC} {reason}")
     here = _machine(file.threads)
     known = recall(file.digest, here)
-    reference = None if known and known.faster else file.load(REFERENCE)
+    on_cpu = default_providers()[0] == "CPUExecutionProvider"
+    reference = None if known and known.faster and on_cpu else file.load(REFERENCE)
     if reference and reference.on_gpu:
         return Chosen(engine=reference, reason=f"{REFERENCE}: this machine answers on its GPU")
     if reference and known:

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,18 @@ import onnxruntime as ort
 from zoo.artefact.card import Card
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 
-__all__ = ["AUTO", "ENGINES", "INSTALL", "OTHERS", "REFERENCE", "Engine", "default_providers", "lacking", "preference"]
+__all__ = [
+    "AUTO",
+    "ENGINES",
+    "INSTALL",
+    "OTHERS",
+    "REFERENCE",
+    "Engine",
+    "How",
+    "default_providers",
+    "lacking",
+    "preference",
+]
 
 ort.set_default_logger_severity(3)
 
@@ -54,19 +66,32 @@ def default_providers() -> list[str]:
     return ["CPUExecutionProvider"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How to load a graph."""
+
+    threads: int
+    """Of one inference."""
+    callers: int = 1
+    """Inferences at the same time."""
+    providers: Sequence[str] | None = None
+    """ONNX Runtime's execution providers; None: :func:`default_providers`."""
+
+
 class _OnnxRuntime:
     name = REFERENCE
 
-    def __init__(self, path: Path, card: Card, threads: int, providers: Sequence[str] | None) -> None:
+    def __init__(self, path: Path, card: Card, how: How) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = how.threads
         options.inter_op_num_threads = 1
         # Threads that wait for their part of an inference spin, which is up to twice as fast as sleeping; those of an
         # idle session must not burn the cores that decode the next image or run another model (by default for 30 ms).
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
         self._input, self._output = card.use.input.name, card.use.output.name
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=list(providers or default_providers()))
+            providers = list(how.providers or default_providers())
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base class
             raise ArtefactError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
         self.on_gpu = bool(self._session.get_providers()[0] != "CPUExecutionProvider")
@@ -79,12 +104,12 @@ class _OnnxRuntime:
 class _OpenVino:
     on_gpu = False
 
-    def __init__(self, path: Path, card: Card, threads: int, name: str, precision: str) -> None:
+    def __init__(self, path: Path, card: Card, how: How, name: str, precision: str) -> None:
         self.name, self._path, self._shape = name, path, card.use.input.shape
-        # One thread per inference means that callers bring their own, and a stream computes one inference at a time.
-        self._options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
+        # A stream computes one inference at a time: without others, callers would wait for each other.
+        streams = {"NUM_STREAMS": how.callers} if how.callers > 1 else {"PERFORMANCE_HINT": "LATENCY"}
+        self._options = streams | {
+            "INFERENCE_NUM_THREADS": how.threads * how.callers,
             "INFERENCE_PRECISION_HINT": precision,
             # Every process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
@@ -135,15 +160,14 @@ def _core() -> Any:
     return _openvino().Core()
 
 
-Load = Callable[[Path, Card, int, Sequence[str] | None], Engine]
+Load = Callable[[Path, Card, How], Engine]
 
 ENGINES: dict[str, Load] = {
     REFERENCE: _OnnxRuntime,
-    "openvino": lambda path, card, threads, _: _OpenVino(path, card, threads, "openvino", "f32"),
-    "openvino-bf16": lambda path, card, threads, _: _OpenVino(path, card, threads, "openvino-bf16", "bf16"),
+    "openvino": lambda path, card, how: _OpenVino(path, card, how, "openvino", "f32"),
+    "openvino-bf16": lambda path, card, how: _OpenVino(path, card, how, "openvino-bf16", "bf16"),
 }
-"""Name -> loads the graph of a file with a card, for inferences of so many threads on ONNX Runtime's execution
-providers (None: :func:`default_providers`). Raises ArtefactError where the runtime cannot run the graph."""
+"""Name -> loads the graph of a file with a card; raises ArtefactError where the runtime cannot run it."""
 
 OTHERS = tuple(name for name in ENGINES if name != REFERENCE)
 

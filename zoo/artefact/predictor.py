@@ -48,6 +48,7 @@ class Predictor:
         path: Path,
         *,
         threads: int | None = None,
+        callers: int = 1,
         check: bool = True,
         engine: str | None = None,
         providers: Sequence[str] | None = None,
@@ -57,6 +58,8 @@ class Predictor:
         Args:
             path: an ONNX file with a card.
             threads: threads of one inference; default: the cores this process may use.
+            callers: threads that are going to call at the same time, each for an inference of its own. They need not
+                wait for each other then; ONNX Runtime's never do.
             check: run the golden self-check. Only a stage that is about to record the golden answer goes without.
             engine: names of zoo.artefact.engines in order of preference, separated by commas, or `auto`: the fastest
                 that passes the self-check; default: POCKETZOO_ENGINE, else `auto`.
@@ -77,6 +80,7 @@ class Predictor:
             card=self.card,
             digest=self.digest,
             threads=threads or cores(),
+            callers=callers,
             providers=providers,
             check=check,
         )
