@@ -15,7 +15,7 @@ import numpy.typing as npt
 from zoo.artefact.card import Card, Input, Metrics, Reference
 from zoo.artefact.predictor import Predictor, softmax
 from zoo.artefact.preprocess import normalise, pixels
-from zoo.base.errors import DataError, ImageError, unknown_name
+from zoo.base.errors import DataError, ImageError, UsageError, unknown_name
 from zoo.base.files import sha256_file
 from zoo.base.progress import track
 from zoo.data.dataset import Dataset, Sample
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.data.decoded import DecodedImages
 
 __all__ = [
+    "Answered",
     "Averages",
     "ClassMetrics",
     "accuracy",
@@ -120,16 +121,45 @@ def _inputs(samples: Sequence[Sample], spec: Input) -> npt.NDArray[np.float32]:
     return inputs
 
 
-def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, str]:
-    """What an ONNX file answers, or a checkpoint, which needs torch: logits float32 [N, K], its card and its digest.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """What a file answers to N images, and what computed that."""
+
+    logits: Logits
+    """[N, K]."""
+    card: Card
+    digest: str
+    """SHA-256 of the file."""
+    engine: str
+    """A name of zoo.artefact.engines; `torch` for a checkpoint."""
+    engine_reason: str
+    """A sentence."""
+
+
+def file_logits(path: Path, samples: Sequence[Sample], *, engine: str | None = None) -> Answered:
+    """What an ONNX file answers, or a checkpoint, which needs torch.
+
+    Args:
+        path: the file.
+        samples: N images.
+        engine: of an ONNX file, see zoo.artefact.predictor.Predictor; a checkpoint has none but torch.
 
     Raises:
+        UsageError: an engine that cannot be had.
         ArtefactError, CardError, CheckError: the file cannot be used.
         ImageError: an image cannot be used; names it.
     """
     if path.suffix != ".safetensors":
-        predictor = Predictor(path)
-        return logits_of(predictor.logits, samples, predictor.card.use.input), predictor.card, predictor.digest
+        predictor = Predictor(path, engine=engine)
+        return Answered(
+            logits=logits_of(predictor.logits, samples, predictor.card.use.input),
+            card=predictor.card,
+            digest=predictor.digest,
+            engine=predictor.engine,
+            engine_reason=predictor.engine_reason,
+        )
+    if engine is not None:
+        raise UsageError(f"{path}: --engine {engine}: torch computes a checkpoint; name an ONNX file, or no engine")
     import torch
 
     from zoo.networks.checkpoint import load
@@ -143,7 +173,13 @@ def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, st
             found: Logits = model(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
         return found
 
-    return logits_of(classify, samples, card.use.input), card, sha256_file(path)
+    return Answered(
+        logits=logits_of(classify, samples, card.use.input),
+        card=card,
+        digest=sha256_file(path),
+        engine="torch",
+        engine_reason="torch: a checkpoint",
+    )
 
 
 def accuracy(
