@@ -66,8 +66,8 @@ Engine = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="What computes: onnxruntime, openvino, openvino-bf16, or several with commas: the first that can; auto: the "
-        "fastest that repeats its golden answer. Default: POCKETZOO_ENGINE, else auto.",
+        help="What computes: onnxruntime, openvino, openvino-bf16, or several with commas: the first that can; auto: "
+        "the fastest that repeats its golden answer. Default: POCKETZOO_ENGINE, else auto.",
         show_default=False,
     ),
 ]
