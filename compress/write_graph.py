@@ -28,10 +28,11 @@ from zoo.training.evaluate import logits_of, with_engine, with_validation
 
 __all__ = ["AGREEMENT", "CPU", "publish"]
 
-AGREEMENT = 0.03
-"""How far another engine's logits may be from ONNX Runtime's on average, as a share of their standard deviation.
+AGREEMENT = {"openvino": 0.03, "openvino-bf16": 0.1}
+"""How far an engine's logits may be from ONNX Runtime's on average, as a share of their standard deviation.
 
-Measured: 1e-6 in FP32, 0.003 to 0.017 in INT8 and 0.014 in bfloat16; 0.1 where OpenVINO computes an INT8 stem coarsely.
+Measured: 1e-6 in FP32 and 0.003 to 0.018 in INT8, but more than 0.1 where OpenVINO computes an INT8 stem coarsely; in
+bfloat16, which only answers where it is asked for by name, 0.014 to 0.033.
 """
 
 _ALL_WRONG = 1e6
@@ -152,10 +153,10 @@ def _difference(wanted: Logits, found: Logits) -> float:
 
 
 def _agrees(card: Card, name: str, difference: float) -> bool:
-    if difference <= AGREEMENT:
+    if difference <= AGREEMENT[name]:
         return True
     note(
         f"{card.name}: {name} gets no golden answer, so it will not answer: its logits are off by {difference:.1%} of "
-        f"their standard deviation on average, at most {AGREEMENT:.0%} is allowed"
+        f"their standard deviation on average, at most {AGREEMENT[name]:.0%} is allowed"
     )
     return False

@@ -155,7 +155,8 @@ class Live:
         """Let requests find a model, in one step; unload what is then too much; and return it."""
         before = self.view
         if before.loaded.get(model.name) is not model:
-            self._tell("loaded", model.name, f"version {model.version} from {self.reason(str(model.path))}")
+            why = self.reason(f"{model.path}; {model.engine_reason}")
+            self._tell("loaded", model.name, f"version {model.version} from {why}")
         self.view = before.with_model(model)
         while len(self.view.loaded) > self._settings.max_loaded and (idle := self.view.idle(model)) is not None:
             self.view = self.view.without_model(idle.name)
