@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.artefact_fields import identity
+from bench.artefact_fields import engine_fields, identity
 from bench.rows import stamp
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import unknown_name
@@ -16,7 +16,7 @@ from zoo.training.evaluate import accuracy, logits_of
 __all__ = ["measure_accuracy"]
 
 
-def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test") -> dict[str, Any]:
+def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test", engine: str | None = None) -> dict[str, Any]:
     """One complete row for an ONNX file.
 
     Raises:
@@ -26,13 +26,14 @@ def measure_accuracy(path: Path, dataset: Dataset, *, split: str = "test") -> di
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    predictor = Predictor(path)
+    predictor = Predictor(path, engine=engine)
     logits = logits_of(predictor.logits, dataset.splits[split], predictor.card.use.input)
     metrics = accuracy(
         logits, truth(dataset, split, predictor.card.use.labels, where=str(path)), dataset=dataset.name, split=split
     )
     return {
         **identity(path, predictor.card),
+        **engine_fields(predictor),
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,
         "split": split,

@@ -7,10 +7,11 @@ from typing import Any
 
 from zoo.artefact.card import Card
 from zoo.artefact.onnx_file import read_card
+from zoo.artefact.predictor import Predictor
 from zoo.base.files import sha256_file
 from zoo.training.workspace import card_if_readable, read_notes
 
-__all__ = ["identity", "trained_on"]
+__all__ = ["engine_fields", "identity", "trained_on"]
 
 
 def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
@@ -35,6 +36,11 @@ def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
         "role": notes.role if notes else "model",
         "trained_on": trained_on(card),
     }
+
+
+def engine_fields(predictor: Predictor) -> dict[str, Any]:
+    """What computed the numbers of a row, and why it did."""
+    return {"engine": predictor.engine, "engine_reason": predictor.engine_reason}
 
 
 def trained_on(card: Card) -> str | None:

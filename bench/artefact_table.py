@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bench.artefact_fields import identity
 from bench.rows import ACCURACY, LATENCY, read
+from zoo.artefact.engines import REFERENCE
 from zoo.base.files import GRAPH, INT8_GRAPH
 from zoo.base.machine import cores
 from zoo.base.statistics.intervals import ratio
@@ -116,6 +117,9 @@ def _cells(line: Line, parent: Line | None) -> list[str]:
         notes.append("slower than its FP32")
     if accuracy is None and line.what["trained_on"] is None:
         notes.append("imported: no data set to measure it on")
+    computed = {str(row.get("engine", REFERENCE)) for row in (accuracy, latency) if row}
+    if computed - {REFERENCE}:
+        notes.append(f"by {' and '.join(sorted(computed))}")
     if accuracy and line.what["trained_on"] not in (None, accuracy["dataset"]):
         notes.append(f"on {accuracy['dataset']}")
     return [

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from bench.artefact_fields import engine_fields
 from bench.artefact_table import graphs
 from bench.rows import ACCURACY, PYTEST, append, stamp
 from zoo.artefact.clock import Timing, summarise
+from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError
 from zoo.base.files import output_root
 from zoo.base.machine import cores
@@ -89,15 +91,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def timing_row(
-    path: Path, digest: str, seconds: list[float], *, model: str, batch: int, threads: int, warmup: int
+    predictor: Predictor, seconds: list[float], *, model: str, batch: int, threads: int, warmup: int
 ) -> Timing:
     """Remember the durations of one benchmark for the summary and the rows."""
+    path = predictor.path
     timing = summarise([[duration * 1000 for duration in seconds]])
     _ROWS.append(
         {
             "artefact": path.parent.name,
             "file": path.name,
-            "digest": digest,
+            "digest": predictor.digest,
+            **engine_fields(predictor),
             "model": model,
             "batch": batch,
             "threads": threads,
@@ -117,25 +121,31 @@ def accuracy_row(row: dict[str, Any]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print accuracy, and p50, p95 and p99 by model, threads and batch; keep them as rows."""
     if _ACCURACIES:
-        heading = ["<artefact", "<data", "<split", "n", "top-1 %", "95 % CI"]
+        heading = ["<artefact", "<engine", "<data", "<split", "n", "top-1 %", "95 % CI"]
         _show(terminalreporter, "accuracy per artefact", heading, [_accuracy_cells(row) for row in _ACCURACIES])
         _keep(terminalreporter, ACCURACY, _ACCURACIES)
     if _ROWS:
         common = stamp()
         rows = sorted(_ROWS, key=lambda row: (row["model"], row["threads"], row["batch"]))
-        heading = ["<model", "threads", "batch", "<artefact", "n", "p50 ms", "p95 ms", "p99 ms"]
+        heading = ["<model", "threads", "batch", "<artefact", "<engine", "n", "p50 ms", "p95 ms", "p99 ms"]
         _show(terminalreporter, "latency per artefact", heading, [_latency_cells(row) for row in rows])
         _keep(terminalreporter, PYTEST, [row | common for row in rows])
 
 
 def _accuracy_cells(row: Mapping[str, Any]) -> list[str]:
     counts = [row["dataset"], row["split"], f"{row['n']:,}"]
-    return [_name(row), *counts, f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
+    return [
+        _name(row),
+        row["engine"],
+        *counts,
+        f"{100 * row['top1']:.1f}",
+        f"{100 * row['low']:.1f}-{100 * row['high']:.1f}",
+    ]
 
 
 def _latency_cells(row: Mapping[str, Any]) -> list[str]:
     times = [f"{row[key]:.3f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
-    return [row["model"], str(row["threads"]), str(row["batch"]), _name(row), str(row["n"]), *times]
+    return [row["model"], str(row["threads"]), str(row["batch"]), _name(row), row["engine"], str(row["n"]), *times]
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.artefact_fields import engine_fields
 from bench.rows import stamp
 from serve.bulk.inputs import open_source
 from serve.bulk.score import ScoreConfig, score
@@ -56,6 +57,8 @@ class SpeedConfig:
     threads: int = 1
     """Of one inference while scoring."""
     batch: int = 16
+    engine: str | None = None
+    """As zoo.artefact.predictor.Predictor takes it."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -69,6 +72,8 @@ class Turn:
     way: str
     """`score`, or one of REFERENCES."""
     file: str
+    engine: str
+    """What computes."""
     source: str
     workers: int
     threads: int
@@ -88,10 +93,12 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     if not source.files:
         raise DataError(f"{config.source}: the references read image files; name a folder or a glob of them")
     workers = config.workers or cores()
+    chosen = Predictor(path, threads=config.threads, engine=config.engine)
     turns = [
         Turn(
             way=way,
             file=str(path),
+            engine=chosen.engine,
             source=config.source,
             workers=workers,
             threads=config.threads,
@@ -111,7 +118,8 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         "file": path.name,
         "digest": sha256_file(path),
         "source": config.source,
-        "engine": "embedded",
+        "executor": "embedded",
+        **engine_fields(chosen),
         "workers": workers,
         "threads": config.threads,
         "batch": config.batch,
@@ -140,7 +148,9 @@ def take_turn(turn: Turn) -> dict[str, Any]:
         seconds = _in_processes(turn, files)
     else:
         count = 1 if turn.way == "session threads" else turn.workers
-        predictors = [Predictor(Path(turn.file), threads=turn.workers // count) for _ in range(count)]
+        predictors = [
+            Predictor(Path(turn.file), threads=turn.workers // count, engine=turn.engine) for _ in range(count)
+        ]
         seconds = _in_threads(predictors, files, turn.batch)
     return {"images_per_s": len(files) / seconds}
 
@@ -151,6 +161,7 @@ def _take_score(turn: Turn) -> dict[str, Any]:
             artefact=Path(turn.file),
             source=turn.source,
             out=Path(folder) / "results.parquet",
+            engine=turn.engine,
             workers=turn.workers,
             threads=turn.threads,
             batch=turn.batch,
@@ -202,7 +213,7 @@ def _shares(files: list[bytes], count: int) -> list[list[bytes]]:
 
 def _load(turn: Turn, all_there: Barrier) -> None:
     global _predictor, _all_there
-    _predictor, _all_there = Predictor(Path(turn.file), threads=1), all_there
+    _predictor, _all_there = Predictor(Path(turn.file), threads=1, engine=turn.engine), all_there
 
 
 def _wait(_: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.artefact.engines import AUTO, preference
 from zoo.artefact.preprocess import FORMATS
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.files import output_root
@@ -39,6 +40,9 @@ class Settings:
     """Processes. One uses all cores; more help where Python itself becomes the limit (beyond eight cores or so)."""
     threads: int | None = None
     """Threads of one inference that runs alone; default: the cores the server may use."""
+    engine: str = AUTO
+    """`auto`: the fastest that passes the self-check; or names of zoo.artefact.engines, separated by commas: the first
+    that is installed and has a golden answer in a model's file."""
     slots: int = field(default_factory=_slots)
     """Requests computed at the same time in one worker, the others wait; default: the cores, 2 to 16."""
     top: int = 5
@@ -92,6 +96,7 @@ class Settings:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown_name(f"format in {PREFIX}FORMATS", name, FORMATS)
+        preference(self.engine)
         if not 0 <= self.abstain <= 1:
             raise UsageError(f"{PREFIX}ABSTAIN: expected a probability, 0 to 1, got {self.abstain}")
         if not self.formats:
@@ -107,7 +112,7 @@ class Settings:
             raise UsageError(f"{PREFIX}PAGE: expected 0 or 1, got {self.page}")
 
 
-_OF_OTHERS = frozenset({f"{PREFIX}OUTPUT", f"{PREFIX}STARTED"})
+_OF_OTHERS = frozenset({f"{PREFIX}CACHE", f"{PREFIX}OUTPUT", f"{PREFIX}STARTED"})
 _ZERO_IS_FINE = frozenset({"page", "queue"})
 _GONE = frozenset({f"{PREFIX}KEEP_VERSIONS", f"{PREFIX}STATE"})
 """Settings that this server had; it keeps no state."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.commands.group import bench
-from zoo.base.commandline import LOOK, Artefacts, AsJson, app, console
+from zoo.base.commandline import LOOK, Artefacts, AsJson, Engine, app, console
 from zoo.base.errors import ArtefactError
 from zoo.base.files import graph_paths, output_root
 from zoo.base.progress import note
@@ -41,6 +41,7 @@ def latency(
     threads: Annotated[int, typer.Option(help="Threads per inference; 0: all cores.")] = 0,
     rounds: Annotated[int, typer.Option(help="Processes per artefact; they take turns.")] = 5,
     seconds: Annotated[float, typer.Option(help="Measured time per process.")] = 0.3,
+    engine: Engine = None,
     missing: Annotated[bool, typer.Option("--missing", help="Only if an artefact was not measured yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,20 +60,23 @@ def latency(
         lacking = unmeasured(output_root())[1]
         paths = lacking if not artefacts or _same(paths, lacking) else []
     rows = (
-        measure_latency(paths, LatencyConfig(batch=batch, threads=threads, rounds=rounds, seconds=seconds))
+        measure_latency(
+            paths, LatencyConfig(batch=batch, threads=threads, rounds=rounds, seconds=seconds, engine=engine)
+        )
         if paths
         else []
     )
     append(output_root() / "bench" / LATENCY, rows)
     for row in rows:
         times = ", ".join(f"{key[:3]} {row[key]:.3f} ms" for key in ("p50_ms", "p95_ms", "p99_ms"))
-        text = f"{row['artefact']}/{row['file']}: {times}, n = {row['n']}"
+        text = f"{row['artefact']}/{row['file']}: {times}, n = {row['n']} ({row['engine_reason']})"
         print(json.dumps(row) if as_json else text)
 
 
 @bench.command(name="accuracy")
 def bench_accuracy(
     artefacts: Artefacts = None,
+    engine: Engine = None,
     missing: Annotated[bool, typer.Option("--missing", help="Only artefacts that were not measured yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +101,7 @@ def bench_accuracy(
                 raise ArtefactError(reason)
             note(reason)
             continue
-        row = measure_accuracy(path, read_notes(path.parent).test.open_for(card))
+        row = measure_accuracy(path, read_notes(path.parent).test.open_for(card), engine=engine)
         append(output_root() / "bench" / ACCURACY, [row])
         text = _accuracy_text(row)
         print(json.dumps(row) if as_json else text)
@@ -110,4 +114,5 @@ def _same(paths: list[Path], others: list[Path]) -> bool:
 
 def _accuracy_text(row: dict[str, Any]) -> str:
     interval = f"{row['low']:.2%} to {row['high']:.2%}"
-    return f"{row['artefact']}/{row['file']}: {row['split']} top-1 {row['top1']:.2%} ({interval}), n = {row['n']}"
+    top1 = f"{row['split']} top-1 {row['top1']:.2%} ({interval}), n = {row['n']}"
+    return f"{row['artefact']}/{row['file']}: {top1} ({row['engine_reason']})"

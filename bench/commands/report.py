@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.base.commandline import LOOK, Artefact, AsJson, Rounds, Seconds, app, command_line, console, short
+from zoo.base.commandline import LOOK, Artefact, AsJson, Engine, Rounds, Seconds, app, command_line, console, short
 from zoo.base.files import write_bytes
 from zoo.commands.image_set import Images, Split, pictures_of
 from zoo.commands.runs import Data
@@ -29,6 +29,7 @@ def report(
     threads: Annotated[int, typer.Option(help="Timed beside 1 thread; 0: all cores.")] = 0,
     rounds: Rounds = 5,
     seconds: Seconds = 0.3,
+    engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
     """Write all there is to know of an artefact, on one page.
@@ -51,12 +52,12 @@ def report(
         "--data": data,
         "--images": images,
     }
-    options |= {"--threads": threads or None, "--rounds": rounds, "--seconds": seconds}
+    options |= {"--threads": threads or None, "--rounds": rounds, "--seconds": seconds, "--engine": engine}
     done = measure_report(
         artefact,
         asked,
         against=against,
-        latency=LatencyConfig(threads=threads, rounds=rounds, seconds=seconds),
+        latency=LatencyConfig(threads=threads, rounds=rounds, seconds=seconds, engine=engine),
         command=command_line(["report", str(artefact)], options),
     )
     values = document(done)

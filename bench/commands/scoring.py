@@ -9,7 +9,7 @@ import typer
 
 from bench.commands.group import bench
 from serve.commands.score import Batch, Threads, Workers
-from zoo.base.commandline import Artefact, AsJson
+from zoo.base.commandline import Artefact, AsJson, Engine
 from zoo.base.files import output_root
 
 __all__ = ["bench_score"]
@@ -23,6 +23,7 @@ def bench_score(
     workers: Workers = 0,
     threads: Threads = 1,
     batch: Batch = 16,
+    engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare bulk scoring with loops that do nothing else.
@@ -33,7 +34,15 @@ def bench_score(
     from bench.scoring import SpeedConfig, measure_speed
 
     row = measure_speed(
-        SpeedConfig(artefact=artefact, source=source, rounds=rounds, workers=workers, threads=threads, batch=batch)
+        SpeedConfig(
+            artefact=artefact,
+            source=source,
+            rounds=rounds,
+            workers=workers,
+            threads=threads,
+            batch=batch,
+            engine=engine,
+        )
     )
     append(output_root() / "bench" / SCORE, [row])
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.group import bench
-from zoo.base.commandline import Artefact, AsJson, console
+from zoo.base.commandline import Artefact, AsJson, Engine, console
 from zoo.base.files import graph_paths, output_root
 
 __all__ = ["serving"]
@@ -26,6 +26,7 @@ def serving(
     seconds: Annotated[float, typer.Option(help="Measured time of a turn.")] = 2.0,
     open_seconds: Annotated[float, typer.Option(help="Of the loads at 30 % and 70 % of the capacity; 0: none.")] = 30.0,
     overload_seconds: Annotated[float, typer.Option(help="Of the load at three times the capacity; 0: none.")] = 60.0,
+    engine: Engine = None,
     as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
 ) -> None:
@@ -45,6 +46,7 @@ def serving(
         seconds=seconds,
         open_seconds=open_seconds,
         overload_seconds=overload_seconds,
+        engine=engine,
     )
     rows = measure(graph_paths(artefact)[-1], config)
     append(output_root() / "bench" / SERVING, rows)

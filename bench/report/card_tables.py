@@ -77,11 +77,12 @@ def card_blocks(values: Mapping[str, Any]) -> Iterator[Block]:
     if inform["metrics"]:
         yield Table(
             title="Accuracy that the card records",
-            heading=["<data", "<split", "n", "top-1 % (95 % CI)", "top-5 %"],
+            heading=["<data", "<split", "<engine", "n", "top-1 % (95 % CI)", "top-5 %"],
             rows=[
                 [
                     found["dataset"],
                     found["split"],
+                    found["engine"] or "-",
                     f"{found['n']:,}",
                     f"{100 * found['top1']:.2f} ({100 * found['low']:.1f} to {100 * found['high']:.1f})",
                     "-" if found["top5"] is None else f"{100 * found['top5']:.2f}",

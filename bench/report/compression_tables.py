@@ -28,7 +28,7 @@ def compression_tables(report: Report) -> Iterator[tuple[list[str], _Cells]]:
     threads = list(report.lines[0].timings)
     labelled = report.pictures.dataset is not None
     files = ["<file", *(["top-1 % (95 % CI)", "calib. err. %"] if labelled else [])]
-    files += ["MMACs", "M params", "MB", *(f"p50 / p95 ms, {_threads(count)}" for count in threads)]
+    files += ["<engine", "MMACs", "M params", "MB", *(f"p50 / p95 ms, {_threads(count)}" for count in threads)]
     yield files, [_line_cells(line) for line in report.lines]
     against = ["<file", "<against", *(["points (95 % CI)", "p"] if labelled else []), "same answer %"]
     against += ["smaller", *(f"faster, {_threads(count)}" for count in threads)]
@@ -75,7 +75,12 @@ def _line_cells(line: Line) -> list[str]:
     if metrics and line.calibration_error is not None:
         cells += [f"{100 * metrics.top1:.2f} ({100 * metrics.low:.1f} to {100 * metrics.high:.1f})"]
         cells += [f"{100 * line.calibration_error:.2f}"]
-    cells += [f"{inform.macs / 1e6:.1f}", f"{inform.parameters / 1e6:.2f}", f"{line.path.stat().st_size / 1e6:.2f}"]
+    cells += [
+        line.engine,
+        f"{inform.macs / 1e6:.1f}",
+        f"{inform.parameters / 1e6:.2f}",
+        f"{line.path.stat().st_size / 1e6:.2f}",
+    ]
     return cells + [f"{timing.p50_ms:.3f} / {timing.p95_ms:.3f}" for timing in line.timings.values()]
 
 

@@ -48,6 +48,8 @@ def _line_values(line: Line) -> dict[str, Any]:
         "file": line.path.name,
         "digest": line.digest,
         "precision": inform.precision,
+        "engine": line.engine,
+        "engine_reason": line.engine_reason,
         "metrics": dataclasses.asdict(line.metrics) if line.metrics else None,
         "calibration_error": line.calibration_error,
         "macs": inform.macs,

@@ -25,7 +25,7 @@ from zoo.base.progress import note
 from zoo.base.statistics.intervals import Ratio, ratio
 from zoo.base.statistics.paired import ClassLoss, Labels, Logits, Paired, agreement, compare_answers, worst_losses
 from zoo.data.image_set import ImageSet
-from zoo.training.evaluate import accuracy, calibration_error, file_logits
+from zoo.training.evaluate import Answered, accuracy, calibration_error, file_logits
 from zoo.training.parents import find_parent
 
 __all__ = ["Comparison", "Line", "Report", "artefact_files", "measure_report", "name_of"]
@@ -46,6 +46,10 @@ class Line:
     """Expected calibration error of the top answer, a fraction."""
     timings: Mapping[int, Timing]
     """Threads -> latency of one image."""
+    engine: str
+    """What computed the answers, and was timed."""
+    engine_reason: str
+    """A sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +149,18 @@ def measure_report(
     paths = sorted(parents, key=lambda path: len(_ancestors(path, parents)))
     cards = {path: read_card(path) for path in paths}
     _check_same_labels(cards)
-    answered = {path: file_logits(path, pictures.samples) for path in paths}
+    answered = {path: file_logits(path, pictures.samples, engine=latency.engine) for path in paths}
+    engines = {path: found.engine for path, found in answered.items()}
     load = load_average()
     timed = {
-        threads: latencies(paths, dataclasses.replace(latency, threads=threads))
+        threads: latencies(paths, dataclasses.replace(latency, threads=threads), engines=engines)
         for threads in sorted({1, latency.threads or cores()})
     }
     labels = pictures.truth(cards[paths[0]].use.labels, where=name_of(paths[0]))
     lines = {}
-    for path, (logits, card, digest) in answered.items():
-        timings = {threads: summarise(found[path]) for threads, found in timed.items()}
-        lines[path] = _line(path, card, digest, logits, timings, pictures, labels)
+    for path, found in answered.items():
+        timings = {threads: summarise(times[path]) for threads, times in timed.items()}
+        lines[path] = _line(path, found, timings, pictures, labels)
     subject = lines[_answering(asked)]
     curves, curve_problems = read_curves(
         ((path.parent, cards[path]) for path in paths), [asked[0].parent.parent, output_root()]
@@ -236,26 +241,23 @@ def _check_same_labels(cards: Mapping[Path, Card]) -> None:
 
 
 def _line(
-    path: Path,
-    card: Card,
-    digest: str,
-    logits: Logits,
-    timings: Mapping[int, Timing],
-    pictures: ImageSet,
-    labels: Labels | None,
+    path: Path, answered: Answered, timings: Mapping[int, Timing], pictures: ImageSet, labels: Labels | None
 ) -> Line:
     metrics = error = None
+    logits, card = answered.logits, answered.card
     if labels is not None:
-        metrics = accuracy(logits, labels, dataset=pictures.name, split=pictures.split)
+        metrics = accuracy(logits, labels, dataset=pictures.name, split=pictures.split, engine=answered.engine)
         error = calibration_error(softmax(logits, card.use.temperature), labels)
     return Line(
         path=path,
         card=card,
-        digest=digest,
+        digest=answered.digest,
         logits=logits,
         metrics=metrics,
         calibration_error=error,
         timings=timings,
+        engine=answered.engine,
+        engine_reason=answered.engine_reason,
     )
 
 

@@ -88,6 +88,7 @@ def _measured(report: Report, values: Mapping[str, Any]) -> Iterator[Block]:
             "Latency": f"one image, {pace.rounds} {'processes' if pace.rounds > 1 else 'process'} per file that take "
             f"turns, {pace.seconds:g} s each after {pace.warmup} uncounted inferences, one session alive at a time; "
             "ratios are medians over the rounds",
+            "Engines": "; ".join(f"{name_of(line.path)}: {line.engine_reason}" for line in report.lines),
             "Environment": environment_text(report.environment),
             "Time": f"{report.time}, run {report.run}",
         }

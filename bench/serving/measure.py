@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.artefact_fields import engine_fields
 from bench.load.client_process import generate
 from bench.load.images import default_image
 from bench.load.load_spec import Job, summary
@@ -23,6 +24,7 @@ from bench.serving.server import Server, serving, watching
 from serve.models.folder import SUFFIXES
 from zoo.artefact.card import Card
 from zoo.artefact.onnx_file import read_card
+from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import preprocess
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import sha256_file
@@ -57,6 +59,8 @@ class ServingConfig:
     """Of the Poisson load at three times the capacity; 0: none."""
     seed: int = 0
     """Of the Poisson arrivals."""
+    engine: str | None = None
+    """As zoo.artefact.predictor.Predictor takes it."""
 
     def __post_init__(self) -> None:
         for name, low in (("connections", 1), ("rounds", 1), ("warmup", 0), ("open_seconds", 0)):
@@ -106,7 +110,14 @@ def measure(artefact: Path, config: ServingConfig) -> list[dict[str, Any]]:
     """
     card, image = read_card(artefact), config.image.read_bytes()
     preprocess(image, card.use.input)  # a file that is no image fails here, with a sentence
-    with _alone(artefact) as models, serving(models) as server, references(artefact, config.image) as pipelines:
+    # One engine for all: server and pipelines would choose by different numbers of threads.
+    fields = engine_fields(Predictor(artefact, engine=config.engine))
+    engine = fields["engine"]
+    with (
+        _alone(artefact) as models,
+        serving(models, POCKETZOO_ENGINE=engine) as server,
+        references(artefact, config.image, engine) as pipelines,
+    ):
         name = artefact.resolve().parent.name + SUFFIXES.get(artefact.name, "")
         requests = {key: endpoint.build(name, card, image) for key, endpoint in ENDPOINTS.items()}
         started = server.resident_mb()
@@ -116,7 +127,7 @@ def measure(artefact: Path, config: ServingConfig) -> list[dict[str, Any]]:
         service_ms = _service_ms(loads)
         capacity = loads[_key("v1", config.connections)].rate
         opened = list(_open_loops(server, requests["v1"], capacity, service_ms, config))
-    return _rows(artefact, card, config, loads, opened, service_ms)
+    return [row | fields for row in _rows(artefact, card, config, loads, opened, service_ms)]
 
 
 @contextmanager

@@ -60,10 +60,10 @@ def _step(predictor: Predictor, image: bytes, what: str) -> Callable[[], object]
     return lambda: predictor.probabilities(tensor)
 
 
-def load(file: Path, image: Path, threads: int, session_threads: int) -> None:
+def load(file: Path, image: Path, engine: str, threads: int, session_threads: int) -> None:
     """Load, in a process of its own, one session per Python thread for the turns that follow."""
     global _predictors, _image
-    _predictors = [Predictor(file, threads=session_threads) for _ in range(threads)]
+    _predictors = [Predictor(file, threads=session_threads, engine=engine) for _ in range(threads)]
     _image = image.read_bytes()
 
 

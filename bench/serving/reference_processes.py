@@ -45,7 +45,7 @@ class References:
 
 
 @contextlib.contextmanager
-def references(file: Path, image: Path) -> Iterator[References]:
+def references(file: Path, image: Path, engine: str) -> Iterator[References]:
     """Start a process or several for each of REFERENCES, and `single`, one of one thread; ended after the block.
 
     Raises:
@@ -56,7 +56,7 @@ def references(file: Path, image: Path) -> Iterator[References]:
     with contextlib.ExitStack() as started:
 
         def start(threads: int, session_threads: int) -> ProcessPoolExecutor:
-            given = (file, image, threads, session_threads)
+            given = (file, image, engine, threads, session_threads)
             return started.enter_context(ProcessPoolExecutor(1, context, initializer=load, initargs=given))
 
         groups = {

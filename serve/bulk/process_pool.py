@@ -1,4 +1,4 @@
-"""The embedded engine: worker processes on this machine, fed from a window of chunks that never grows."""
+"""The embedded executor: worker processes on this machine, fed from a window of chunks that never grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine on Ray Data: the same chunks through the same scorer, as actors of a cluster.
+"""The executor on Ray Data: the same chunks through the same scorer, as actors of a cluster.
 
 Every machine of the cluster needs this package and sees the artefact and the source under the same paths.
 """
@@ -112,7 +112,7 @@ def _connect(ray: Any, threads: int, workers: int) -> None:
         remedy = (
             "start one with `ray start --head`, unset RAY_ADDRESS" if address else "see /tmp/ray/session_latest/logs"
         )
-        raise PocketzooError(f"{where} ({error}); {remedy}, or use --engine embedded") from error
+        raise PocketzooError(f"{where} ({error}); {remedy}, or use --executor embedded") from error
 
 
 def _knock(address: str) -> None:

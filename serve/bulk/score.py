@@ -1,6 +1,6 @@
 """Bulk scoring: every image of a source through one artefact, into one Parquet file.
 
-Two engines, one way: a source is cut into chunks (serve.bulk.inputs), an engine turns each into rows
+Two executors, one way: a source is cut into chunks (serve.bulk.inputs), an executor turns each into rows
 (serve.bulk.scorer) in their order, and parts on disk (serve.bulk.partial_results) become the result. A run that was
 killed continues with the first chunk that no part has.
 """
@@ -21,6 +21,7 @@ from serve.bulk.partial_results import Parts, check_out, count, opened_parts, re
 from serve.bulk.process_pool import Scored, in_processes
 from serve.bulk.scorer import Job
 from serve.settings import read_settings
+from zoo.artefact.engines import AUTO, preference
 from zoo.artefact.environment import environment
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError, unknown_name
@@ -29,15 +30,15 @@ from zoo.base.interrupt import deferred_signals
 from zoo.base.machine import peak_bytes
 from zoo.base.progress import note, track
 
-__all__ = ["ENGINES", "ScoreConfig", "ScoreReport", "score"]
+__all__ = ["EXECUTORS", "ScoreConfig", "ScoreReport", "score"]
 
-ENGINES = ("embedded", "ray")
+EXECUTORS = ("embedded", "ray")
 
 _PART_ROWS, _PART_SECONDS = 1024, 10.0
 """A part is written when it has so many rows, or after so long: what a killed run has to score again."""
 
 
-_Engine = Callable[[Job, Source, int, int], AbstractContextManager[tuple[int, Iterator[Scored]]]]
+_Executor = Callable[[Job, Source, int, int], AbstractContextManager[tuple[int, Iterator[Scored]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class ScoreConfig:
     """Folder, glob, image or Parquet file; see serve.bulk.inputs.open_source."""
     out: Path
     """The result, a .parquet file."""
-    engine: str = "embedded"
+    engine: str | None = None
+    """What computes, see zoo.artefact.predictor.Predictor."""
+    executor: str = "embedded"
     """`embedded`: processes on this machine; `ray`: Ray Data, on RAY_ADDRESS or on a cluster of this machine."""
     workers: int = 0
     """Processes; 0: as many as the cores (or Ray's cluster) allow at these threads."""
@@ -69,8 +72,9 @@ class ScoreConfig:
     """What the result says made it."""
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise unknown_name("engine", self.engine, ENGINES)
+        if self.executor not in EXECUTORS:
+            raise unknown_name("executor", self.executor, EXECUTORS)
+        preference(self.engine or AUTO)
         for name, least in (("workers", 0), ("threads", 1), ("batch", 1), ("top", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
@@ -114,41 +118,42 @@ def score(config: ScoreConfig) -> ScoreReport:
     check_out(config.out)
     path = graph_paths(config.artefact)[-1]
     source = open_source(config.source, batch=config.batch, column=config.column, key=config.key, out=config.out)
-    predictor = Predictor(path, threads=1)
+    predictor = Predictor(path, threads=config.threads, engine=config.engine)
     limits = read_settings()
     job = Job(
         path=str(path.resolve()),
         digest=predictor.digest,
         threads=config.threads,
+        engine=predictor.engine,
         batch=config.batch,
         top=config.top,
         max_pixels=limits.max_pixels,
         max_image_bytes=limits.max_image_bytes,
         formats=limits.formats,
     )
-    name = predictor.card.name
+    name, reason = predictor.card.name, predictor.engine_reason
     del predictor
     decides = _decides(job, source)
     if config.out.exists() and not config.force and _is_current(config.out, decides):
         note(f"{config.out} is up to date; --force scores it again")
         return _Run(total=0).report(config.out)
     with opened_parts(config.out, decides, force=config.force) as parts:
-        starts_first = config.engine != "ray"
+        starts_first = config.executor != "ray"
         run = _Run(total=source.rows - source.rows_before(parts.done), starts_first=starts_first)
         if parts.done:
             note(f"continuing: {source.rows_before(parts.done)} of {source.rows} images are scored")
         with ExitStack() as stack:
             if parts.done < source.chunks:
-                engine = _engine(config.engine)(job, source, parts.done, config.workers)
-                run.workers, results = stack.enter_context(engine)
+                executor = _executor(config.executor)(job, source, parts.done, config.workers)
+                run.workers, results = stack.enter_context(executor)
                 run.follow(results, parts, source)
-            parts.assemble(_metadata(config, name, path, decides))
+            parts.assemble(_metadata(config, name, path, decides) | {"engine_reason": reason})
             run.end = time.perf_counter()
     return run.report(config.out)
 
 
 class _Run:
-    """The clock and the memory of a run, and its rows on their way from an engine to parts."""
+    """The clock and the memory of a run, and its rows on their way from an executor to parts."""
 
     def __init__(self, *, total: int, starts_first: bool = True) -> None:
         self.total, self.workers, self.starts_first = total, 0, starts_first
@@ -198,7 +203,7 @@ class _Run:
         )
 
 
-def _engine(name: str) -> _Engine:
+def _executor(name: str) -> _Executor:
     if name == "embedded":
         return in_processes
     from serve.bulk.ray_engine import on_ray

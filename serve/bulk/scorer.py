@@ -1,8 +1,8 @@
-"""Scoring one chunk of images: what runs in every worker of every engine, free of torch.
+"""Scoring one chunk of images: what runs in every worker of every executor, free of torch.
 
 A chunk is a run of neighbouring rows of the source, scored in batches of as many neighbours as an inference takes.
 Kernels may round differently at another batch size, so chunks and batches depend on the source and the settings alone:
-never on the engine, on the number of workers, or on where an interrupted run stopped.
+never on the executor, on the number of workers, or on where an interrupted run stopped.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Job:
     """SHA-256 that it has to have."""
     threads: int
     """Of one inference."""
+    engine: str
+    """What computes: one name of zoo.artefact.engines, so that all workers compute alike."""
     batch: int
     """Rows of one inference; unreadable ones leave it smaller."""
     top: int
@@ -94,7 +96,7 @@ class Scorer:
             ArtefactError: the file is not the one that the run began with.
         """
         self.job = job
-        self.predictor = Predictor(Path(job.path), threads=job.threads)
+        self.predictor = Predictor(Path(job.path), threads=job.threads, engine=job.engine)
         if self.predictor.digest != job.digest:
             raise ArtefactError(f"{job.path}: changed while it was in use; run the command again with --force")
         # The first row that Arrow makes takes a fifth of a second (it looks for pandas), which belongs to loading.

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import SERVE, Artefact, AsJson, Force, app
+from zoo.base.commandline import SERVE, Artefact, AsJson, Engine, Force, app
 from zoo.base.progress import note
 
 __all__ = ["score"]
@@ -27,9 +27,10 @@ def score(
     artefact: Artefact,
     source: Pictures,
     out: Annotated[Path, typer.Option(help="The result, a .parquet file.")],
-    engine: Annotated[
+    executor: Annotated[
         str, typer.Option(help="embedded: processes here; ray: RAY_ADDRESS, else a cluster here.")
     ] = "embedded",
+    engine: Engine = None,
     workers: Workers = 0,
     threads: Threads = 1,
     batch: Batch = 16,
@@ -51,6 +52,7 @@ def score(
             artefact=artefact,
             source=source,
             out=out,
+            executor=executor,
             engine=engine,
             workers=workers,
             threads=threads,

@@ -42,12 +42,14 @@ def _describe(view: View, artefact: Artefact, reason: Callable[[Exception | str]
         "bytes": model.bytes if model else artefact.bytes,
         "precision": card.inform.precision if card else None,
         "classes": len(card.use.labels) if card else None,
-        "accuracy": _accuracy(card) if card else None,
+        "accuracy": _accuracy(card, model.engine if model else None) if card else None,
         "loaded": model is not None,
+        "engine": model.engine if model else None,
+        "engine_reason": reason(model.engine_reason) if model else None,
         "error": error,
     }
 
 
-def _accuracy(card: Card) -> dict[str, Any] | None:
-    found = card.metrics("validation")
+def _accuracy(card: Card, engine: str | None) -> dict[str, Any] | None:
+    found = card.metrics("validation", engine)
     return {"dataset": found.dataset, "split": found.split, "n": found.n, "top1": found.top1} if found else None

@@ -15,6 +15,7 @@ from serve.models.snapshot import View, without
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.base.errors import ArtefactError, PocketzooError
+from zoo.base.machine import cores
 
 __all__ = ["Live", "OnEvent"]
 
@@ -143,7 +144,9 @@ class Live:
         if old is not None and old.version == (artefact.digest() or "")[:VERSION_DIGITS]:
             return old
         try:
-            return load_model(name, artefact.path, threads=self._settings.threads)
+            settings = self._settings
+            callers = min(settings.slots, cores())
+            return load_model(name, artefact.path, threads=settings.threads, callers=callers, engine=settings.engine)
         except PocketzooError as error:
             self._note(artefact, error)
             raise
@@ -152,7 +155,8 @@ class Live:
         """Let requests find a model, in one step; unload what is then too much; and return it."""
         before = self.view
         if before.loaded.get(model.name) is not model:
-            self._tell("loaded", model.name, f"version {model.version} from {self.reason(str(model.path))}")
+            why = self.reason(f"{model.path}; {model.engine_reason}")
+            self._tell("loaded", model.name, f"version {model.version} from {why}")
         self.view = before.with_model(model)
         while len(self.view.loaded) > self._settings.max_loaded and (idle := self.view.idle(model)) is not None:
             self.view = self.view.without_model(idle.name)

@@ -63,6 +63,16 @@ class Model:
         self._shared = shared
 
     @property
+    def engine(self) -> str:
+        """What computes, in both; a name of zoo.artefact.engines."""
+        return self._alone.engine
+
+    @property
+    def engine_reason(self) -> str:
+        """Why, in a sentence."""
+        return self._alone.engine_reason
+
+    @property
     def version(self) -> str:
         """The first digits of the digest: what names this version in requests."""
         return self.digest[:VERSION_DIGITS]
@@ -75,7 +85,9 @@ class Model:
         return f"Model({self.name!r}, version={self.version!r})"
 
 
-def load_model(name: str, path: Path, *, threads: int | None = None) -> Model:
+def load_model(
+    name: str, path: Path, *, threads: int | None = None, callers: int = 1, engine: str | None = None
+) -> Model:
     """Load the file at `path`: its card, its golden self-check and a warm-up, in every session it will serve from.
 
     There is one session instead of two where a second would not be faster or would take too much memory: with one
@@ -85,14 +97,17 @@ def load_model(name: str, path: Path, *, threads: int | None = None) -> Model:
         name: what the model is called.
         path: an ONNX file with a card.
         threads: threads of an inference that runs alone; default: the cores this process may use.
+        callers: inferences of one thread that run at the same time.
+        engine: see zoo.artefact.predictor.Predictor.
 
     Raises:
+        UsageError: an engine that cannot be had.
         ArtefactError: there is no such file, it cannot be run, or it was changed while it was read.
         CardError: no card, or one that contradicts the graph.
         CheckError: the golden self-check failed.
     """
     try:
-        return _load(name, path, threads or cores())
+        return _load(name, path, threads or cores(), callers, engine)
     except PocketzooError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions have no common public base class
@@ -101,11 +116,12 @@ def load_model(name: str, path: Path, *, threads: int | None = None) -> Model:
         give_back_memory()
 
 
-def _load(name: str, path: Path, threads: int) -> Model:
+def _load(name: str, path: Path, threads: int, callers: int, engine: str | None) -> Model:
     before = stamp(path)
     one = threads == 1 or before[1] > _TWICE_IN_MEMORY or default_providers()[0] != "CPUExecutionProvider"
-    alone = Predictor(path, threads=threads)
-    shared = alone if one else Predictor(path, threads=1)
+    alone = Predictor(path, threads=threads, callers=callers if threads == 1 else 1, engine=engine)
+    # One network, one way of computing it: which slot is free must not decide about an answer.
+    shared = alone if one else Predictor(path, threads=1, callers=callers, engine=alone.engine)
     if stamp(path) != before or {alone.digest, shared.digest} != {sha256_file(path)}:
         raise ArtefactError(f"{path}: was changed while it was read; it is read again when it is complete")
     nothing = np.zeros((1, *alone.card.use.input.shape), np.float32)

@@ -95,6 +95,8 @@ class ModelInfo(BaseModel):
     classes: int | None = Field(None, description="number of labels")
     accuracy: Accuracy | None = Field(None, description="on the validation split, if it was measured")
     loaded: bool = Field(description="whether it is in memory; it is loaded by the first request that names it")
+    engine: str | None = Field(None, description="what computes its answers; null until it is loaded")
+    engine_reason: str | None = Field(None, description="why this engine, with the numbers that decided")
     error: str | None = Field(None, description="why the file cannot be served")
 
 

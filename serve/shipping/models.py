@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.models.folder import SUFFIXES, scan
+from zoo.artefact.engines import REFERENCE
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import graph_paths
@@ -84,7 +85,8 @@ def _names() -> str:
 def _checked(path: Path) -> ShippedModel:
     if path.name not in SUFFIXES:
         raise UsageError(f"{path}: expected a file called {_names()}, which are those that the server serves")
-    predictor = Predictor(path, threads=1)
+    # The engine of the image, which holds no other one.
+    predictor = Predictor(path, threads=1, engine=REFERENCE)
     return ShippedModel(
         path=path,
         target=f"output/{path.parent.name}/{path.name}",

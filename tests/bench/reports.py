@@ -22,7 +22,7 @@ HOSTILE = "<script>alert(1)</script>|`b`"
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, labels: bool = True) -> Report:
     """A report on the pruned artefact and its parents, whose images have hostile names."""
 
-    def fake(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+    def fake(paths: Sequence[Path], config: LatencyConfig, engines: object) -> dict[Path, list[list[float]]]:
         return {path: [[4.0 / config.threads] * 3] * config.rounds for path in paths}
 
     monkeypatch.setattr(report, "latencies", fake)

@@ -116,7 +116,7 @@ def test_what_is_unmeasured(chain: Path, tmp_path: Path) -> None:
 def test_environment_names_the_machine() -> None:
     found = environment()
     assert found["cores"] >= 1
-    assert set(found["versions"]) == {"python", "onnxruntime", "numpy"}
+    assert set(found["versions"]) - {"openvino"} == {"python", "onnxruntime", "numpy"}
     json.dumps(found)
 
 

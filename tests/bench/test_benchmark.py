@@ -34,7 +34,7 @@ def test_latency(benchmark: Any, artefact: Path, batch: int, threads: int) -> No
     assert logits.shape == (batch, len(predictor.card.use.labels))
     durations = benchmark.stats.stats.data
     assert len(durations) == rounds
-    timing = timing_row(artefact, predictor.digest, durations, model=model, batch=batch, threads=threads, warmup=WARMUP)
+    timing = timing_row(predictor, durations, model=model, batch=batch, threads=threads, warmup=WARMUP)
     benchmark.extra_info.update({"p50_ms": timing.p50_ms, "p95_ms": timing.p95_ms, "p99_ms": timing.p99_ms})
 
 

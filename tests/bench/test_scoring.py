@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _turn(place: Path, way: str, *, workers: int = 1) -> Turn:
     return Turn(
-        way=way, file=str(place / "model.onnx"), source=str(place / "photos"), workers=workers, threads=1, batch=4
+        way=way,
+        file=str(place / "model.onnx"),
+        engine="onnxruntime",
+        source=str(place / "photos"),
+        workers=workers,
+        threads=1,
+        batch=4,
     )
 
 
@@ -62,7 +69,7 @@ def test_the_row(place, monkeypatch):
     assert set(row) >= REQUIRED[SCORE]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (0.9, 0.8, 1.0)
     assert row["references"] == {"session threads": 1, "threads": 50, "processes": 75}
-    assert (row["n"], row["images_per_s"]) == (6, 80)
+    assert (row["n"], row["images_per_s"], row["engine"]) == (6, 80, "onnxruntime")
 
 
 def killed(*given):
@@ -78,7 +85,7 @@ def test_a_process_that_is_killed_is_told_at_once(place, monkeypatch, step):
 
 def test_a_picture_that_cannot_be_read(place, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nonsense")
-    turn = Turn(way="threads", file=str(place / "model.onnx"), source=str(tmp_path), workers=1, threads=1, batch=4)
+    turn = replace(_turn(place, "threads", workers=1), source=str(tmp_path))
     with pytest.raises(DataError, match=r"bad\.png.* remove it to measure speed"):
         take_turn(turn)
     with pytest.raises(UsageError, match="--rounds: expected at least 1, got 0"):

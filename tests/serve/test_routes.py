@@ -130,6 +130,8 @@ def test_models_lists_every_artefact_and_what_is_wrong_with_it(client, output):
         "accuracy": {"dataset": "d", "split": "validation", "n": 9, "top1": 0.9},
         "version": sha256_file(output / "good" / "model.onnx")[:12],
         "loaded": True,
+        "engine": "onnxruntime",
+        "engine_reason": "onnxruntime: asked for",
         "error": None,
     }
     assert models["torn"]["error"].startswith("torn/model.onnx: not a readable ONNX file")

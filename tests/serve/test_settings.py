@@ -19,6 +19,7 @@ SETTABLE = {
     "keys_file": "keys.toml",
     "abstain": "0.5",
     "page": "0",
+    "engine": "openvino,onnxruntime",
 }
 
 

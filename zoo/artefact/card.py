@@ -235,6 +235,9 @@ class Golden:
     """How the image is drawn from the seed; see zoo.artefact.preprocess.golden_image."""
     seed: int
     probabilities: tuple[float, ...]
+    """ONNX Runtime's, one per label."""
+    engines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Other engine (zoo.artefact.engines) -> its probabilities. One that has none may not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +268,10 @@ class Use:
             raise CardError(f"use.labels: expected at least two distinct labels, got {list(self.labels)[:10]}")
         if not 0 < self.temperature < float("inf"):
             raise CardError(f"use.temperature: expected a positive number, got {self.temperature}")
-        if self.golden is not None and len(self.golden.probabilities) != len(self.labels):
-            raise CardError(f"use.golden: {len(self.golden.probabilities)} probabilities for {len(self.labels)} labels")
+        if self.golden is not None:
+            for answer in (self.golden.probabilities, *self.golden.engines.values()):
+                if len(answer) != len(self.labels):
+                    raise CardError(f"use.golden: {len(answer)} probabilities for {len(self.labels)} labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +288,8 @@ class Metrics:
     """Wilson 95 % interval of top1."""
     top5: float | None = None
     """Absent for fewer than six labels."""
+    engine: str | None = None
+    """What computed the answers, a name of zoo.artefact.engines or `torch`; None: the file is older than this key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,9 +338,15 @@ class Card:
     inform: Inform
     lineage: tuple[LineageEntry, ...] = ()
 
-    def metrics(self, split: str) -> Metrics | None:
-        """The accuracy on `split` ("validation", "test"), if these bytes were measured on it."""
-        return next((m for m in self.inform.metrics if m.split == split), None)
+    def metrics(self, split: str, engine: str | None = None) -> Metrics | None:
+        """The accuracy on `split` ("validation", "test"), if these bytes were measured on it.
+
+        Args:
+            split: its name.
+            engine: whose answers; None: those that were measured first. Older cards do not say whose.
+        """
+        found = (m for m in self.inform.metrics if m.split == split and (engine is None or m.engine in (None, engine)))
+        return next(found, None)
 
 
 _CHECKPOINT_STAGES = ("import", "train", "merge", "prune", "recalibrate", "recover")
@@ -405,6 +418,11 @@ def to_json(card: Card) -> str:
     # Left out where it says nothing, so that versions which do not know it read such cards, too.
     if card.use.input.range is None:
         del document["use"]["input"]["range"]
+    if card.use.golden and not card.use.golden.engines:
+        del document["use"]["golden"]["engines"]
+    for metrics in document["inform"]["metrics"]:
+        if metrics["engine"] is None:
+            del metrics["engine"]
     try:
         text = json.dumps(document, sort_keys=True, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())

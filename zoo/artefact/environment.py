@@ -13,22 +13,18 @@ from typing import Any
 import numpy
 import onnxruntime
 
-from zoo.artefact.predictor import default_providers
+from zoo.artefact.engines import default_providers
 from zoo.base.files import code_commit
 from zoo.base.machine import cores
 
-__all__ = ["environment", "environment_text", "load_average"]
+__all__ = ["environment", "environment_text", "installed_version", "load_average", "machine"]
 
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 
 
 @functools.cache
-def environment(*packages: str) -> dict[str, Any]:
-    """Processor, instruction sets, cores, versions and commit.
-
-    Args:
-        packages: others whose version belongs to the number; those that are not installed are left out.
-    """
+def machine() -> dict[str, Any]:
+    """Processor, instruction sets, cores and system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     flags = set(info.get("flags", info.get("Features", "")).split())
@@ -36,13 +32,24 @@ def environment(*packages: str) -> dict[str, Any]:
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "cores": cores(),
-        "provider": default_providers()[0],
         "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@functools.cache
+def environment(*packages: str) -> dict[str, Any]:
+    """The machine, versions and commit.
+
+    Args:
+        packages: others whose version belongs to the number; those that are not installed are left out.
+    """
+    return machine() | {
+        "provider": default_providers()[0],
         "versions": {
             "python": platform.python_version(),
             "onnxruntime": onnxruntime.__version__,
             "numpy": numpy.__version__,
-            **{name: found for name in packages if (found := _version(name))},
+            **{name: found for name in ("openvino", *packages) if (found := installed_version(name))},
         },
         "commit": code_commit(),
     }
@@ -66,7 +73,8 @@ def load_average() -> float | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a Python package; None: it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.artefact.clock import alternate
+from zoo.artefact.engines import REFERENCE
+from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError
 from zoo.base.machine import cores
 from zoo.base.progress import track
 
-__all__ = ["LatencyConfig", "latencies"]
+__all__ = ["LatencyConfig", "answering", "latencies"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class LatencyConfig:
     """Measured time per process."""
     warmup: int = 20
     """Uncounted inferences per process."""
+    engine: str | None = None
+    """As zoo.artefact.predictor.Predictor takes it."""
 
     def __post_init__(self) -> None:
         for name, low in (("batch", 1), ("threads", 0), ("rounds", 1), ("warmup", 0)):
@@ -36,14 +40,32 @@ class LatencyConfig:
             raise UsageError(f"seconds must be positive, got {self.seconds}")
 
 
-def latencies(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+def answering(path: Path, config: LatencyConfig) -> Predictor:
+    """What answers for a file under these settings, loaded and checked; its `engine` is what :func:`latencies` times.
+
+    Raises:
+        PocketzooError: see zoo.artefact.predictor.Predictor.
+    """
+    return Predictor(path, threads=config.threads or cores(), engine=config.engine)
+
+
+def latencies(
+    paths: Sequence[Path], config: LatencyConfig, *, engines: Mapping[Path, str] | None = None
+) -> dict[Path, list[list[float]]]:
     """Time every file once per round, with a progress bar: milliseconds of each inference, by file and round.
+
+    Args:
+        paths: ONNX files.
+        config: how to measure.
+        engines: what computes each of them; None: ONNX Runtime, which needs no golden answer, so that graphs are timed
+            before they are published.
 
     Raises:
         PocketzooError: a measuring process failed.
     """
     settings = [str(config.batch), str(config.threads or cores()), str(config.seconds), str(config.warmup)]
-    commands = {str(path): ["-m", "zoo.artefact.latency_worker", str(path), *settings] for path in paths}
+    named = engines or dict.fromkeys(paths, REFERENCE)
+    commands = {str(path): ["-m", "zoo.artefact.latency_worker", str(path), named[path], *settings] for path in paths}
     found: dict[Path, list[list[float]]] = {path: [] for path in paths}
     turns = alternate(commands, config.rounds)
     for name, _, answer in track(turns, total=len(paths) * config.rounds, description="Timing"):

@@ -21,6 +21,7 @@ __all__ = [
     "Artefact",
     "Artefacts",
     "AsJson",
+    "Engine",
     "Force",
     "Resume",
     "Rounds",
@@ -61,6 +62,15 @@ Artefacts = Annotated[list[Path] | None, typer.Argument(help="Folders of artefac
 Force = Annotated[bool, typer.Option("--force", help="Do it even if the result is up to date.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue an interrupted run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="What computes: onnxruntime, openvino, openvino-bf16, or several with commas: the first that can; auto: "
+        "the fastest that repeats its golden answer. Default: POCKETZOO_ENGINE, else auto.",
+        show_default=False,
+    ),
+]
 Rounds = Annotated[int, typer.Option(help="Processes per variant; they take turns.")]
 Seconds = Annotated[float, typer.Option(help="Measured time per process.")]
 

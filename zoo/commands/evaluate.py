@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from zoo.artefact.card import Card
-from zoo.base.commandline import LOOK, Artefact, AsJson, app, console
+from zoo.base.commandline import LOOK, Artefact, AsJson, Engine, app, console
 from zoo.base.errors import ArtefactError, unknown_name
 from zoo.base.files import CHECKPOINT, INT8_GRAPH, checkpoint_path, graph_paths, sha256_file
 from zoo.base.progress import note
@@ -39,6 +39,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of an artefact on a data set.
@@ -54,11 +55,11 @@ def evaluate(
     source = notes_of(paths[0], data).data
     for path in paths:
         dataset = source.open_for(_card(path))
-        logits, card, digest = file_logits(path, dataset.splits[split])
-        row, per_label = _measured(path, card, digest, dataset, split, logits)
+        answered = file_logits(path, dataset.splits[split], engine=engine)
+        row, per_label = _measured(path, answered, dataset, split)
         details = None
         if classes or rare:
-            details = _details(per_label, rare_labels(dataset, rare or (), thinned=_thinned(card)))
+            details = _details(per_label, rare_labels(dataset, rare or (), thinned=_thinned(answered.card)))
         if as_json:
             print(json.dumps(row | (details or {})))
             continue
@@ -67,7 +68,7 @@ def evaluate(
         interval = f"{row['low']:.2%} to {row['high']:.2%}"
         print(
             f"{row['artefact']}/{row['file']}: {row['split']} top-1 {row['top1']:.2%} ({interval}), n = {row['n']}, "
-            f"calibration error {row['calibration_error']:.2%}"
+            f"calibration error {row['calibration_error']:.2%} ({row['engine_reason']})"
         )
 
 
@@ -103,23 +104,23 @@ def _card(path: Path) -> Card:
     return checkpoint.read_card(path) if path.suffix == ".safetensors" else graph.read_card(path)
 
 
-def _measured(
-    path: Path, card: Any, digest: str, dataset: Any, split: str, logits: Any
-) -> tuple[dict[str, Any], list[Any]]:
+def _measured(path: Path, answered: Any, dataset: Any, split: str) -> tuple[dict[str, Any], list[Any]]:
     """What is known of the file on this split, and the metrics of every label that the data set has."""
     from zoo.artefact.environment import environment
     from zoo.artefact.predictor import softmax
     from zoo.data.image_set import truth
     from zoo.training.evaluate import accuracy, calibration_error, per_class
 
+    card, logits = answered.card, answered.logits
     labels = truth(dataset, split, card.use.labels, where=str(path))
-    metrics = accuracy(logits, labels, dataset=dataset.name, split=split)
+    metrics = accuracy(logits, labels, dataset=dataset.name, split=split, engine=answered.engine)
     row = {
         "artefact": path.resolve().parent.name,
         "file": path.name,
-        "digest": digest,
+        "digest": answered.digest,
         "dataset_digest": dataset.digest,
         **dataclasses.asdict(metrics),
+        "engine_reason": answered.engine_reason,
         "temperature": card.use.temperature,
         "calibration_error": calibration_error(softmax(logits, card.use.temperature), labels),
         "environment": environment(),

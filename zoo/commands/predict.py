@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.base.commandline import LOOK, SERVE, Artefact, AsJson, app
+from zoo.base.commandline import LOOK, SERVE, Artefact, AsJson, Engine, app
 from zoo.base.errors import ArtefactError, ImageError
 from zoo.base.files import CHECKPOINT, graph_paths
 
@@ -19,6 +19,7 @@ def predict(
     artefact: Artefact,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
+    engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify image files.
@@ -27,7 +28,7 @@ def predict(
     """
     from zoo.artefact.predictor import Predictor
 
-    predictor = Predictor(graph_paths(artefact)[-1])
+    predictor = Predictor(graph_paths(artefact)[-1], engine=engine)
     for image in images:
         try:
             data = image.read_bytes()
@@ -40,7 +41,13 @@ def predict(
         pairs = list(zip(answer.labels, answer.probabilities, strict=True))
         if as_json:
             print(
-                json.dumps({"image": str(image), "labels": [{"label": label, "probability": p} for label, p in pairs]})
+                json.dumps(
+                    {
+                        "image": str(image),
+                        "labels": [{"label": label, "probability": p} for label, p in pairs],
+                        "engine": predictor.engine,
+                    }
+                )
             )
         else:
             print(f"{image}: " + ", ".join(f"{label} {p:.1%}" for label, p in pairs))

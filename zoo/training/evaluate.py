@@ -15,7 +15,7 @@ import numpy.typing as npt
 from zoo.artefact.card import Card, Input, Metrics, Reference
 from zoo.artefact.predictor import Predictor, softmax
 from zoo.artefact.preprocess import normalise, pixels
-from zoo.base.errors import DataError, ImageError, unknown_name
+from zoo.base.errors import DataError, ImageError, UsageError, unknown_name
 from zoo.base.files import sha256_file
 from zoo.base.progress import track
 from zoo.data.dataset import Dataset, Sample
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.data.decoded import DecodedImages
 
 __all__ = [
+    "Answered",
     "Averages",
     "ClassMetrics",
     "accuracy",
@@ -38,6 +39,7 @@ __all__ = [
     "per_class",
     "rare_labels",
     "torch_logits",
+    "with_engine",
     "with_validation",
 ]
 
@@ -119,16 +121,45 @@ def _inputs(samples: Sequence[Sample], spec: Input) -> npt.NDArray[np.float32]:
     return inputs
 
 
-def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, str]:
-    """What an ONNX file answers, or a checkpoint, which needs torch: logits float32 [N, K], its card and its digest.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """What a file answers to N images, and what computed that."""
+
+    logits: Logits
+    """[N, K]."""
+    card: Card
+    digest: str
+    """SHA-256 of the file."""
+    engine: str
+    """A name of zoo.artefact.engines; `torch` for a checkpoint."""
+    engine_reason: str
+    """A sentence."""
+
+
+def file_logits(path: Path, samples: Sequence[Sample], *, engine: str | None = None) -> Answered:
+    """What an ONNX file answers, or a checkpoint, which needs torch.
+
+    Args:
+        path: the file.
+        samples: N images.
+        engine: of an ONNX file, see zoo.artefact.predictor.Predictor; a checkpoint has none but torch.
 
     Raises:
+        UsageError: an engine that cannot be had.
         ArtefactError, CardError, CheckError: the file cannot be used.
         ImageError: an image cannot be used; names it.
     """
     if path.suffix != ".safetensors":
-        predictor = Predictor(path)
-        return logits_of(predictor.logits, samples, predictor.card.use.input), predictor.card, predictor.digest
+        predictor = Predictor(path, engine=engine)
+        return Answered(
+            logits=logits_of(predictor.logits, samples, predictor.card.use.input),
+            card=predictor.card,
+            digest=predictor.digest,
+            engine=predictor.engine,
+            engine_reason=predictor.engine_reason,
+        )
+    if engine is not None:
+        raise UsageError(f"{path}: --engine {engine}: torch computes a checkpoint; name an ONNX file, or no engine")
     import torch
 
     from zoo.networks.checkpoint import load
@@ -142,10 +173,18 @@ def file_logits(path: Path, samples: Sequence[Sample]) -> tuple[Logits, Card, st
             found: Logits = model(torch.from_numpy(inputs).to(device)).float().cpu().numpy()
         return found
 
-    return logits_of(classify, samples, card.use.input), card, sha256_file(path)
+    return Answered(
+        logits=logits_of(classify, samples, card.use.input),
+        card=card,
+        digest=sha256_file(path),
+        engine="torch",
+        engine_reason="torch: a checkpoint",
+    )
 
 
-def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str) -> Metrics:
+def accuracy(
+    logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, split: str, engine: str | None = None
+) -> Metrics:
     """Top-1 with its Wilson 95 % interval (scipy's), and top-5 where there are more than five labels.
 
     Args:
@@ -153,6 +192,7 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         labels: [N], the true labels.
         dataset: name for the record.
         split: name for the record.
+        engine: what computed the logits, for the record.
     """
     from scipy.stats import binomtest  # a second that training need not wait for
 
@@ -168,6 +208,7 @@ def accuracy(logits: Logits, labels: npt.NDArray[np.int64], *, dataset: str, spl
         low=float(interval.low),
         high=float(interval.high),
         top5=top5,
+        engine=engine,
     )
 
 
@@ -296,8 +337,15 @@ def check_labels(card: Card, dataset: Dataset) -> None:
         )
 
 
-def with_validation(card: Card, logits: Logits, dataset: Dataset) -> Card:
-    """The card with what `logits` [N, K] on the validation split say: accuracy, temperature, reference for drift."""
+def with_validation(card: Card, logits: Logits, dataset: Dataset, *, engine: str) -> Card:
+    """The card with what `logits` [N, K] on the validation split say: accuracy, temperature, reference for drift.
+
+    Args:
+        card: whose metrics on that split are replaced.
+        logits: [N, K].
+        dataset: with the card's labels.
+        engine: what computed the logits.
+    """
     check_labels(card, dataset)
     labels = np.array([sample.label for sample in dataset.splits["validation"]], dtype=np.int64)
     temperature = fit_temperature(logits, labels)
@@ -307,10 +355,19 @@ def with_validation(card: Card, logits: Logits, dataset: Dataset) -> Card:
         mean_confidence=float(probabilities.max(axis=1).mean()),
         histogram={label: counts.get(index, 0) for index, label in enumerate(card.use.labels)},
     )
-    metrics = accuracy(logits, labels, dataset=dataset.name, split="validation")
     others = tuple(entry for entry in card.inform.metrics if entry.split != "validation")
-    return dataclasses.replace(
+    card = dataclasses.replace(
         card,
         use=dataclasses.replace(card.use, temperature=temperature, reference=reference),
-        inform=dataclasses.replace(card.inform, metrics=(metrics, *others)),
+        inform=dataclasses.replace(card.inform, metrics=others),
     )
+    return with_engine(card, logits, dataset, engine=engine)
+
+
+def with_engine(card: Card, logits: Logits, dataset: Dataset, *, engine: str) -> Card:
+    """The card with the accuracy of one more engine's `logits` [N, K] on the validation split."""
+    labels = np.array([sample.label for sample in dataset.splits["validation"]], dtype=np.int64)
+    metrics = accuracy(logits, labels, dataset=dataset.name, split="validation", engine=engine)
+    # Validation before test, as tables have it; of one split the engine that was measured first.
+    measured = sorted((*card.inform.metrics, metrics), key=lambda entry: entry.split != "validation")
+    return dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=tuple(measured)))

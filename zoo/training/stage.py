@@ -193,11 +193,11 @@ def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> C
     """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
     check_labels(card, dataset)
     validation = torch_logits(model, DecodedImages(dataset.splits["validation"], card.use.input))
-    card = with_validation(card, validation, dataset)
+    card = with_validation(card, validation, dataset, engine="torch")
     if test:
         logits = torch_logits(model, DecodedImages(dataset.splits["test"], card.use.input))
         truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
-        final = accuracy(logits, truth, dataset=dataset.name, split="test")
+        final = accuracy(logits, truth, dataset=dataset.name, split="test", engine="torch")
         card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
     return card
 

@@ -28,7 +28,9 @@ export function element(name, text, className) {
 export function show(node, answer, trip, known) {
   const [{ label, abstained, probabilities }] = answer.predictions;
   const part = (name) => node.querySelector(`.${name}`);
-  part("about").textContent = accuracy(known?.digest === answer.digest ? known : undefined);
+  const model = known?.digest === answer.digest ? known : undefined;
+  part("about").textContent = accuracy(model);
+  part("about").title = model?.engine_reason ?? "";
   part("best-label").textContent = label;
   part("badge").hidden = part("doubt").hidden = !abstained;
   part("bars").replaceChildren(...probabilities.slice(0, 5).map(bar));
@@ -43,7 +45,7 @@ export function show(node, answer, trip, known) {
 
 function accuracy(model) {
   if (!model) return "accuracy not known";
-  const size = [model.precision, bytes(model.bytes)].filter(Boolean).join(", ");
+  const size = [model.precision, bytes(model.bytes), model.engine].filter(Boolean).join(", ");
   if (!model.accuracy) return `${size}; accuracy not known`;
   const { top1, n, split, dataset } = model.accuracy;
   return `${percent(top1)} right, ${dataset} ${split}, n${nbsp}=${nbsp}${n}; ${size}`;

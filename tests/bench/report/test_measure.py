@@ -42,7 +42,7 @@ PACE = {
 DATASET = make_dataset(40)
 
 
-def fake(paths: Sequence[Path], config: LatencyConfig) -> dict[Path, list[list[float]]]:
+def fake(paths: Sequence[Path], config: LatencyConfig, engines: object) -> dict[Path, list[list[float]]]:
     """Instead of processes: milliseconds that depend on the file alone, halved by a second thread."""
     found = {path: PACE.get(report.name_of(path), 1.0) / config.threads for path in paths}
     return {path: [[ms, ms, 3 * ms]] * config.rounds for path, ms in found.items()}

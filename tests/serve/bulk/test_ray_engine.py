@@ -30,7 +30,7 @@ def stay(ray, *arguments):
 
 serve.bulk.ray_engine._connect = stay
 for arguments in json.loads(sys.argv[1]):
-    sys.argv[1:] = ["score", *arguments, "--engine", "ray"]
+    sys.argv[1:] = ["score", *arguments, "--executor", "ray"]
     try:
         zoo.main.main()
     except SystemExit as end:

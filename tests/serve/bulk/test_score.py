@@ -50,6 +50,7 @@ def whole(place: Path) -> pa.Table:
         path=str(path),
         digest=sha256_file(path),
         threads=1,
+        engine="onnxruntime",
         batch=8,
         top=5,
         max_pixels=10**6,
@@ -67,7 +68,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch, *, fail_after: int | None 
     seen: list[int] = []
 
     @contextmanager
-    def engine(job: Job, source: Source, start: int, workers: int) -> Iterator[tuple[int, Iterator[Scored]]]:
+    def executor(job: Job, source: Source, start: int, workers: int) -> Iterator[tuple[int, Iterator[Scored]]]:
         def results() -> Iterator[Scored]:
             scorer = Scorer(job)
             for chunk in source.read(start):
@@ -78,7 +79,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch, *, fail_after: int | None 
 
         yield 1, results()
 
-    monkeypatch.setattr(serve.bulk.score, "in_processes", engine)
+    monkeypatch.setattr(serve.bulk.score, "in_processes", executor)
     return seen
 
 
@@ -184,7 +185,8 @@ def test_bad_input_ends_before_anything_is_scored(place, tmp_path, monkeypatch):
         ({"out": tmp_path / "gone" / "r.parquet"}, UsageError, "there is no folder"),
         ({"source": str(tmp_path)}, DataError, "no images below it"),
         ({"artefact": tmp_path}, ArtefactError, "no ONNX file"),
-        ({"engine": "rays"}, UsageError, "unknown engine 'rays'; did you mean ray"),
+        ({"executor": "rays"}, UsageError, "unknown executor 'rays'; did you mean ray"),
+        ({"engine": "openvno"}, UsageError, "unknown engine 'openvno'; did you mean openvino"),
         ({"batch": 0}, UsageError, "--batch: expected at least 1, got 0"),
     ):
         with pytest.raises(kind, match=message):
@@ -197,6 +199,7 @@ def test_a_worker_that_cannot_load_says_why(place, tmp_path):
         path=str(place / "model.onnx"),
         digest="0" * 64,
         threads=1,
+        engine="onnxruntime",
         batch=1,
         top=1,
         max_pixels=1,

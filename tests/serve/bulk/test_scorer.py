@@ -18,7 +18,14 @@ from zoo.base.files import sha256_file
 
 
 def _job(path: Path, **changes: object) -> Job:
-    values = {"digest": sha256_file(path), "threads": 1, "batch": 2, "top": 2, "max_pixels": 10_000}
+    values = {
+        "digest": sha256_file(path),
+        "threads": 1,
+        "engine": "onnxruntime",
+        "batch": 2,
+        "top": 2,
+        "max_pixels": 10_000,
+    }
     return Job(**{"path": str(path), "max_image_bytes": 50_000, "formats": FORMATS} | values | changes)
 
 

@@ -21,8 +21,12 @@ def test_every_model_is_described(output):
         "classes": 3,
         "accuracy": {"dataset": "d", "split": "validation", "n": 9, "top1": 0.9},
         "loaded": True,
+        "engine": "onnxruntime",
+        "engine_reason": good["engine_reason"],
         "error": None,
     }
+    assert good["engine_reason"].startswith("onnxruntime: openvino ")
+    assert (other["engine"], other["engine_reason"]) == (None, None)
     assert (liar["loaded"], liar["error"][:51]) == (False, "liar/model.onnx: golden self-check failed: expected")
     assert (other["loaded"], other["error"], other["accuracy"]["top1"]) == (False, None, 0.5)
     assert (int8["file"], int8["accuracy"]) == ("other/model.int8.onnx", None)

@@ -74,10 +74,11 @@ def test_numbers_are_the_predictors(artefact: Path, pictures: Path) -> None:
     samples = open_dataset(str(pictures)).splits["test"]
     truth = torch.tensor([sample.label for sample in samples]).numpy()
     logits = logits_of(predictor.logits, samples, predictor.card.use.input)
-    expected = accuracy(logits, truth, dataset=pictures.name, split="test")
+    expected = accuracy(logits, truth, dataset=pictures.name, split="test", engine="onnxruntime")
     assert {key: row[key] for key in dataclasses.asdict(expected)} == dataclasses.asdict(expected)
     assert row["calibration_error"] == calibration_error(softmax(logits, row["temperature"]), truth)
     assert (row["artefact"], row["file"], row["digest"]) == ("tiny", "model.onnx", predictor.digest)
+    assert row["engine_reason"] == "onnxruntime: asked for with POCKETZOO_ENGINE"
     assert "classes" not in row
 
 

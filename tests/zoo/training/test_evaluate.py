@@ -127,7 +127,8 @@ def test_what_validation_puts_into_the_card():
     labels = np.array([sample.label for sample in dataset.splits["validation"]])
     logits = np.eye(3, dtype=np.float32)[labels] * 3
     logits[0] = [0, 2, 1]  # one of twelve is wrong
-    card = with_validation(with_validation(make_card(), logits, dataset), logits, dataset)
+    card = with_validation(make_card(), logits, dataset, engine="torch")
+    card = with_validation(card, logits, dataset, engine="onnxruntime")
     assert [(m.dataset, m.split, m.n, m.top1) for m in card.inform.metrics] == [("tiny", "validation", 12, 11 / 12)]
     assert card.use.temperature == fit_temperature(logits, labels)
     assert card.use.reference.histogram == {"cat": 3, "dog": 5, "hen": 4}

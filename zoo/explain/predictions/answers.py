@@ -85,13 +85,13 @@ def answer(path: Path, card: Card, pictures: ImageSet, places: Sequence[int] | N
     truth = pictures.truth(card.use.labels, where=name)
     chosen = np.arange(len(pictures.samples)) if places is None else np.asarray(places, dtype=np.int64)
     samples = [pictures.samples[place] for place in chosen]
-    logits, card, _ = file_logits(path, samples)
+    answered = file_logits(path, samples)
     return Answers(
         name=name,
-        card=card,
+        card=answered.card,
         source=f"{pictures.name}, {pictures.split} split" if pictures.split else pictures.name,
         samples=samples,
-        logits=logits,
+        logits=answered.logits,
         truth=None if truth is None else truth[chosen],
     )
 
