@@ -81,6 +81,20 @@ def test_when_time_is_up_the_rest_stays_unmeasured(toy: Toy) -> None:
     assert found[0].node == toy.bad.name
 
 
+def test_unmeasured_nodes_come_after_those_that_cost_and_before_those_that_do_not(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock lets three nodes be measured, and losses are made up: the second node gains by being quantized."""
+    losses = iter([1.0, 0.25, 1.5, 1.0])
+    ticks = iter([0.0, 1.0, 2.0, 3.0, 500.0])
+    monkeypatch.setattr(module, "divergence", lambda *_: next(losses))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(ticks))
+    order = sorted(found_noise := added_noise(toy.prepared, toy.make(()), toy.feeds[:2]), key=lambda n: -found_noise[n])
+    found = sensitivity(toy.prepared, toy.make, toy.feeds)
+    assert [entry.cost for entry in found] == [0.75, 0.0, *[None] * (len(order) - 3), -0.5]
+    assert [entry.node for entry in found] == [order[0], order[2], *order[3:], order[1]]
+
+
 @given(count=st.integers(1, 200), needed=st.integers(1, 250))
 def test_fewest_finds_the_smallest_number_in_few_steps(count: int, needed: int) -> None:
     asked: list[int] = []
