@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.quantize import trials
 from compress.quantize.qdq_layers import Graph, layers
-from compress.quantize.quantizer import prepare
+from compress.quantize.quantizer import prepare, stems
 from compress.quantize.report import read_report, sentence
 from compress.quantize.stage import quantize
 from compress.quantize.targets import TARGETS
@@ -85,7 +85,9 @@ def test_a_better_file_is_written_with_all_that_was_measured(
     assert (summary["speedup"], summary["verdict"], summary["drop_of"]) == (1.5, "better", "top-1")
     assert (summary["method"], summary["target"], summary["reduce_range"]) == ("static", "portable", True)
     assert (summary["calibration_images"], summary["compared_images"]) == (16, 24)
-    assert summary["float_nodes"] == []
+    assert summary["float_nodes"] == [node.name for node in stems(prepare(graph.load(source)[0]))] == ["node_conv2d"]
+    assert summary["drop_low"] < summary["drop"] < summary["drop_high"]
+    assert (summary["speedup_low"], summary["speedup_high"], summary["rounds"]) == (1.45, 1.55, 9)
     assert summary["bytes"] < 0.5 * summary["parent_bytes"]
     assert read_report(target) == done.report
     assert done.report["measured"] == dict(summary)
@@ -219,7 +221,8 @@ def test_nodes_that_cost_most_stay_in_float_until_the_budget_holds(
     rows = done.report["sensitivity"]
     assert [row["kept"] for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
     left = set(done.report["measured"]["float_nodes"])
-    assert left == {row["node"] for row in rows[:3] if row["kind"] in ("Conv", "Gemm", "MatMul")}
+    chosen = {row["node"] for row in rows[:3] if row["kind"] in ("Conv", "Gemm", "MatMul")}
+    assert left == chosen | {"node_conv2d"}
     assert done.report["measured"]["drop"] == 0
     # Chosen on one half of the images, judged on the other.
     assert (done.report["measured"]["floats_chosen_on"], done.report["measured"]["compared_images"]) == (12, 12)
