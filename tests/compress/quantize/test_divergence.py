@@ -51,5 +51,5 @@ def test_a_drop_comes_with_its_interval(wrong: int, told: bool) -> None:
     assert labelled.told == told
     # Unlabelled: each lost answer counts with what the parent believed of it, tanh(1) here.
     expected = compare(parent, child)
-    reach = 1.96 * np.tanh(1.0) * np.sqrt(wrong * (100 - wrong) / 99) / 10
+    reach = 1.96 * np.tanh(1.0) * np.sqrt(wrong * (100 - wrong) / 99)
     assert (expected.low, expected.high) == pytest.approx((expected.drop - reach, expected.drop + reach))
