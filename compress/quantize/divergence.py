@@ -11,7 +11,7 @@ import numpy.typing as npt
 from zoo.artefact.predictor import softmax
 from zoo.base.statistics.paired import compare_answers
 
-__all__ = ["Comparison", "Logits", "compare", "divergence"]
+__all__ = ["Comparison", "compare", "divergence"]
 
 Logits = npt.NDArray[np.float32]
 

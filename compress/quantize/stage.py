@@ -108,16 +108,7 @@ def quantize(
         )
         child = advance(card, entry, name=name)
         child = dataclasses.replace(child, inform=dataclasses.replace(child.inform, precision=study.precision))
-        whole = dataset is not None and trial.comparison.n == len(dataset.splits["validation"])
-        done = publish(
-            trial.model,
-            child,
-            target,
-            dataset=dataset,
-            begin=begin,
-            check=lambda predictor: found,
-            validation=trial.answers if whole else None,
-        )
+        done = publish(trial.model, child, target, dataset=dataset, begin=begin, check=lambda predictor: found)
     earlier = not written and is_current(card_if_readable(graph.read_card, target), [("quantize", None)], parent)
     if not written and not earlier:
         target.unlink(missing_ok=True)

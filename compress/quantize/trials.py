@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from compress.quantize import quantizer
 from compress.quantize.calibration import Batches
-from compress.quantize.divergence import Comparison, Logits, compare
+from compress.quantize.divergence import Comparison, compare
 from compress.quantize.float16 import check_activations, halve
 from compress.quantize.observe import logits
 from compress.quantize.sensitivity import Cost, fewest, sensitivity
@@ -87,8 +87,6 @@ class Trial:
     floats: tuple[str, ...] = ()
     """Nodes that stay in float to keep the budget."""
     speed: Speed | None = None
-    answers: Logits | None = None
-    """Its logits [N, K] of all comparison images, in their order; None if it was compared on some of them."""
 
     def keeps(self, budget: float) -> bool:
         """Whether it loses no more than `budget` points."""
@@ -126,13 +124,6 @@ def not_timed(goal: str) -> str:
     here = detect_target()
     fits = goal == "cuda" or goal == here or (goal == "portable" and here == "vnni")
     return "" if fits else f"this machine's processor is of the kind {here}"
-
-
-def _interleaved(halves: Logits) -> Logits:
-    """Rows of which those of even numbers stand first, in their own order."""
-    out, cut = np.empty_like(halves), -(-len(halves) // 2)
-    out[::2], out[1::2] = halves[:cut], halves[cut:]
-    return out
 
 
 class Trials:
@@ -238,8 +229,7 @@ class Trials:
         wanted = np.concatenate(self._wanted[halves])
         labels = None if self._labels is None else np.concatenate(self._labels[halves])
         found = compare(wanted, answers, temperature=self._card.use.temperature, labels=labels)
-        whole = _interleaved(answers) if halves == slice(None) else None
-        return Trial(method=method, model=model, comparison=found, floats=tuple(floats), answers=whole)
+        return Trial(method=method, model=model, comparison=found, floats=tuple(floats))
 
     def _costs(self) -> list[Cost]:
         feeds = Batches(self._data.comparison[: 16 * _SENSITIVITY_BATCHES : 2], self._card.use.input)
