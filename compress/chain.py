@@ -9,7 +9,7 @@ from typing import Any
 from compress.export import export
 from compress.prune.stage import prune
 from compress.quantize.report import images_digest, is_up_to_date, read_report
-from compress.quantize.stage import quantize
+from compress.quantize.stage import looked_at, quantize
 from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
 from zoo.artefact import onnx_file as graph
@@ -18,7 +18,7 @@ from zoo.base.errors import ArtefactError, DataError
 from zoo.base.files import CHECKPOINT, GRAPH, HALF_GRAPH, INT8_GRAPH, checkpoint_path, sha256_file
 from zoo.base.names import PRUNED
 from zoo.base.progress import note
-from zoo.data.folders.unlabelled import open_images
+from zoo.data.folders.unlabelled import sample_images
 from zoo.networks.checkpoint import load, read_card
 from zoo.training.recipe import QuantizeConfig, Run
 from zoo.training.stage import add_test
@@ -143,7 +143,9 @@ def quantize_artefact(
     half = config.method == "fp16" or config.target == "cuda"
     endings = Path(HALF_GRAPH if half else INT8_GRAPH).suffixes
     target = source.with_name(source.stem + "".join(endings))
-    images = open_images(calibrate, white=parent.use.input.range) if calibrate else None
+    images = None
+    if calibrate:
+        images = sample_images(calibrate, looked_at(config), seed=config.seed, white=parent.use.input.range)
     dataset = notes_for(folder, data).data.open_for(parent) if data else None
     told: dict[str, Any] = {}
     if images is not None:

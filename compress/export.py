@@ -23,11 +23,14 @@ from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
 from zoo.networks.checkpoint import load
 
-__all__ = ["PARITY_BATCHES", "PARITY_TOLERANCE", "export", "to_onnx"]
+__all__ = ["LARGEST_FILE", "PARITY_BATCHES", "PARITY_TOLERANCE", "export", "to_onnx"]
 
 PARITY_BATCHES = (1, 2, 7)
 PARITY_TOLERANCE = 1e-4
 """How far logits may be off, as a share of the largest one (of 1, where all are smaller): float32 rounds relatively."""
+
+LARGEST_FILE = 2**31 - 2**24
+"""Bytes of weights: protobuf's messages end at 2 GiB, of which the graph itself needs some."""
 
 
 def export(source: Path, target: Path, *, dataset: Dataset | None = None) -> Card:
@@ -42,7 +45,7 @@ def export(source: Path, target: Path, *, dataset: Dataset | None = None) -> Car
         The card as written.
 
     Raises:
-        ArtefactError: wrong stage, or a network that torch cannot export.
+        ArtefactError: wrong stage, or a network that torch cannot export or that is too large for one file.
         CheckError: torch and ONNX Runtime differ by more than PARITY_TOLERANCE at one of PARITY_BATCHES.
     """
     begin = time.perf_counter()
@@ -62,8 +65,9 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
     """The ONNX graph of a torch model: float32 [batch, C, H, W] to logits [batch, K].
 
     Raises:
-        ArtefactError: torch cannot export it.
+        ArtefactError: torch cannot export it, or the file would be too large.
     """
+    _check_size(model, card)
     # A batch of one would be taken for a constant by the tracer.
     example = torch.zeros(2, *card.use.input.shape)
     for name in ("torch.onnx", "onnxscript"):
@@ -88,6 +92,18 @@ def to_onnx(model: nn.Module, card: Card) -> ModelProto:
         finally:
             for module in fused:
                 module.fused_attn = True  # type: ignore[assignment]
+
+
+def _check_size(model: nn.Module, card: Card) -> None:
+    """Check, before any work, that the weights fit into the single file that an artefact is."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > LARGEST_FILE:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        raise ArtefactError(
+            f"{card.name}: expected weights of at most {LARGEST_FILE / 2**30:.1f} GiB, what one ONNX file holds, "
+            f"got {size / 2**30:.1f} GiB ({count:,} parameters); prune it, or take a smaller architecture"
+        )
 
 
 def _translate(model: nn.Module, example: torch.Tensor, card: Card) -> ModelProto:

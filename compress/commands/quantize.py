@@ -64,11 +64,10 @@ def export(
 def quantize(
     artefacts: Annotated[list[Path], typer.Argument(help="Folders with a model.onnx, like output/vit-lora, or files.")],
     calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", help="Folder of images, any layout, to calibrate on without labels.")
+        Path | None,
+        typer.Option("--calibrate", help="Folder to draw images from, in any layout, to calibrate without labels."),
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="static, dynamic, fp16 or auto (what is fastest within budget).")
-    ] = "auto",
+    method: Annotated[str, typer.Option(help="static, dynamic, fp16 or auto (static; on GPUs fp16).")] = "auto",
     calibration: Annotated[
         str, typer.Option(help="Activation ranges: minmax, or mse, which clips what is rare.")
     ] = "minmax",

@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData
 
@@ -119,14 +119,12 @@ def ranges(
     return TensorsData(CalibrationMethod.MinMax, stored)
 
 
-def activations(model: ModelProto, op_types: Iterable[str]) -> list[str]:
-    """The float inputs and outputs of all nodes of some types, constants left out, in the graph's order."""
+def activations(model: ModelProto, nodes: Iterable[NodeProto]) -> list[str]:
+    """The float inputs and outputs of some nodes of a graph, constants left out, in the order of the nodes."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
     floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     floats -= {tensor.name for tensor in inferred.initializer}
-    wanted = set(op_types)
-    nodes = [node for node in inferred.node if node.op_type in wanted]
     return [name for name in dict.fromkeys(n for node in nodes for n in (*node.input, *node.output)) if name in floats]
 
 

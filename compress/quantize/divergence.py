@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from zoo.artefact.predictor import softmax
+from zoo.base.statistics.paired import compare_answers
 
 __all__ = ["Comparison", "compare", "divergence"]
 
@@ -19,6 +21,9 @@ class Comparison:
     """Two graphs' answers to the same images."""
 
     n: int
+    low: float
+    high: float
+    """95 % interval of `drop` over such images."""
     agreement: float
     """Share of the images on which both answer the same label."""
     expected_drop: float
@@ -40,6 +45,11 @@ class Comparison:
             return self.expected_drop
         return 100 * (self.top1_parent - self.top1)
 
+    @property
+    def told(self) -> bool:
+        """Whether so many images tell the drop, or gain, from nothing."""
+        return not self.low <= 0 <= self.high
+
 
 def compare(
     parent: Logits, child: Logits, *, temperature: float = 1.0, labels: npt.NDArray[np.int64] | None = None
@@ -56,8 +66,11 @@ def compare(
     rows = np.arange(len(parent))
     probabilities = softmax(parent, temperature).astype(np.float64)
     lost = probabilities[rows, before] - probabilities[rows, after]
+    low, high = _expected(lost) if labels is None else _counted(parent, child, labels)
     return Comparison(
         n=len(parent),
+        low=low,
+        high=high,
         agreement=float((before == after).mean()),
         expected_drop=float(100 * lost.mean()),
         kl=divergence(parent, child, temperature),
@@ -71,6 +84,19 @@ def divergence(parent: Logits, child: Logits, temperature: float = 1.0) -> float
     """Mean over the images of KL(parent || child) after the softmax, in nats; both [N, K]."""
     wanted, given = (_log_softmax(logits.astype(np.float64) / temperature) for logits in (parent, child))
     return float((np.exp(wanted) * (wanted - given)).sum(axis=1).mean())
+
+
+def _counted(parent: Logits, child: Logits, labels: npt.NDArray[np.int64]) -> tuple[float, float]:
+    found = compare_answers(parent, child, labels)
+    return 0.0 - found.high, 0.0 - found.low
+
+
+def _expected(lost: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the mean in points, from the standard error; the whole range of one image."""
+    if len(lost) < 2:
+        return -100.0, 100.0
+    reach = 1.96 * float(lost.std(ddof=1)) / math.sqrt(len(lost))
+    return 100 * (float(lost.mean()) - reach), 100 * (float(lost.mean()) + reach)
 
 
 def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -57,7 +57,7 @@ def check_activations(model: ModelProto, feeds: Feeds) -> None:
         CheckError: one is; it is named.
         DataError: no images.
     """
-    names = activations(model, {node.op_type for node in model.graph.node})
+    names = activations(model, model.graph.node)
     for name, (low, high) in extremes(model, feeds, names).items():
         if max(abs(low), abs(high)) > LARGEST:
             raise CheckError(

@@ -74,11 +74,15 @@ def sentence(report: Mapping[str, Any], path: Path = Path(HALF_GRAPH)) -> str:
     """
     measured = report["measured"]
     speed = measured["speedup"]
-    parts = [
-        f"{speed:.2f}x the speed of FP32" if speed is not None else "not timed here",
-        f"{measured['agreement']:.1%} of answers as before",
-        f"{-measured['drop']:+z.1f} points" + ("" if measured["drop_of"] == "top-1" else " expected"),
-    ]
+    fast = "not timed here" if speed is None else f"{speed:.2f}x the speed of FP32"
+    points = f"{-measured['drop']:+z.1f} points" + ("" if measured["drop_of"] == "top-1" else " expected")
+    # Reports of earlier versions have no intervals.
+    if speed is not None and "speedup_low" in measured:
+        fast += f" ({measured['speedup_low']:.2f} to {measured['speedup_high']:.2f})"
+    if "drop_low" in measured:
+        points += f" ({-measured['drop_high']:+z.1f} to {-measured['drop_low']:+z.1f}"
+        points += ": not told from none)" if measured["drop_low"] <= 0 <= measured["drop_high"] else ")"
+    parts = [fast, f"{measured['agreement']:.1%} of answers as before", points]
     numbers = f"{report['precision']} {', '.join(parts)}"
     if not report["written"]:
         stays = "; the earlier file stays" if report.get("earlier_stays") else ""

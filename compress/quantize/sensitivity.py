@@ -45,7 +45,9 @@ class Cost:
 def sensitivity(
     prepared: ModelProto, make: Make, feeds: Feeds, *, temperature: float = 1.0, seconds: float = 120.0
 ) -> list[Cost]:
-    """Measure each node, the noisiest first, and return all, the costliest first and those without a measurement last.
+    """Measure each node, the noisiest first, and return all in the order in which they should go back to float.
+
+    The costliest come first; then those without a measurement, the noisiest first; last those that cost nothing.
 
     Args:
         prepared: the float graph.
@@ -67,7 +69,7 @@ def sensitivity(
             break
         costs[name] = base - divergence(wanted, logits(make((name,)), feeds), temperature)
     found = [Cost(node=name, kind=nodes[name].op_type, noise=noise[name], cost=costs.get(name)) for name in order]
-    return sorted(found, key=lambda entry: (entry.cost is None, -(entry.cost or 0.0)))
+    return sorted(found, key=lambda entry: -(entry.cost or 0.0))
 
 
 def added_noise(prepared: ModelProto, quantized: ModelProto, feeds: Feeds) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from compress.quantize.targets import TARGETS, detect_target
 from compress.quantize.variants import Variants
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
-from zoo.artefact.clock import summarise
+from zoo.artefact.clock import Timing, summarise
 from zoo.artefact.latency import LatencyConfig, latencies
 from zoo.artefact.predictor import default_providers
 from zoo.base.errors import ArtefactError, CheckError
@@ -35,7 +36,8 @@ from zoo.training.recipe import QuantizeConfig
 __all__ = ["Images", "Speed", "Trial", "Trials", "measure_speed", "not_timed"]
 
 _EVALUATED_AT_ONCE = 64
-"""As zoo.training.evaluate.logits_of: dynamic quantization takes the range of a whole batch."""
+_ROUNDS = 9
+"""Of timing: the 95 % interval of their median leaves out the slowest and the fastest."""
 _RANGE_IMAGES = 64
 """On which float16 must not overflow."""
 _SENSITIVITY_BATCHES = 8
@@ -47,9 +49,19 @@ class Speed:
     """One image at a time, on all cores, beside the parent."""
 
     speedup: float
+    """Median over the rounds of the ratio of both times."""
+    speedup_low: float
+    speedup_high: float
+    """How sure that is; see zoo.base.statistics.intervals.ratio."""
+    rounds: int
     parent_ms: float
     """Median."""
     ms: float
+
+    @property
+    def told(self) -> bool:
+        """Whether the rounds tell which of both is faster."""
+        return not self.speedup_low <= 1 <= self.speedup_high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +96,22 @@ class Trial:
 
 def measure_speed(parent: Path, children: Sequence[Path]) -> list[Speed]:
     """Time files side by side as zoo.artefact.predictor runs them, one process each."""
-    timings = {path: summarise(rounds) for path, rounds in latencies([parent, *children], LatencyConfig()).items()}
-    return [
-        Speed(
-            speedup=round(ratio(timings[parent].round_ms, timings[child].round_ms).value, 3),
-            parent_ms=round(timings[parent].p50_ms, 3),
-            ms=round(timings[child].p50_ms, 3),
-        )
-        for child in children
-    ]
+    config = LatencyConfig(rounds=_ROUNDS)
+    timings = {path: summarise(rounds) for path, rounds in latencies([parent, *children], config).items()}
+    return [_speed(timings[parent], timings[child]) for child in children]
+
+
+def _speed(parent: Timing, child: Timing) -> Speed:
+    found = ratio(parent.round_ms, child.round_ms)
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return Speed(
+        speedup=round(found.value, 3),
+        speedup_low=round(low, 3),
+        speedup_high=round(high, 3),
+        rounds=len(parent.round_ms),
+        parent_ms=round(parent.p50_ms, 3),
+        ms=round(child.p50_ms, 3),
+    )
 
 
 def not_timed(goal: str) -> str:
@@ -121,8 +140,13 @@ class Trials:
         self._variants = Variants(
             proto, Batches(data.calibration, spec), TARGETS.get(goal, TARGETS["portable"]), config
         )
-        self._feeds = Batches(data.comparison, spec, size=_EVALUATED_AT_ONCE)
-        self._wanted = logits(proto, self._feeds)
+        # As served: with ranges that are taken while running, an answer depends on the images beside it.
+        size = 1 if config.method == "dynamic" else _EVALUATED_AT_ONCE
+        # Which nodes stay in float is chosen on the first half and judged on the last.
+        halves = [slice(start, None, 2) for start in range(min(2, len(data.comparison)))]
+        self._feeds = [Batches(data.comparison[half], spec, size=size) for half in halves]
+        self._labels = None if data.labels is None else [data.labels[half] for half in halves]
+        self._wanted = [logits(proto, feeds) for feeds in self._feeds]
 
     @property
     def prepared(self) -> ModelProto:
@@ -138,23 +162,22 @@ class Trials:
         """The candidate to judge, and what each node costs, if that was measured."""
         if self._half:
             check_activations(self.prepared, Batches(self._data.comparison[:_RANGE_IMAGES], self._card.use.input))
-            trials = [self._try("fp16", halve(self._proto))]
+            trial = self._try("fp16", halve(self._proto))
         else:
-            trials = [self._try(method, self._make(method)) for method in self._methods()]
+            method = "static" if self._config.method == "auto" else self._config.method
+            if method == "static" and timed and not self._untimed:
+                self._foretell()
+            trial = self._try(method, self._make(method))
         costs: list[Cost] = []
-        static = next((trial for trial in trials if trial.method == "static"), None)
-        keeping = [trial for trial in trials if trial.keeps(self._config.max_drop)]
-        if static and (analyse or not keeping):
+        keeps = trial.keeps(self._config.max_drop)
+        if trial.method == "static" and (analyse or not keeps):
             costs = self._costs()
-        if static and not keeping:
-            mixed = self._mixed(costs, static)
-            trials = [mixed]
-            keeping = [mixed] if mixed.keeps(self._config.max_drop) else []
-        trials = keeping or [min(trials, key=lambda trial: trial.comparison.drop)]
+            if not keeps:
+                trial = self._mixed(costs)
         # What breaks the budget is not published anyway, so its speed matters only where it is written all the same.
-        if timed and not self._untimed and (keeping or self._config.keep == "any"):
-            trials = self._timed(trials)
-        return max(trials, key=lambda trial: (trial.speed.speedup if trial.speed else 0.0, -trial.comparison.kl)), costs
+        if timed and not self._untimed and (trial.keeps(self._config.max_drop) or self._config.keep == "any"):
+            trial = dataclasses.replace(trial, speed=self._speed(trial.model))
+        return trial, costs
 
     def describe(self, trial: Trial) -> dict[str, Any]:
         """What goes into the card's lineage and the report."""
@@ -169,6 +192,8 @@ class Trials:
             "compared_images": comparison.n,
             "agreement": round(comparison.agreement, 4),
             "drop": round(comparison.drop, 3) + 0.0,
+            "drop_low": round(comparison.low, 3) + 0.0,
+            "drop_high": round(comparison.high, 3) + 0.0,
             "drop_of": "expected" if comparison.top1 is None else "top-1",
             "expected_drop": round(comparison.expected_drop, 3) + 0.0,
             "kl": round(comparison.kl, 6),
@@ -178,16 +203,11 @@ class Trials:
             "float_nodes": [] if self._half else [node.name for node in quantizer.weighted(trial.model)],
             "speedup": None,
         }
+        if trial.floats:
+            found["floats_chosen_on"] = len(self._wanted[0])
         if trial.speed:
             return found | dataclasses.asdict(trial.speed) | {"provider": default_providers()[0]}
         return found | {"not_timed": self._untimed or "not asked for"}
-
-    def _methods(self) -> list[str]:
-        if self._config.method != "auto":
-            return [self._config.method]
-        products = any(node.op_type != "Conv" for node in quantizer.weighted(self.prepared))
-        both = quantizer.is_transformer(self.prepared) and products and self._goal != "tensorrt"
-        return ["static", "dynamic"] if both else ["static"]
 
     def _make(self, method: str) -> ModelProto:
         able = [node for node in quantizer.weighted(self.prepared) if method == "static" or node.op_type != "Conv"]
@@ -199,18 +219,20 @@ class Trials:
             )
         return self._variants.dynamic() if method == "dynamic" else self._variants.static()
 
-    def _try(self, method: str, model: ModelProto, floats: Collection[str] = ()) -> Trial:
-        answers = logits(model, self._feeds)
+    def _try(self, method: str, model: ModelProto, floats: Collection[str] = (), halves: slice = slice(None)) -> Trial:
+        answers = logits(model, itertools.chain(*self._feeds[halves]))
         if not np.isfinite(answers).all():
             raise CheckError(
                 f"{self._card.name}: the answers of its {method} graph are not finite; "
                 "use another --method, or --target portable"
             )
-        found = compare(self._wanted, answers, temperature=self._card.use.temperature, labels=self._data.labels)
+        wanted = np.concatenate(self._wanted[halves])
+        labels = None if self._labels is None else np.concatenate(self._labels[halves])
+        found = compare(wanted, answers, temperature=self._card.use.temperature, labels=labels)
         return Trial(method=method, model=model, comparison=found, floats=tuple(floats))
 
     def _costs(self) -> list[Cost]:
-        feeds = Batches(self._data.comparison[: 8 * _SENSITIVITY_BATCHES], self._card.use.input)
+        feeds = Batches(self._data.comparison[: 16 * _SENSITIVITY_BATCHES : 2], self._card.use.input)
         return sensitivity(
             self.prepared,
             lambda floats: self._variants.static(floats, finish=False),
@@ -218,31 +240,51 @@ class Trials:
             temperature=self._card.use.temperature,
         )
 
-    def _mixed(self, costs: Sequence[Cost], whole: Trial) -> Trial:
-        """As few of the costliest nodes in float as the budget needs; the nearest candidate if none of them holds."""
+    def _mixed(self, costs: Sequence[Cost]) -> Trial:
+        """As few of the costliest nodes in float as the budget needs; the nearest candidate if none of them holds.
+
+        They are chosen on one half of the comparison images, and what comes back was compared on the other.
+        """
         order = [cost.node for cost in costs]
-        tried: dict[int, Trial] = {0: whole}
+        tried: dict[int, Trial] = {}
+
+        def make(count: int) -> Trial:
+            tried[count] = self._try("static", self._variants.static(order[:count]), order[:count], slice(1))
+            return tried[count]
 
         def holds(count: int) -> bool:
-            tried[count] = self._try("static", self._variants.static(order[:count]), order[:count])
-            found = tried[count]
+            found = make(count)
             note(
                 f"{self._card.name}: {count} of {len(order)} nodes in float: {found.comparison.drop:z.2f} points lost, "
                 f"{found.comparison.agreement:.1%} of answers as before"
             )
             return found.keeps(self._config.max_drop)
 
+        make(0)
         # With everything in float nothing is quantized.
         count = fewest(len(order) - 1, holds) if len(order) > 1 else None
-        return tried[count] if count is not None else min(tried.values(), key=lambda trial: trial.comparison.drop)
+        found = tried[count] if count is not None else min(tried.values(), key=lambda trial: trial.comparison.drop)
+        return self._try("static", found.model, found.floats, slice(-1, None))
 
-    def _timed(self, trials: Sequence[Trial]) -> list[Trial]:
+    def _foretell(self) -> None:
+        """Say before calibrating that INT8 will hardly gain, where the graph makes that likely and a draft shows it."""
+        kinds = quantizer.interruptions(self.prepared)
+        if not kinds:
+            return
+        speed = self._speed(self._variants.draft())
+        if speed.speedup_low <= 1:
+            listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            note(
+                f"{self._card.name}: INT8 is not expected to be faster on this machine: a draft has "
+                f"{speed.speedup:.2f}x the speed of FP32 ({speed.speedup_low:.2f} to {speed.speedup_high:.2f}), as no "
+                f"engine computes {listed} behind its convolutions in INT8; on processors with bfloat16, the FP32 file "
+                "in OpenVINO with that precision is the alternative to measure"
+            )
+
+    def _speed(self, model: ModelProto) -> Speed:
         with tempfile.TemporaryDirectory() as scratch:
-            drafts = []
-            for index, trial in enumerate(trials):
-                drafts.append(Path(scratch) / f"{index}.onnx")
-                draft = ModelProto()
-                draft.CopyFrom(trial.model)
-                graph.write(graph.strip_traces(draft), self._card, drafts[-1])
-            speeds = measure_speed(self._source, drafts)
-        return [dataclasses.replace(trial, speed=speed) for trial, speed in zip(trials, speeds, strict=True)]
+            path, draft = Path(scratch) / "draft.onnx", ModelProto()
+            draft.CopyFrom(model)
+            graph.write(graph.strip_traces(draft), self._card, path)
+            (speed,) = measure_speed(self._source, [path])
+        return speed

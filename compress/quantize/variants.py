@@ -36,11 +36,18 @@ class Variants:
         self._feeds, self._target, self._config = feeds, target, config
         self.prepared = quantizer.prepare(model)
 
+    def draft(self) -> ModelProto:
+        """An INT8 graph as fast as the final one: ranges are those of a single batch, weights as they come."""
+        return quantizer.static(self.prepared, self._calibrate(self._feeds[:1]), self._target)
+
     @functools.cached_property
     def _ranges(self) -> TensorsData:
+        return self._calibrate(self._feeds)
+
+    def _calibrate(self, feeds: Feeds) -> TensorsData:
         return ranges(
             self.prepared,
-            self._feeds,
+            feeds,
             tensors=quantizer.to_calibrate(self.prepared, self._target),
             clip=self._config.calibration == "mse",
             symmetric=self._target.symmetric_activations,

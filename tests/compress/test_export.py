@@ -75,3 +75,29 @@ def test_what_torch_cannot_export_is_said_in_a_sentence(tmp_path: Path, monkeypa
         "torch cannot export lenet: Cannot view a tensor; it can be trained and evaluated, but not served: another "
         "architecture is needed for that"
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "size"), [(2**15, torch.float32, "4.0 GiB"), (40_000, torch.float16, "3.0 GiB")]
+)
+def test_a_network_too_large_for_one_file_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype, size: str
+) -> None:
+    monkeypatch.setattr(module, "_translate", None)
+    model = torch.nn.Linear(width, width, bias=False, device="meta", dtype=dtype)
+    with pytest.raises(ArtefactError, match=rf"of at most 2\.0 GiB, what one ONNX file holds, got {size}.*prune it"):
+        to_onnx(model, make_card())
+
+
+def test_buffers_count_and_shared_weights_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers that share 1,000 weights, and a buffer of 100 numbers: 4,400 bytes."""
+    shared = torch.nn.Linear(10, 100, bias=False)
+    model = torch.nn.Sequential(shared, torch.nn.Linear(10, 100, bias=False))
+    model[1].weight = shared.weight
+    model.register_buffer("more", torch.zeros(100))
+    monkeypatch.setattr(module, "_translate", lambda *_: "translated")
+    monkeypatch.setattr(module, "LARGEST_FILE", 4400)
+    assert to_onnx(model, make_card()) == "translated"
+    monkeypatch.setattr(module, "LARGEST_FILE", 4399)
+    with pytest.raises(ArtefactError, match=r"\(1,000 parameters\)"):
+        to_onnx(model, make_card())

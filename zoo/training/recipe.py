@@ -141,10 +141,10 @@ class QuantizeConfig:
     """Quantization of an exported graph; see compress.quantize.stage."""
 
     method: str = "auto"
-    """static (calibrated INT8), dynamic (INT8 weights, activations as they come: matrix products only), fp16, or auto:
-    static; in transformers the faster of static and dynamic that keeps the budget."""
+    """static (calibrated INT8), dynamic (INT8 weights, activations as they come: matrix products only, and an answer
+    depends on the images beside it), fp16, or auto, which is static (on GPUs fp16)."""
     images: int = 256
-    """Calibration images, from the training split."""
+    """Calibration images, from the training split, or drawn from a folder by their names."""
     calibration: str = "minmax"
     """minmax (the least and largest value seen) or mse (the range of least squared error, which clips outliers)."""
     target: str = "portable"
@@ -153,7 +153,8 @@ class QuantizeConfig:
     bias_correction: bool = True
     """Subtract from each bias what quantization adds on average over the calibration images."""
     max_drop: float = 0.5
-    """Budget in points of top-1 on validation data; the nodes that cost most stay in float until it holds."""
+    """Budget in points of top-1 on validation data; the nodes that cost most stay in float until it holds on one half
+    of the images; the other half judges what comes of it."""
     keep: str = "better"
     """`better`: write the file only if it keeps the budget and is faster than its parent on this machine; `any`."""
     seed: int = 0

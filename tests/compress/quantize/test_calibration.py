@@ -70,8 +70,9 @@ def _error(values: np.ndarray, low: float, high: float) -> float:
 
 
 def test_activations_are_the_float_tensors_that_are_not_constant() -> None:
-    assert activations(_graph(), ["Mul", "Relu", "Add"]) == ["x", "double", "y"]
-    assert activations(_graph(), ["Relu"]) == ["double", "y"]
+    graph = _graph()
+    assert activations(graph, graph.graph.node) == ["x", "double", "y"]
+    assert activations(graph, [node for node in graph.graph.node if node.op_type == "Relu"]) == ["double", "y"]
 
 
 def test_extremes_are_those_of_all_batches() -> None:

@@ -37,3 +37,19 @@ def test_divergence_is_scipys() -> None:
     wanted = rel_entr(softmax(parent / 2, axis=1), softmax(child / 2, axis=1)).sum(axis=1).mean()
     assert divergence(parent, child, 2.0) == pytest.approx(wanted, rel=1e-5)
     assert divergence(parent, parent) == 0
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(0, False), (1, False), (30, True)])
+def test_a_drop_comes_with_its_interval(wrong: int, told: bool) -> None:
+    """Of 100 images that the parent recognises all, the child misses some."""
+    parent = np.tile(np.array([[2.0, 0.0]], np.float32), (100, 1))
+    child = parent.copy()
+    child[:wrong] = child[:wrong, ::-1]
+    labelled = compare(parent, child, labels=np.zeros(100, np.int64))
+    assert labelled.drop == pytest.approx(wrong)
+    assert labelled.low < wrong + 1e-9 and wrong < labelled.high + 1e-9
+    assert labelled.told == told
+    # Unlabelled: each lost answer counts with what the parent believed of it, tanh(1) here.
+    expected = compare(parent, child)
+    reach = 1.96 * np.tanh(1.0) * np.sqrt(wrong * (100 - wrong) / 99)
+    assert (expected.low, expected.high) == pytest.approx((expected.drop - reach, expected.drop + reach))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from compress.quantize.calibration import Batches, ranges
 from compress.quantize.observe import logits
 from compress.quantize.quantizer import (
     dynamic,
-    is_transformer,
+    interruptions,
     prepare,
     quantizable,
     rectified,
     static,
+    stems,
     to_calibrate,
     weighted,
 )
@@ -65,14 +67,13 @@ def test_in_transformers_only_products_with_weights_are_quantized(
     prepared: dict[str, ModelProto], feeds: Batches
 ) -> None:
     model = prepared["vit_tiny_patch16_224"]
-    assert is_transformer(model)
-    assert not is_transformer(prepared["resnet10t"])
     kinds = [node.op_type for node in quantizable(model)]
-    # Per block: qkv, projection and both layers of the MLP; the patches' convolution; the head.
-    assert sorted(kinds) == ["Conv", "Gemm", *["MatMul"] * 8]
+    # Per block: qkv, projection and both layers of the MLP; the head. The patches' convolution is the stem.
+    assert sorted(kinds) == ["Gemm", *["MatMul"] * 8]
     assert _kinds(model).count("MatMul") == 8 + 2 * 2
+    assert [node.op_type for node in stems(model)] == ["Conv"]
     done = _static(model, feeds)
-    for kind in ("Softmax", "LayerNormalization", "Gelu"):
+    for kind in ("Softmax", "LayerNormalization", "Gelu", "Conv"):
         assert kind in _kinds(done)
         for node in done.graph.node:
             if node.op_type == kind:
@@ -107,9 +108,9 @@ def test_settings_follow_the_target(prepared: dict[str, ModelProto], feeds: Batc
 def test_nodes_named_stay_in_float(prepared: dict[str, ModelProto], feeds: Batches) -> None:
     model = prepared["resnet10t"]
     names = [node.name for node in weighted(model)]
-    assert weighted(_static(model, feeds)) == []
+    assert [node.name for node in weighted(_static(model, feeds))] == names[:1]
     left = [node.name for node in weighted(_static(model, feeds, floats=names[1:3]))]
-    assert left == names[1:3]
+    assert left == names[:3]
     everything = [node.name for node in quantizable(model)]
     assert _static(model, feeds, floats=everything) == model
 
@@ -127,23 +128,116 @@ def test_ranges_and_graph_are_not_changed(prepared: dict[str, ModelProto], feeds
 def test_what_a_rectifier_hides_needs_no_range(prepared: dict[str, ModelProto]) -> None:
     model = prepared["resnet10t"]
     hidden = rectified(model)
-    assert len(hidden) == _kinds(model).count("Relu") > 0
+    # The stem's stays in float with it.
+    assert len(hidden) == _kinds(model).count("Relu") - 1 > 0
     assert not set(to_calibrate(model, TARGETS["portable"])) & set(hidden)
     # Where ranges are symmetric, rectifiers stay, and what they read is quantized, too.
     assert set(hidden) < set(to_calibrate(model, TARGETS["tensorrt"]))
 
 
+def _graph(*nodes: tuple[str, list[str], str], outputs: Sequence[str]) -> ModelProto:
+    """Nodes named after what they write, from `x` on; `w` is a weight."""
+    made = [helper.make_node(kind, inputs, [output], name=output) for kind, inputs, output in nodes]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    tensors = [numpy_helper.from_array(np.zeros((3, 3, 1, 1), np.float32), "w")]
+    return helper.make_model(helper.make_graph(made, "g", inputs, ends, tensors))
+
+
 def test_an_output_that_others_read_or_that_leaves_the_graph_is_not_hidden() -> None:
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Conv", ["b", "w"], ["c"]),
-        helper.make_node("Relu", ["c"], ["d"]),
-        helper.make_node("Add", ["c", "d"], ["e"]),
-        helper.make_node("Relu", ["e"], ["f"]),
-    ]
-    output = helper.make_tensor_value_info("e", TensorProto.FLOAT, None)
-    assert rectified(helper.make_model(helper.make_graph(nodes, "g", [], [output]))) == {"a": "b"}
+    model = _graph(
+        ("Conv", ["x", "w"], "stem"),
+        ("Relu", ["stem"], "rectified"),
+        ("Conv", ["rectified", "w"], "a"),
+        ("Relu", ["a"], "b"),
+        ("Conv", ["b", "w"], "c"),
+        ("Relu", ["c"], "d"),
+        ("Add", ["c", "d"], "e"),
+        ("Relu", ["e"], "f"),
+        outputs=["e"],
+    )
+    assert rectified(model) == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ([("Conv", ["x", "w"], "a"), ("Conv", ["a", "w"], "b")], ["a"]),
+        # What is done to the image before; its shape alone is no image.
+        (
+            [("Transpose", ["x"], "t"), ("Sub", ["t", "t"], "s"), ("Conv", ["s", "w"], "a"), ("Conv", ["a", "w"], "b")],
+            ["a"],
+        ),
+        (
+            [("Shape", ["x"], "n"), ("Conv", ["x", "w"], "a"), ("Expand", ["a", "n"], "e"), ("Conv", ["e", "w"], "b")],
+            ["a"],
+        ),
+        # Two stems, and one behind another that sees the image, too.
+        (
+            [
+                ("Conv", ["x", "w"], "a"),
+                ("AveragePool", ["x"], "p"),
+                ("Conv", ["p", "w"], "b"),
+                ("Add", ["a", "b"], "s"),
+                ("Conv", ["s", "w"], "c"),
+            ],
+            ["a", "b"],
+        ),
+        (
+            [
+                ("Conv", ["x", "w"], "a"),
+                ("Concat", ["a", "x"], "s"),
+                ("Conv", ["s", "w"], "b"),
+                ("Conv", ["b", "w"], "c"),
+            ],
+            ["a", "b"],
+        ),
+    ],
+)
+def test_stems_are_what_sees_the_image_first(nodes: list[tuple[str, list[str], str]], first: list[str]) -> None:
+    model = _graph(*nodes, outputs=[nodes[-1][2]])
+    assert [node.name for node in stems(model)] == first
+    taken = {node.name for node in quantizable(model)}
+    assert taken.isdisjoint(first)
+    assert {node.name for node in weighted(model)} == taken.intersection(n.name for n in weighted(model)) | {*first}
+
+
+def test_a_network_of_stems_alone_is_quantized() -> None:
+    model = _graph(("Conv", ["x", "w"], "a"), ("Relu", ["a"], "b"), outputs=["b"])
+    assert [node.name for node in quantizable(model)] == ["a", "b"]
+
+
+def test_one_softmax_leaves_the_rest_a_convolutional_network() -> None:
+    """Selective kernels and split attention: gates by softmax; what reads and writes INT8 elsewhere stays in it."""
+    model = _graph(
+        ("Conv", ["x", "w"], "stem"),
+        ("Conv", ["stem", "w"], "a"),
+        ("Relu", ["a"], "b"),
+        ("Conv", ["b", "w"], "c"),
+        ("Softmax", ["c"], "gate"),
+        ("Mul", ["gate", "b"], "gated"),
+        ("Add", ["b", "c"], "sum"),
+        ("Relu", ["sum"], "end"),
+        outputs=["gated", "end"],
+    )
+    assert [node.name for node in quantizable(model)] == ["a", "b", "c", "sum", "end"]
+
+
+def test_silu_and_gates_are_quantized_and_what_no_engine_has_in_int8_is_told() -> None:
+    def network(gate: str) -> ModelProto:
+        return _graph(
+            ("Conv", ["x", "w"], "stem"),
+            ("Conv", ["stem", "w"], "a"),
+            (gate, ["a"], "gate"),
+            ("Mul", ["a", "gate"], "b"),
+            ("Conv", ["b", "w"], "c"),
+            outputs=["c"],
+        )
+
+    assert [node.name for node in quantizable(network("Sigmoid"))] == ["a", "gate", "b", "c"]
+    assert interruptions(network("Sigmoid")) == {}
+    assert [node.name for node in quantizable(network("HardSigmoid"))] == ["a", "c"]
+    assert interruptions(network("HardSigmoid")) == {"HardSigmoid": 1, "Mul": 1}
 
 
 def test_dynamic_quantizes_the_products_and_nothing_else(prepared: dict[str, ModelProto], feeds: Batches) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from onnx import ModelProto
 from compress.quantize import sensitivity as module
 from compress.quantize.calibration import Batches, ranges
 from compress.quantize.observe import logits
-from compress.quantize.quantizer import prepare, quantizable, rectified, static, to_calibrate, weighted
+from compress.quantize.quantizer import prepare, quantizable, rectified, static, stems, to_calibrate, weighted
 from compress.quantize.sensitivity import added_noise, fewest, sensitivity
 from compress.quantize.targets import TARGETS
 from tests.compress.graphs import exported
@@ -49,7 +50,7 @@ def test_noise_comes_in_where_the_range_is_wrong(toy: Toy) -> None:
     assert max(noise, key=lambda name: noise[name]) == toy.bad.name
     assert noise[toy.bad.name] > 0.3
     assert set(noise) <= {node.name for node in quantizable(toy.prepared)}
-    assert set(noise) >= {node.name for node in weighted(toy.prepared)}
+    assert set(noise) >= {node.name for node in weighted(toy.prepared)} - {node.name for node in stems(toy.prepared)}
 
 
 def test_without_quantization_there_is_no_noise(toy: Toy) -> None:
@@ -79,6 +80,21 @@ def test_when_time_is_up_the_rest_stays_unmeasured(toy: Toy) -> None:
     assert {entry.cost for entry in found} == {None}
     # Then the noise alone gives the order.
     assert found[0].node == toy.bad.name
+
+
+def test_unmeasured_nodes_come_after_those_that_cost_and_before_those_that_do_not(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock lets three nodes be measured, and losses are made up: the second node gains by being quantized."""
+    losses = iter([1.0, 0.25, 1.5, 1.0])
+    ticks = iter([0.0, 1.0, 2.0, 3.0, 500.0])
+    monkeypatch.setattr(module, "divergence", lambda *_: next(losses))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    noise = added_noise(toy.prepared, toy.make(()), toy.feeds[:2])
+    order = sorted(noise, key=lambda name: -noise[name])
+    found = sensitivity(toy.prepared, toy.make, toy.feeds)
+    assert [entry.cost for entry in found] == [0.75, 0.0, *[None] * (len(order) - 3), -0.5]
+    assert [entry.node for entry in found] == [order[0], order[2], *order[3:], order[1]]
 
 
 @given(count=st.integers(1, 200), needed=st.integers(1, 250))

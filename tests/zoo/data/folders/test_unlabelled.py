@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.zoo.factories import encode, picture
 from zoo.base.errors import DataError
-from zoo.data.folders.unlabelled import UNKNOWN, open_images
+from zoo.data.folders.image_files import verified_samples
+from zoo.data.folders.unlabelled import UNKNOWN, open_images, sample_images
 
 pytestmark = pytest.mark.usefixtures("output")
 
@@ -80,3 +82,55 @@ def test_no_folder(tmp_path):
 def test_a_folder_that_is_named_like_a_picture_is_looked_into(tmp_path):
     _put(tmp_path / "odd.png/1.png", CONTENTS[0])
     assert [sample.name for sample in open_images(tmp_path)] == ["odd.png/1.png"]
+
+
+def _counted(monkeypatch):
+    """Names of the files that are looked at."""
+    looked = []
+
+    def counted(groups, labels, root, *, white=None):
+        looked.extend(file.name for files in groups.values() for file in files)
+        return verified_samples(groups, labels, root, white=white)
+
+    monkeypatch.setattr("zoo.data.folders.unlabelled.verified_samples", counted)
+    return looked
+
+
+def test_of_many_images_only_those_drawn_are_read(tmp_path, monkeypatch):
+    for number in range(3000):
+        # What is not drawn is not read: most of these are no images.
+        _put(tmp_path / f"{number % 7}" / f"{number}.png", b"")
+    drawn = sorted(f"{number % 7}/{number}.png" for number in range(3000))
+    random.Random(5).shuffle(drawn)
+    for place, name in enumerate(drawn[:12]):
+        _put(tmp_path / name, encode(picture(place)))
+    looked = _counted(monkeypatch)
+    found = sample_images(tmp_path, 12, seed=5)
+    assert sorted(looked) == sorted(drawn[:12]) == [sample.name for sample in found]
+    assert {sample.label for sample in found} == {UNKNOWN}
+
+
+def test_for_copies_others_are_drawn(tmp_path, monkeypatch):
+    for number in range(40):
+        _put(tmp_path / f"{number:02}.png", encode(picture(number % 20)))
+    looked = _counted(monkeypatch)
+    found = sample_images(tmp_path, 15)
+    assert len(found) == len({sample.digest for sample in found}) == 15
+    assert 15 < len(looked) < 40
+
+
+def test_a_folder_of_no_more_images_is_taken_whole(tmp_path):
+    for number in range(8):
+        _put(tmp_path / f"{number}.png", encode(picture(number % 6)))
+    assert sample_images(tmp_path, 6) == sample_images(tmp_path, 100, seed=3) == open_images(tmp_path)
+    with pytest.raises(DataError, match="found nothing there"):
+        sample_images(tmp_path / "gone", 3)
+
+
+def test_other_images_are_noticed(tmp_path):
+    for number in range(50):
+        _put(tmp_path / f"{number}.png", encode(picture(number)))
+    before = sample_images(tmp_path, 10)
+    assert sample_images(tmp_path, 10) == before
+    _put(tmp_path / before[3].name, encode(picture(77)))
+    assert {sample.digest for sample in sample_images(tmp_path, 10)} != {sample.digest for sample in before}
