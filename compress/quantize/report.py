@@ -79,6 +79,8 @@ def sentence(report: Mapping[str, Any], path: Path = Path(HALF_GRAPH)) -> str:
     # Reports of earlier versions have no intervals.
     if speed is not None and "speedup_low" in measured:
         fast += f" ({measured['speedup_low']:.2f} to {measured['speedup_high']:.2f})"
+    if speed is not None and "engine" in measured:
+        fast += f" in {measured['engine']}"
     if "drop_low" in measured:
         points += f" ({-measured['drop_high']:+z.1f} to {-measured['drop_low']:+z.1f}"
         points += ": not told from none)" if measured["drop_low"] <= 0 <= measured["drop_high"] else ")"

@@ -13,7 +13,7 @@ from zoo.base.errors import UsageError
 from zoo.base.machine import cores
 from zoo.base.progress import track
 
-__all__ = ["LatencyConfig", "answering", "latencies"]
+__all__ = ["LatencyConfig", "answering", "latencies", "timings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,20 @@ def latencies(
     Raises:
         PocketzooError: a measuring process failed.
     """
-    settings = [str(config.batch), str(config.threads or cores()), str(config.seconds), str(config.warmup)]
     named = engines or dict.fromkeys(paths, REFERENCE)
-    commands = {str(path): ["-m", "zoo.artefact.latency_worker", str(path), named[path], *settings] for path in paths}
-    found: dict[Path, list[list[float]]] = {path: [] for path in paths}
+    return dict(zip(paths, timings([(path, named[path]) for path in paths], config), strict=True))
+
+
+def timings(runs: Sequence[tuple[Path, str]], config: LatencyConfig) -> list[list[list[float]]]:
+    """As :func:`latencies`, of files with what computes them; the same file may come with several engines."""
+    settings = [str(config.batch), str(config.threads or cores()), str(config.seconds), str(config.warmup)]
+    names = [f"{path} in {engine}" for path, engine in runs]
+    commands = {
+        name: ["-m", "zoo.artefact.latency_worker", str(path), engine, *settings]
+        for name, (path, engine) in zip(names, runs, strict=True)
+    }
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
     turns = alternate(commands, config.rounds)
-    for name, _, answer in track(turns, total=len(paths) * config.rounds, description="Timing"):
-        found[Path(name)].append(answer["samples_ms"])
-    return found
+    for name, _, answer in track(turns, total=len(commands) * config.rounds, description="Timing"):
+        found[name].append(answer["samples_ms"])
+    return [found[name] for name in names]
