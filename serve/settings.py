@@ -15,7 +15,7 @@ from zoo.artefact.engines import AUTO, preference
 from zoo.artefact.preprocess import FORMATS
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.files import output_root
-from zoo.base.machine import cores
+from zoo.base.machine import available_memory, cores
 
 __all__ = ["PREFIX", "Settings", "read_settings"]
 
@@ -26,6 +26,10 @@ _CHOICES = {"batch": ("auto", "off", "on"), "log": ("json", "text", "off")}
 
 def _slots() -> int:
     return max(2, min(16, cores()))
+
+
+def _half_of_memory() -> int:
+    return min(4 << 30, available_memory() // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,10 @@ class Settings:
     max_buffered_bytes: int = 128 << 20
     """Bodies in memory at the same time, of all requests of a worker."""
     max_pixels: int = 25_000_000
-    """Width x height of one image; decoding takes up to seven bytes per pixel in each of `slots` requests. A baseline
-    JPEG file may have 16 times as many: it is decoded small."""
+    """Width x height of one image. A baseline JPEG file may have 16 times as many: it is decoded small."""
+    decode_bytes: int = field(default_factory=_half_of_memory)
+    """Memory in which images are decoded, of all workers together; a pixel takes 8 bytes, of WebP 20. Default: half of
+    what the machine, or the container, has left, and 4 GiB at most."""
     formats: tuple[str, ...] = FORMATS
     """Image formats accepted, separated by commas."""
     queue: int = 64

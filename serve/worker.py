@@ -258,7 +258,7 @@ class Runtime:
 
         def work(place: str, picture: Picture) -> Callable[[bool], Row]:
             def run(alone: bool) -> Row:
-                row = prepare(picture, place, spec, self.settings)
+                row = prepare(picture, place, spec, self.settings, self.engine.memory.take)
                 return row if batcher is not None else infer(row, model.predictor(alone=alone).logits)
 
             return run
