@@ -177,7 +177,7 @@ class _Endpoint:
             status = reply.status
             await _send(send, call, reply)
         finally:
-            runtime.release(call)
+            runtime.bodies.release(call)
             runtime.metrics.in_flight(-1)
             runtime.metrics.record(call, route=self._route, status=status, images=call.images)
             runtime.log.request(call, route=self._route, status=status, error=error)

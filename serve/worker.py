@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from starlette.types import Message
 
 from serve.access.keys import Keys
 from serve.batching import Batcher, pays
+from serve.bodies import Bodies, too_large
 from serve.models.model import Model, give_back_memory
 from serve.models.repository import Repository
 from serve.observe.logs import Log
@@ -34,9 +34,6 @@ Array = npt.NDArray[np.float32]
 
 _KEYS_EVERY_SECONDS = 1.0
 """How often the file of the keys is looked at, at most."""
-
-_LARGE_BYTES = 4 << 20
-"""A larger body is worth giving its memory back to the system."""
 
 _TENSOR_CHUNK = 8
 """Examples of one inference; more would not be faster on a CPU, but take memory, which ONNX Runtime keeps."""
@@ -61,7 +58,7 @@ class Runtime:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._batchers: weakref.WeakKeyDictionary[Model, asyncio.Future[Batcher | None]] = weakref.WeakKeyDictionary()
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._buffered = 0
+        self.bodies = Bodies(settings, tidy=self.engine.took_memory)
         self._loading = 0
         self._keys_seen = time.perf_counter()
         self.repository.start()
@@ -123,68 +120,14 @@ class Runtime:
 
         Raises:
             Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory or too much waits,
-                499 if the client went away.
+                408 if it stalls, 499 if the client went away.
         """
-        started = time.perf_counter()
-        call.reading = True
         announced = call.content_length
         if announced is not None and announced > limit:
-            raise _too_large(announced, limit)
+            raise too_large(announced, limit)
         if admit:
             self.engine.admit()
-        message = await call.receive()
-        body = _body(message)
-        self._account(call, len(body), limit)
-        if message.get("more_body"):
-            body = await self._read_rest(call, body, limit)
-        call.reading = False
-        call.stages["read"] = (time.perf_counter() - started) * 1e3
-        return body
-
-    async def _read_rest(self, call: Call, first: bytes, limit: int) -> bytes:
-        chunks, total, more = [first], len(first), True
-        while more:
-            message = await call.receive()
-            chunk = _body(message)
-            more = message.get("more_body", False)
-            total += len(chunk)
-            self._account(call, total, limit)
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    def _account(self, call: Call, total: int, limit: int) -> None:
-        if total > limit:
-            raise _too_large(total, limit)
-        if total > call.buffered:
-            self.hold(call, total - call.buffered)
-
-    def hold(self, call: Call, count: int) -> None:
-        """Count `count` more bytes that are in memory for the request, until it is done.
-
-        Raises:
-            Refused: 503 if the requests in memory would have too many.
-        """
-        if self._buffered + count > self.settings.max_buffered_bytes:
-            raise Refused(
-                503,
-                f"the requests in memory have {self._buffered} bytes, with this one more than "
-                f"{self.settings.max_buffered_bytes} (POCKETZOO_MAX_BUFFERED_BYTES); try again later",
-                retry_after=self.engine.wait_seconds(),
-            )
-        self._buffered += count
-        call.buffered += count
-
-    @property
-    def buffered(self) -> int:
-        """Bytes of bodies in memory."""
-        return self._buffered
-
-    def release(self, call: Call) -> None:
-        """Forget the request's body."""
-        self._buffered -= call.buffered
-        if call.buffered > _LARGE_BYTES:
-            self.engine.took_memory()
-        call.buffered = 0
+        return await self.bodies.read(call, limit)
 
     async def answer(
         self, call: Call, name: str | None, version: str | None, pictures: Sequence[Picture]
@@ -313,16 +256,3 @@ async def _batched(batcher: Batcher, row: Row) -> Row:
 
 def _tensor_work(model: Model, chunk: Array) -> Work[Array]:
     return Work(lambda alone: model.predictor(alone=alone).logits(chunk), images=len(chunk))
-
-
-def _body(message: Message) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise Refused(499, "the client closed the connection before its request was complete")
-    body: bytes = message.get("body", b"")
-    return body
-
-
-def _too_large(got: int, limit: int) -> Refused:
-    return Refused(
-        413, f"the body has {got} bytes or more, at most {limit} are accepted; send a smaller image, or fewer"
-    )

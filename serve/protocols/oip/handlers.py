@@ -138,7 +138,7 @@ async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> A
     encoding = call.headers.get(b"content-encoding", b"").strip().lower()
     if encoding not in (b"", b"identity"):
         body = await loop.run_in_executor(_READER, inflate, body, encoding, settings.max_request_bytes)
-        runtime.hold(call, len(body))
+        runtime.bodies.hold(call, len(body))
     if len(body) <= _INLINE_BYTES:
         return read_request(body, length, spec, settings)
     return await loop.run_in_executor(_READER, read_request, body, length, spec, settings)
