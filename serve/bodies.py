@@ -1,7 +1,7 @@
 """Bodies of requests in memory: within a limit, with room kept for small ones, and not for those who stall.
 
-A body has to go on: every 20 kB give it five seconds more. Where memory is short, the one that has made no such progress
-for longest, half a second at least, is cut off first, so that no number of stalled uploads keeps others out.
+A body has to go on: every 20 kB give it five seconds more. Where memory is short, the one that has made no such
+progress for longest, half a second at least, is cut off first, so that stalled uploads keep nobody out.
 """
 
 from __future__ import annotations

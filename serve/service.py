@@ -1,7 +1,7 @@
 """The server that `bentoml serve` starts: BentoML's service around this project's way in.
 
-The parent process checks the default model before any worker starts, so that a server that could never answer ends
-with a sentence and exit code 1 instead of restarting its worker for ever. The worker loads it again and is ready then.
+The default model is checked before any worker starts, so that a server that could never answer ends with a sentence and
+exit code 1 instead of restarting its worker for ever. The worker loads it and is ready then.
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ class Classifier:
             settings = read_settings()
             Keys(settings)
             repository = Repository(settings)
-            repository.start()
-            repository.stop()
+            try:
+                repository.check()
+            finally:
+                repository.stop()
         except PocketzooError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
         circus.Arbiter = _Arbiter

@@ -32,6 +32,10 @@ def _half_of_memory() -> int:
     return min(4 << 30, available_memory() // 2)
 
 
+def _quarter_of_memory() -> int:
+    return available_memory() // 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The server's settings; POCKETZOO_<NAME OF THE FIELD> sets one."""
@@ -87,6 +91,12 @@ class Settings:
     """How often the folder is looked at for new files; 0: only when the server starts."""
     max_loaded: int = 8
     """Models in memory; the one not used for longest makes room for another."""
+    loaded_bytes: int = field(default_factory=_quarter_of_memory)
+    """Memory of the models of one worker, as their files have bytes, twice where two sessions are kept; the default
+    model is loaded whatever it takes. Default: a quarter of what the machine, or the container, has left."""
+    check_seconds: float = 20.0
+    """How long a new file may take to be loaded and checked, in a process of its own; 0: as long as it likes, in the
+    server's process."""
 
     keys_file: Path | None = None
     """API keys, as `pocketzoo key` writes them; default: none: anyone may predict."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +41,7 @@ class Repository:
         self._settings = settings
         self._live = Live(settings, on_event)
         self._stopped = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
 
     @property
@@ -69,24 +72,43 @@ class Repository:
             UsageError: `settings.default_model` is not a model.
             ArtefactError: the default model, or without a setting every model, fails to load or its self-check.
         """
-        live, wanted = self._live, self._settings.default_model
-        with live.changing:
-            artefacts = live.scan()
-            if not artefacts:
-                raise no_artefact(self._settings.models)
-            live.know(artefacts)
-            if wanted is not None and wanted not in artefacts:
-                raise unknown_name("model in POCKETZOO_DEFAULT_MODEL", wanted, artefacts)
-            try:
-                default = live.open(wanted).name if wanted else live.open_best()
-            except Refused as error:
-                raise ArtefactError(str(error)) from error
-            live.view = replace(live.view, default=default)
+        with self._live.changing:
+            default = self._choose(self._live.open)
+            self._live.view = replace(self._live.view, default=default)
         self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that :meth:`start` would succeed, in another process.
+
+        Raises:
+            UsageError: see :meth:`start`.
+            ArtefactError: see :meth:`start`.
+        """
+        with self._live.changing:
+            self._choose(self._live.vouch)
+
+    def _choose(self, use: Callable[[str], object]) -> str:
+        """Name of the default model, after using it."""
+        live, wanted = self._live, self._settings.default_model
+        artefacts = live.scan()
+        if not artefacts:
+            raise no_artefact(self._settings.models)
+        live.know(artefacts)
+        if wanted is not None and wanted not in artefacts:
+            raise unknown_name("model in POCKETZOO_DEFAULT_MODEL", wanted, artefacts)
+        try:
+            if wanted is None:
+                return live.open_best(use)
+            use(wanted)
+            return wanted
+        except Refused as error:
+            raise ArtefactError(str(error)) from error
 
     def stop(self) -> None:
         """Look for changes no longer; what is in memory can still be used."""
         self._stopped.set()
+        self._wake.set()
+        self._live.checks.stop()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
@@ -105,22 +127,32 @@ class Repository:
         Raises:
             Refused: as :meth:`get`.
         """
+        self._live.wait_for_check(name or self.default)
         with self._live.changing:
             model = self._live.open(name or self.default)
             return self.get(name, version) or model
 
     def look(self) -> None:
-        """Look for new, changed and vanished files now; reads files."""
+        """Look for new, changed and vanished files now, and wait for their checks."""
         with self._live.changing:
-            self._live.look()
+            running = self._live.look()
+        while running:
+            wait(running)
+            with self._live.changing:
+                running = self._live.settle()
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
+            self._wake.clear()
+            running: list[Future[None]] = []
             try:
-                self.look()
+                with self._live.changing:
+                    running = self._live.look()
             except Exception:
                 _log.exception("cannot look for changes of the models; trying again")
             # Without polling, what is broken from the start is told of, and that was it.
-            if not self._settings.poll_seconds:
+            if not self._settings.poll_seconds and not running:
                 return
-            self._stopped.wait(self._settings.poll_seconds)
+            for check in running:
+                check.add_done_callback(lambda _: self._wake.set())
+            self._wake.wait(self._settings.poll_seconds or None)

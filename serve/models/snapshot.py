@@ -72,7 +72,7 @@ class View:
             problems=without(self.problems, name),
         )
 
-    def idle(self, keep: Model) -> Model | None:
+    def idle(self, keep: Model | None) -> Model | None:
         """The model that was not used for longest, and may leave memory.
 
         Not `keep`, nor the default, nor one whose file is broken by now, so that it could not be loaded again.

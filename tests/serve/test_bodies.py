@@ -40,8 +40,8 @@ def test_a_body_that_stalls_gets_408_and_one_that_goes_on_is_read(monkeypatch, g
     async def ask():
         one = bodies(8 * _MB)
         pieces = [part for _ in range(6) for part in (bytes(120), gap)]
-        going = asyncio.ensure_future(one.read(sent(*pieces, b""), _MB))
-        dripping = asyncio.ensure_future(one.read(sent(*[part for _ in range(6) for part in (b"x", gap)], b""), _MB))
+        drops = [part for _ in range(6) for part in (b"x", gap)]
+        going, dripping = (asyncio.ensure_future(one.read(sent(*each, b""), _MB)) for each in (pieces, drops))
         await asyncio.wait([going, dripping])
         assert len(going.result()) == 720
         return end(dripping)

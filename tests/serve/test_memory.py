@@ -27,7 +27,7 @@ def test_a_slot_takes_what_is_small_and_no_more():
 
 @pytest.mark.parametrize("count", [(50 << 20) + 1, 5 << 30])
 def test_what_never_fits_is_refused_with_its_size_the_limit_and_the_remedy(count):
-    wanted = rf"the WEBP image takes up to {count / 1e6:.0f} MB of memory to decode, at most 52 MB are there \(POCKETZ.*; save"
+    wanted = rf"the WEBP image takes up to {count / 1e6:.0f} MB of memory to decode, at most 52 MB are .*; save"
     with pytest.raises(ImageSizeError, match=wanted):
         memory().take(count, "WEBP image")
 

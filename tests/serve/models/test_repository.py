@@ -132,7 +132,7 @@ def test_the_least_recently_used_model_makes_room(tmp_path):
         assert [repository.get(name) is not None for name in "abcd"] == [True, True, False, True]
         gc.collect()
         assert gone() is None
-        assert events[-1][:2] == ("unloaded", "c")
+        assert [event[:2] for event in events][-2:] == [("unloaded", "c"), ("loaded", "d")]
         assert repository.load("c").name == "c"
         assert repository.get("b") is None
 
