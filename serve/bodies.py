@@ -7,22 +7,31 @@ progress for longest, half a second at least, is cut off first, so that stalled 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.types import Message
 
 from serve.protocols.http import Call, Refused
 from serve.settings import Settings
 
-__all__ = ["Bodies"]
+__all__ = ["Bodies", "parsed", "too_large"]
+
+T = TypeVar("T")
 
 _LARGE_BYTES = 4 << 20
 """A larger body is worth giving its memory back to the system."""
 
 _SMALL_BYTES = 1 << 20
 """Larger bodies leave a part of the memory to smaller ones."""
+
+_INLINE_BYTES = 1 << 20
+"""Larger bodies are parsed in a thread of their own, one at a time: decompressed and parsed they take memory."""
+_PARSER = ThreadPoolExecutor(1, thread_name_prefix="parser")
 
 _WINDOW_SECONDS = 5.0
 _WINDOW_BYTES = 20_000
@@ -153,6 +162,13 @@ class Bodies:
         large, call.buffered = call.buffered > _LARGE_BYTES, 0
         if large:
             self._tidy()
+
+
+async def parsed(body: bytes, parse: Callable[..., T], *arguments: Any, inline: int = _INLINE_BYTES) -> T:
+    """`parse(body, *arguments)`: here for a body of at most `inline` bytes, else where it keeps others from nothing."""
+    if len(body) <= inline:
+        return parse(body, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, functools.partial(parse, body, *arguments))
 
 
 def too_large(got: int, limit: int) -> Refused:

@@ -17,7 +17,7 @@ from serve.access.keys import Keys
 from serve.batching import Batcher, pays
 from serve.bodies import Bodies, too_large
 from serve.models.model import Model, give_back_memory
-from serve.models.repository import Repository
+from serve.models.repository import About, Repository
 from serve.observe.logs import Log
 from serve.observe.metrics import Metrics
 from serve.prediction import Row, infer, prediction_document, prepare, total_stages
@@ -34,6 +34,9 @@ Array = npt.NDArray[np.float32]
 
 _KEYS_EVERY_SECONDS = 1.0
 """How often the file of the keys is looked at, at most."""
+
+_LOADERS = 4
+"""Threads that wait for models to be checked, and load them one after the other."""
 
 _TENSOR_CHUNK = 8
 """Examples of one inference; more would not be faster on a CPU, but take memory, which ONNX Runtime keeps."""
@@ -53,10 +56,11 @@ class Runtime:
         self.metrics = Metrics(settings)
         self.keys = Keys(settings)
         self.engine = Engine(settings, observe=self.metrics.queued, tidy=give_back_memory)
-        self.repository = Repository(settings, on_event=self._event)
-        # One at a time anyway; requests that wait for a model must not occupy the threads that others need.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._batchers: weakref.WeakKeyDictionary[Model, asyncio.Future[Batcher | None]] = weakref.WeakKeyDictionary()
+        self.repository = Repository(settings, on_event=self._event, prepare=self._measure)
+        # Requests that wait for a model, or for a digest, must not occupy the threads that others need.
+        self._loader = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="listing")
+        self._batchers: weakref.WeakKeyDictionary[Model, Batcher] = weakref.WeakKeyDictionary()
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self.bodies = Bodies(settings, tidy=self.engine.took_memory)
         self._loading = 0
@@ -66,7 +70,8 @@ class Runtime:
     def close(self) -> None:
         """Finish what runs and free what is held."""
         self.repository.stop()
-        self._loader.shutdown(cancel_futures=True)
+        for pool in (self._loader, self._reader):
+            pool.shutdown(cancel_futures=True)
         self._batch_thread.shutdown()
         self.engine.close()
 
@@ -98,6 +103,19 @@ class Runtime:
             model = await self._load(call, functools.partial(self.repository.load, name, version))
         call.model, call.version = model.name, model.version
         return model
+
+    async def describe(self) -> dict[str, Any]:
+        """Every model, as :class:`serve.protocols.schema.ModelsResponse` says it."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self.repository.describe)
+
+    async def about(self, name: str, version: str | None) -> About:
+        """What is known of a model, which is not loaded for it.
+
+        Raises:
+            Refused: as :meth:`model`.
+        """
+        self.repository.get(name, version)  # a wrong name need not wait for other files to be read
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self.repository.about, name, version)
 
     async def _load(self, call: Call, load: Callable[[], Model]) -> Model:
         if self._loading >= max(1, self.settings.queue):
@@ -182,7 +200,7 @@ class Runtime:
         """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]."""
         call.images = len(inputs)
         start = time.perf_counter()
-        if (batcher := await self._batcher(model)) is not None:
+        if (batcher := self._batcher(model)) is not None:
             self.engine.admit(len(inputs))
             with self.engine.inside_a_batch(len(inputs)):
                 found = np.stack(await asyncio.gather(*(batcher.logits(row) for row in inputs)))
@@ -197,7 +215,7 @@ class Runtime:
     async def _run(self, call: Call, model: Model, pictures: Sequence[Picture]) -> list[Row]:
         call.images = len(pictures)
         spec = model.card.use.input
-        batcher = await self._batcher(model)
+        batcher = self._batcher(model)
 
         def work(place: str, picture: Picture) -> Callable[[bool], Row]:
             def run(alone: bool) -> Row:
@@ -216,20 +234,23 @@ class Runtime:
         call.stages.update(total_stages(rows))
         return rows
 
-    async def _batcher(self, model: Model) -> Batcher | None:
-        decided = self._batchers.get(model)
-        if decided is None:
-            # May measure for a while, which must not stop the event loop; once per model, however many ask.
-            loop = asyncio.get_running_loop()
-            decided = self._batchers[model] = loop.run_in_executor(self._loader, self._new_batcher, model)
-        return await asyncio.shield(decided) if not decided.done() else decided.result()
-
-    def _new_batcher(self, model: Model) -> Batcher | None:
+    def _measure(self, model: Model) -> None:
+        """Find out whether batches pay; where that fails, images are computed one by one, and the log says why."""
         alone, parallel = model.predictor(alone=True), model.predictor(alone=False)
         shape = model.card.use.input.shape
-        if not pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu):
+        try:
+            model.batched = pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu)
+        except Exception as error:  # ONNX Runtime's exceptions have no common public base class
+            self.log.event("unbatched", model.name, f"version {model.version}: measuring batches failed: {error}")
+
+    def _batcher(self, model: Model) -> Batcher | None:
+        if not model.batched:
             return None
-        return Batcher(alone.logits, self.settings, thread=self._batch_thread, observe=self._batch_done)
+        if (found := self._batchers.get(model)) is None:
+            run = model.predictor(alone=True).logits
+            found = Batcher(run, self.settings, thread=self._batch_thread, observe=self._batch_done)
+            self._batchers[model] = found
+        return found
 
     def _batch_done(self, images: int, seconds: float) -> None:
         self.engine.batch_took(images, seconds)

@@ -33,6 +33,7 @@ _AT_ONCE = 4
 _LEAST_MEMORY = 1 << 30
 _NICE = 10
 
+
 class Checks:
     """The checks of one worker's models, each made once per state of a file. Threads call its methods."""
 

@@ -32,12 +32,13 @@ _log = logging.getLogger("bentoml.pocketzoo")
 class Live:
     """The view that requests read, and what replaces it. Whoever calls a method holds `changing`."""
 
-    def __init__(self, settings: Settings, on_event: OnEvent | None) -> None:
-        """The models' folder is not looked at yet."""
+    def __init__(self, settings: Settings, on_event: OnEvent | None, prepare: Callable[[Model], None] | None) -> None:
+        """The models' folder is not looked at yet; `prepare` is called with each model before it answers."""
         self.changing = threading.RLock()
         self.view = View()
         self._settings = settings
         self._on_event = on_event
+        self._prepare = prepare
         self._missing: set[str] = set()
         self._gone: set[str] = set()
         self._unread: set[str] = set()
@@ -203,10 +204,13 @@ class Live:
         try:
             settings = self._settings
             callers = min(settings.slots, cores())
-            return load_model(name, artefact.path, threads=settings.threads, callers=callers, engine=settings.engine)
+            model = load_model(name, artefact.path, threads=settings.threads, callers=callers, engine=settings.engine)
         except PocketzooError as error:
             self._note(artefact, error)
             raise
+        if self._prepare is not None:
+            self._prepare(model)
+        return model
 
     def _passed(self, artefact: Artefact) -> None:
         try:

@@ -12,22 +12,33 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve.models.folder import no_artefact
 from serve.models.listing import describe
 from serve.models.loader import Live, OnEvent
-from serve.models.model import Model
+from serve.models.model import VERSION_DIGITS, Model
+from serve.models.snapshot import unknown_version
 from serve.protocols.http import Refused
 from serve.settings import Settings
-from zoo.base.errors import ArtefactError, unknown_name
+from zoo.artefact.card import Card
+from zoo.base.errors import ArtefactError, PocketzooError, unknown_name
 
-__all__ = ["OnEvent", "Repository"]
+__all__ = ["About", "OnEvent", "Repository"]
 
 _STOP_SECONDS = 10.0
 
 _log = logging.getLogger("bentoml.pocketzoo")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """A model as its file describes it, loaded or not."""
+
+    name: str
+    version: str
+    card: Card
 
 
 class Repository:
@@ -36,10 +47,16 @@ class Repository:
     What changes or reads files says so: call it in a thread.
     """
 
-    def __init__(self, settings: Settings, *, on_event: OnEvent | None = None) -> None:
-        """Nothing is loaded before :meth:`start`."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_event: OnEvent | None = None,
+        prepare: Callable[[Model], None] | None = None,
+    ) -> None:
+        """Nothing is loaded before :meth:`start`; `prepare` is called with each model before it answers."""
         self._settings = settings
-        self._live = Live(settings, on_event)
+        self._live = Live(settings, on_event, prepare)
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
@@ -61,6 +78,25 @@ class Repository:
     def describe(self) -> dict[str, Any]:
         """Every model, as :class:`serve.protocols.schema.ModelsResponse` says it; reads files."""
         return describe(self._live.view, self._live.reason)
+
+    def about(self, name: str, version: str | None = None) -> About:
+        """What is known of a model, which is not loaded for it; reads files.
+
+        Raises:
+            Refused: as :meth:`get`.
+        """
+        model, view = self.get(name, version), self._live.view
+        if model is not None:
+            return About(model.name, model.version, model.card)
+        artefact = view.artefacts[name]
+        try:
+            card, digest = artefact.card(), artefact.digest()
+        except PocketzooError as error:
+            raise Refused(503, f"the model {name!r} cannot be served: {self._live.reason(error)}") from error
+        found = (digest or "")[:VERSION_DIGITS]
+        if version is not None and version != found:
+            raise unknown_version(version, name, found)
+        return About(name, found, card)
 
     def start(self) -> None:
         """Load the default model, and begin to look for changes.

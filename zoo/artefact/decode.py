@@ -114,6 +114,31 @@ _MAGIC = (
 _BAND_PIXELS = 1 << 18
 """Pixels that are composited at once."""
 
+_OTHER_MAGIC = (
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "a PostScript file"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"8BPS", "a Photoshop document (PSD)"),
+    (b"v/1\1", "an OpenEXR image"),
+    (b"#?RADIANCE", "a Radiance HDR image"),
+    (b"qoif", "a QOI image"),
+    (b"gimp xcf", "a GIMP image (XCF)"),
+    (b"DDS ", "a DirectDraw surface (DDS)"),
+    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"PK\3\4", "a ZIP archive"),
+    (b"SIMPLE  =", "a FITS image"),
+    (b"P7\n", "a PAM image"),
+)
+_MARKUP = ((b"<svg", "an SVG drawing"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"))
+_BOXED = {b"heic": "a HEIC image", b"mif1": "a HEIF image", b"msf1": "a HEIF image", b"avif": "an AVIF image"}
+_BOXED |= {b"qt  ": "a QuickTime video", b"crx ": "a Canon raw image (CR3)"}
+"""How files begin that are refused, for the sentence that says so; ISO files (14496-12) by their brand."""
+
 _MOST_BRANDS = 1024
 """Bytes of a file's list of brands that are looked at."""
 
@@ -164,6 +189,16 @@ def sniff(data: bytes) -> str | None:
     if data[4:8] == b"ftyp":
         return _by_brand(data)
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def _name(data: bytes) -> str | None:
+    """What a file is that is no image for us; None where nobody knows."""
+    if data[4:8] == b"ftyp":
+        return _BOXED.get(data[8:12], "a video or another ISO media file")
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"<"):
+        return next((name for tag, name in _MARKUP if tag in start), "an XML document")
+    return next((name for magic, name in _OTHER_MAGIC if data.startswith(magic)), None)
 
 
 def _by_brand(data: bytes) -> str | None:
@@ -264,8 +299,11 @@ def _kind(data: bytes, formats: Sequence[str]) -> str:
         raise ImageFormatError("the image is empty (0 bytes)")
     kind = sniff(data)
     if kind is None or kind not in formats:
-        found = f"{kind} images are not accepted" if kind else "not an image in a supported format"
-        raise ImageFormatError(f"cannot decode the image: {found} (accepted: {', '.join(formats)})")
+        what = f"{kind} images are" if kind else f"it is {name}, which is" if (name := _name(data)) else None
+        found = f"{what} not accepted" if what else "not an image in a supported format"
+        raise ImageFormatError(
+            f"cannot decode the image: {found} (accepted: {', '.join(formats)}); save it as JPEG or PNG"
+        )
     return kind
 
 

@@ -35,7 +35,8 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    decode(data, white=4000.0 if path.name.startswith("ranged") else None, room=lambda count, what: expected.append(count))
+    white = 4000.0 if path.name.startswith("ranged") else None
+    decode(data, white=white, room=lambda count, what: expected.append(count))
     found[path.name] = (expected[0], status("VmHWM") - before)
 print(json.dumps(found))
 """
