@@ -185,13 +185,17 @@ class _Endpoint:
             headers=headers,
             request_id=request_id(headers),
             trace=continue_trace(headers),
+            client=client[0] if (client := scope.get("client")) else None,
         )
         runtime.metrics.in_flight(1)
         status, error = 499, None
         try:
             reply, error = await self._answer(call, scope)
-            status = reply.status
             await _send(send, call, reply)
+            status = reply.status
+        except RuntimeError:  # uvloop's, for a closed connection
+            if not call.gone():
+                raise
         finally:
             runtime.bodies.release(call)
             runtime.metrics.in_flight(-1)
@@ -266,9 +270,24 @@ class Front:
             for end in ("", "/") if operation.path.startswith("/v2") else ("",):
                 yield Route(operation.path.replace("{name}", "{name:model}") + end, endpoint)
         for path in _OF_BENTOML:
-            yield Route(path, self._app)
+            yield Route(path, _NoSniffing(self._app))
         for path, reply in {**docs_page.pages(), **(page.files() if runtime.settings.page else {})}.items():
             yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
+
+
+class _NoSniffing:
+    """BentoML's answers, whose media types a browser is to believe."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 async def _nowhere(runtime: Runtime, call: Call) -> Reply:

@@ -100,6 +100,8 @@ class Settings:
 
     keys_file: Path | None = None
     """API keys, as `pocketzoo key` writes them; default: none: anyone may predict."""
+    origins: tuple[str, ...] = ()
+    """Web origins whose pages may ask (CORS), separated by commas, or `*`; default: only the server's own."""
     log: str = "json"
     """One line per request: `json`, `text` or `off`."""
     page: int = 1
@@ -187,7 +189,8 @@ def _number(variable: str, text: str) -> float:
 
 
 def _words(variable: str, text: str) -> tuple[str, ...]:
-    return tuple(word.strip().upper() for word in text.split(",") if word.strip())
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(word.upper() for word in words) if variable == f"{PREFIX}FORMATS" else words
 
 
 _READERS: dict[typing.Any, Callable[[str, str], typing.Any]] = {
