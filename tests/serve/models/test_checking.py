@@ -1,15 +1,12 @@
 """Files that are checked in a process of their own: what they do there harms nobody."""
 
-import dataclasses
 import json
 import os
 import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import serve.models.checking
 from serve.models.checking import Checks
@@ -17,48 +14,11 @@ from serve.models.folder import scan
 from serve.models.known import Known
 from serve.protocols.http import Refused
 from serve.settings import Settings
-from tests.serve.conftest import LABELS, write_artefact
+from tests.serve.conftest import write_artefact
 from tests.serve.models.repositories import eventually, serving
-from zoo.artefact.card import Golden
-from zoo.artefact.onnx_file import load, write
-from zoo.artefact.preprocess import GOLDEN_RULE
+from tests.soak.hostile import write_endless, write_huge
 from zoo.base.errors import ArtefactError, CheckError
 from zoo.base.files import sha256_file
-
-
-def write_endless(path):
-    """An artefact whose graph goes round for ever before it answers."""
-    _, card = load(write_artefact(path, top1=0.99))
-    one = helper.make_tensor_value_info("more", TensorProto.BOOL, [])
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go_on"], ["more"]), helper.make_node("Cos", ["x"], ["y"])],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        ],
-        [one, helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-    )
-    graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["image"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "w"], ["start"]),
-            helper.make_node("Loop", ["times", "yes", "start"], ["logits"], body=body),
-        ],
-        "endless",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])],
-        [
-            numpy_helper.from_array(np.zeros((192, 3), np.float32), "w"),
-            numpy_helper.from_array(np.array(2**60), "times"),
-            numpy_helper.from_array(np.array(True), "yes"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    golden = Golden(rule=GOLDEN_RULE, seed=0, probabilities=(0.5, 0.3, 0.2))
-    write(model, dataclasses.replace(card, use=dataclasses.replace(card.use, golden=golden)), path)
-    return path
 
 
 @pytest.fixture
@@ -129,6 +89,12 @@ def test_a_graph_that_never_ends_keeps_nobody_waiting(tmp_path, monkeypatch):
             Refused, match=r"'endless' cannot be served: .*did not end within 5 s \(POCKETZOO_CHECK_SEC"
         ):
             repository.load("endless")
+
+
+def test_a_graph_that_takes_all_memory_ends_its_own_process(tmp_path, known):
+    write_huge(tmp_path / "a" / "model.onnx")
+    with pytest.raises(ArtefactError, match=r"a/model\.onnx: (cannot be loaded|the process that checked it ended)"):
+        checks(known).passed(scan(tmp_path)["a"])
 
 
 def test_stopping_ends_a_check(tmp_path, known):
