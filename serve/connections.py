@@ -34,6 +34,8 @@ class Deadlines(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
+        # A client that asks again just when its connection is closed cannot know whether it was heard: rarely, then.
+        self.timeout_keep_alive = max(self.timeout_keep_alive, self.seconds)
         self._watch()
         if len(self.connections) > self.connections_most:
             self._make_room()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from serve.protocols.http import Refused
 from serve.settings import Settings
-from zoo.base.errors import ImageSizeError
+from zoo.base.errors import ImageSizeError, PocketzooError
 
 __all__ = ["Large", "Memory"]
 
@@ -21,7 +21,7 @@ _SMALL_BYTES = 32 << 20
 _MB = 1e6
 
 
-class Large(Exception):  # noqa: N818  # nothing is wrong with it
+class Large(PocketzooError):  # noqa: N818  # nothing is wrong with it
     """An image takes more memory than a slot has; it is decoded again where there is more."""
 
 

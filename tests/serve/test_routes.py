@@ -224,6 +224,31 @@ def test_the_bad_image_of_several_is_named(client, draw):
     assert _error(_post(client, draw(0), b"hello", draw(1)), 415).startswith("image 2 of 3, '1.png': ")
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+@pytest.mark.parametrize("budget", ["200000000", "40000000"])
+def test_large_images_are_decoded_beside_the_slots_or_refused(output, mode, budget):
+    def saved(size):
+        stream = io.BytesIO()
+        Image.new(mode, size, "gray").save(stream, "PNG")
+        return stream.getvalue()
+
+    with serving(output, DECODE_BYTES=budget, SLOTS="2") as client:
+        small = _raw(client, saved((20, 16))).json()["predictions"]
+        # About 8 bytes per pixel: 32 MB and 8 MB to spare.
+        large = _raw(client, saved((2000, 2001)))
+        several = _post(client, *[saved((2000, 2001))] * 3, saved((20, 16)))
+        if budget == "200000000":
+            assert large.json()["predictions"] == small
+            assert several.json()["predictions"] == 4 * small
+        else:
+            wanted = (
+                f"the PNG image of 2000 x 2001 pixels ({mode}) takes up to 40 MB of memory to decode, at most 20 MB"
+            )
+            assert wanted in _error(large, 413)
+            assert wanted in _error(several, 413)
+        assert _raw(client, saved((20, 16))).json()["predictions"] == small
+
+
 def test_too_many_pixels_are_refused_from_the_header(client):
     stream = io.BytesIO()
     Image.new("L", (5000, 5000)).save(stream, "PNG")
