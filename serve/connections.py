@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,7 +36,7 @@ class Deadlines(HttpToolsProtocol):
         """Start the clock."""
         super().connection_made(transport)
         # A client that asks again just when its connection is closed cannot know whether it was heard: rarely, then.
-        self.timeout_keep_alive = max(self.timeout_keep_alive, self.seconds)
+        self.timeout_keep_alive = max(self.timeout_keep_alive, math.ceil(self.seconds))
         self._watch()
         if len(self.connections) > self.connections_most:
             self._make_room()

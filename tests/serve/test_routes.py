@@ -232,7 +232,7 @@ def test_large_images_are_decoded_beside_the_slots_or_refused(output, mode, budg
         Image.new(mode, size, "gray").save(stream, "PNG")
         return stream.getvalue()
 
-    with serving(output, DECODE_BYTES=budget, SLOTS="2") as client:
+    with serving(output, DECODE_BYTES=budget, SLOTS="2", MAX_PIXELS="25000000") as client:
         small = _raw(client, saved((20, 16))).json()["predictions"]
         # About 8 bytes per pixel: 32 MB and 8 MB to spare.
         large = _raw(client, saved((2000, 2001)))
