@@ -178,6 +178,8 @@ class Repository:
                 running = self._live.settle()
 
     def _watch(self) -> None:
+        # The server is to be ready before the files that nobody has asked for are checked.
+        self._stopped.wait(self._settings.poll_seconds)
         while not self._stopped.is_set():
             self._wake.clear()
             running: list[Future[None]] = []
