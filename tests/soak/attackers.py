@@ -62,13 +62,15 @@ class Attack:
         streams: dict[socket.socket, bytes] = {}
         waiting = list(openings)
         try:
-            while not self.over.wait(every):
+            while True:
                 for opening in waiting:
                     with contextlib.suppress(OSError):
                         stream = connect(self.server.port, timeout=2)
                         streams[stream] = opening
                         stream.sendall(opening)
                 waiting = []
+                if self.over.wait(every):
+                    break
                 for stream in self._ended(list(streams), until):
                     waiting.append(streams.pop(stream))
                     stream.close()
