@@ -15,7 +15,7 @@ from zoo.artefact.engines import AUTO, preference
 from zoo.artefact.preprocess import FORMATS
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.files import output_root
-from zoo.base.machine import available_memory, cores
+from zoo.base.machine import cores
 
 __all__ = ["PREFIX", "Settings", "read_settings"]
 
@@ -26,14 +26,6 @@ _CHOICES = {"batch": ("auto", "off", "on"), "log": ("json", "text", "off")}
 
 def _slots() -> int:
     return max(2, min(16, cores()))
-
-
-def _half_of_memory() -> int:
-    return min(4 << 30, available_memory() // 2)
-
-
-def _quarter_of_memory() -> int:
-    return available_memory() // 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +60,7 @@ class Settings:
     """Bodies in memory at the same time, of all requests of a worker."""
     max_pixels: int = 25_000_000
     """Width x height of one image. A baseline JPEG file may have 16 times as many: it is decoded small."""
-    decode_bytes: int = field(default_factory=_half_of_memory)
+    decode_bytes: int | None = None
     """Memory in which images are decoded, of all workers together; a pixel takes 8 bytes, of WebP 20. Default: half of
     what the machine, or the container, has left, and 4 GiB at most."""
     formats: tuple[str, ...] = FORMATS
@@ -91,7 +83,7 @@ class Settings:
     """How often the folder is looked at for new files; 0: only when the server starts."""
     max_loaded: int = 8
     """Models in memory; the one not used for longest makes room for another."""
-    loaded_bytes: int = field(default_factory=_quarter_of_memory)
+    loaded_bytes: int | None = None
     """Memory of the models of one worker, as their files have bytes, twice where two sessions are kept; the default
     model is loaded whatever it takes. Default: a quarter of what the machine, or the container, has left."""
     check_seconds: float = 20.0

@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from serve.models.folder import Artefact
 from serve.models.known import Known
@@ -23,9 +24,9 @@ from serve.settings import Settings
 from zoo.artefact.onnx_file import read_card
 from zoo.base import errors
 from zoo.base.errors import ArtefactError, CheckError, PocketzooError
-from zoo.base.machine import available_memory
+from zoo.base.machine import available_memory, cores
 
-__all__ = ["Checks", "main"]
+__all__ = ["Checks", "how", "main"]
 
 _AT_ONCE = 4
 """Checks of files that shall take the place of a loaded model; of others, one at a time when nobody waits."""
@@ -34,13 +35,22 @@ _LEAST_MEMORY = 1 << 30
 _NICE = 10
 
 
+def how(settings: Settings) -> dict[str, Any]:
+    """What :func:`serve.models.model.load_model` is told of a server."""
+    return {
+        "threads": settings.threads,
+        "callers": min(settings.slots, cores()),
+        "engine": settings.engine,
+    }
+
+
 class Checks:
     """The checks of one worker's models, each made once per state of a file. Threads call its methods."""
 
     def __init__(self, settings: Settings, known: Known) -> None:
         """`settings.check_seconds` for each; 0: files are only read here, and checked by loading them."""
         self._seconds = settings.check_seconds
-        self._threads = settings.threads
+        self._how = how(settings)
         self._known = known
         self._found: dict[Path, tuple[Stamp, Future[None]]] = {}
         self._running: dict[Path, subprocess.Popen[bytes]] = {}
@@ -100,7 +110,7 @@ class Checks:
 
     def _in_a_process(self, path: Path) -> str:
         """The digest of a file that passed."""
-        command = [sys.executable, "-m", "serve.models.checking", str(path), str(self._threads or 0)]
+        command = [sys.executable, "-m", "serve.models.checking", str(path), json.dumps(self._how)]
         root = str(Path(__file__).resolve().parents[2])
         found = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         with self._lock:
@@ -156,11 +166,11 @@ def _limit() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Check the file that the arguments name, with so many threads, and print its digest or what is wrong with it."""
-    path, threads = arguments
+    """Check the file that the arguments name, as they say, and print its digest or what is wrong with it."""
+    path, options = arguments
     _limit()
     try:
-        answer: dict[str, str | bool] = {"digest": load_model("model", Path(path), threads=int(threads) or None).digest}
+        answer: dict[str, str | bool] = {"digest": load_model("model", Path(path), **json.loads(options)).digest}
     except PocketzooError as error:
         passing = isinstance(error.__cause__, OSError | MemoryError)
         answer = {"kind": type(error).__name__, "error": str(error), "passing": passing}

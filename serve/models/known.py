@@ -1,7 +1,7 @@
 """What is known of files that have not changed: their digest, and whether they passed their check on this machine.
 
-Kept in the system's folder for temporary files, for the workers of one server and the next start; where this cannot be
-written, it is found out again.
+Kept in the user's folder for caches, as speeds of engines are, for the workers of one server and the next start; where
+this cannot be written, it is found out again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+from zoo.artefact.engine_speed import cache_folder
 from zoo.base.files import sha256_file, write_bytes
 
 __all__ = ["Known"]
@@ -27,8 +27,9 @@ class Known:
     """Digests and passed checks by device, inode, size and times of a file. Threads may call its methods."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """`path`: the file to keep it in; default: one of this user's in the temporary folder."""
-        self._path = path or Path(tempfile.gettempdir()) / f"pocketzoo-{_user()}" / "models.json"
+        """`path`: the file to keep it in; default: one in zoo.artefact.engine_speed.cache_folder."""
+        folder = cache_folder()
+        self._path = path or (folder / "checked.json" if folder else None)
         self._lock = threading.Lock()
         self._entries: dict[str, dict[str, str]] = {}
 
@@ -70,26 +71,25 @@ class Known:
             entries = {**self._read(), **self._entries}
             entries[key] = entries.pop(key, {}) | values
             self._entries = dict(list(entries.items())[-_MOST:])
+            if self._path is None:
+                return
             with contextlib.suppress(OSError):
-                self._path.parent.mkdir(mode=0o700, exist_ok=True)
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if self._is_ours():
                     write_bytes(self._path, json.dumps(self._entries).encode())
 
     def _read(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self._path.read_bytes()) if self._is_ours() else {}
+            found = json.loads(self._path.read_bytes()) if self._path and self._is_ours() else {}
             if isinstance(found, dict) and all(isinstance(entry, dict) for entry in found.values()):
                 return found
         return {}
 
     def _is_ours(self) -> bool:
-        """Whether nobody else can have written there: the folder for temporary files belongs to all."""
-        found = self._path.parent.lstat()
+        """Whether nobody else can have written there."""
+        assert self._path is not None
+        found = self._path.parent.stat()
         return os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "server"
 
 
 def _key(path: Path) -> str:

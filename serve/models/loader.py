@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
-from serve.models.checking import Checks
+from serve.models.checking import Checks, how
 from serve.models.folder import Artefact, look_through
 from serve.models.known import Known
 from serve.models.model import VERSION_DIGITS, Model, give_back_memory, load_model, stamp
@@ -19,7 +19,7 @@ from serve.models.snapshot import View, without
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.base.errors import ArtefactError, PocketzooError
-from zoo.base.machine import cores
+from zoo.base.machine import available_memory
 
 __all__ = ["Live", "OnEvent"]
 
@@ -37,6 +37,7 @@ class Live:
         self.changing = threading.RLock()
         self.view = View()
         self._settings = settings
+        self._most_bytes = settings.loaded_bytes or available_memory() // 4
         self._on_event = on_event
         self._prepare = prepare
         self._missing: set[str] = set()
@@ -202,9 +203,7 @@ class Live:
         if old is None:
             self._make_room(artefact.bytes, more=1)
         try:
-            settings = self._settings
-            callers = min(settings.slots, cores())
-            model = load_model(name, artefact.path, threads=settings.threads, callers=callers, engine=settings.engine)
+            model = load_model(name, artefact.path, **how(self._settings))
         except PocketzooError as error:
             self._note(artefact, error)
             raise
@@ -238,7 +237,7 @@ class Live:
         def full() -> bool:
             loaded = self.view.loaded.values()
             taken = sum(model.memory for model in loaded)
-            return len(loaded) + more > settings.max_loaded or taken + size > settings.loaded_bytes
+            return len(loaded) + more > settings.max_loaded or taken + size > self._most_bytes
 
         while full() and (idle := self.view.idle(keep)) is not None:
             self.view = self.view.without_model(idle.name)
