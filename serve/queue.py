@@ -33,6 +33,8 @@ _SMOOTHING = 0.1
 _HEAVY_SECONDS = 0.1
 """What takes longer has probably taken much memory, too."""
 
+_TIDY_SECONDS = 1.0
+
 _LARGE_NICENESS = 10
 """A tenth of the time of others that want it."""
 
@@ -114,6 +116,7 @@ class Engine:
         self._large = _Lane(settings.slots, "large", _after_others)
         self._batch_seconds = 0.0
         self._untidy = False
+        self._resting: asyncio.TimerHandle | None = None
 
     @property
     def inside(self) -> int:
@@ -263,9 +266,16 @@ class Engine:
         self._tidy_if_idle()
 
     def _tidy_if_idle(self) -> None:
-        if not self.inside:
-            self._untidy = False
-            self._slots.threads.submit(self._tidy)
+        if self.inside or not self._untidy or self._resting is not None:
+            return
+        self._untidy = False
+        self._slots.threads.submit(self._tidy)
+        # The C library lets nobody have memory meanwhile; who sends large bodies all the time must not profit from it.
+        self._resting = asyncio.get_running_loop().call_later(_TIDY_SECONDS, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._tidy_if_idle()
 
     def _check(self, call: Call, now: float, given_up: _Flag) -> None:
         if given_up.up or call.gone():
@@ -279,5 +289,7 @@ class Engine:
 
     def close(self) -> None:
         """Wait for what runs; drop what waits."""
+        if self._resting is not None:
+            self._resting.cancel()
         for lane in (self._slots, self._large):
             lane.threads.shutdown(wait=True, cancel_futures=True)

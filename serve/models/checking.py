@@ -21,6 +21,7 @@ from serve.models.folder import Artefact
 from serve.models.known import Known
 from serve.models.model import Stamp, load_model
 from serve.settings import Settings
+from zoo.artefact.engines import default_providers
 from zoo.artefact.onnx_file import read_card
 from zoo.base import errors
 from zoo.base.errors import ArtefactError, CheckError, PocketzooError
@@ -158,6 +159,8 @@ def _limit() -> None:
     """Let others go first, and the memory of a graph end before that of the server."""
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICE)
+    if default_providers()[0] != "CPUExecutionProvider":
+        return  # CUDA maps the memory of the device into the process, which would count
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
