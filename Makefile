@@ -89,10 +89,11 @@ check: setup
 	$(TESTS) --cov
 
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
-# killed workers, swaps under load, and what `pocketzoo ship` writes, installed into an empty environment; then every family
-# of timm's networks (another hour).
+# killed workers, swaps under load, attacks beside honest load, and what `pocketzoo ship` writes, installed into an empty
+# environment; then every family of timm's networks (another hour).
 soak: setup
 	$(RUN)python -m tests.soak.run
+	$(RUN)python -m tests.soak.attacks
 	$(RUN)python -m pytest -m hypothesis --hypothesis-profile soak
 	POCKETZOO_FUZZ_EXAMPLES=2000 $(RUN)python -m pytest tests/serve/test_fuzz.py
 	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/test_shipping.py tests/serve/test_shipping_manifests.py \

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from serve.protocols.form import Picture
 from serve.settings import Settings
 from zoo.artefact.card import Input
+from zoo.artefact.decode import Room
 from zoo.artefact.predictor import Prediction
 from zoo.artefact.preprocess import decode_for, normalise, to_input_size
 from zoo.base.errors import ImageError
@@ -33,16 +34,17 @@ class Row:
     infer: float = 0.0
 
 
-def prepare(picture: Picture, place: str, spec: Input, settings: Settings) -> Row:
+def prepare(picture: Picture, place: str, spec: Input, settings: Settings, room: Room) -> Row:
     """Decode, resize, crop and normalise one image.
 
     Raises:
+        PocketzooError: what `room` raises; see :func:`zoo.artefact.decode.decode`.
         ImageError: it cannot be decoded or is too large; its message begins with `place`.
     """
     start = time.perf_counter()
     _, data = picture
     try:
-        image = decode_for(data, spec, max_pixels=settings.max_pixels, formats=settings.formats)
+        image = decode_for(data, spec, max_pixels=settings.max_pixels, formats=settings.formats, room=room)
         decoded = time.perf_counter()
         values = normalise(to_input_size(image, spec, max_pixels=settings.max_pixels), spec)
     except ImageError as error:

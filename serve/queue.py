@@ -3,18 +3,23 @@
 A request is admitted if nothing is inside; else if its time would not be up before it began, and if at most `queue`
 images wait, or if those that wait will be done within `queue_seconds`. So a burst on a slow model is not shed, and a
 fast model's queue drains as quickly as a slow one's. How long an image takes is one moving average over all models.
+
+Large images (:mod:`serve.memory`) leave their slot for threads of their own as soon as their header says what they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from serve.memory import Large, Memory
 from serve.protocols.http import Call, Refused
 from serve.settings import Settings
 
@@ -27,6 +32,11 @@ _SMOOTHING = 0.1
 
 _HEAVY_SECONDS = 0.1
 """What takes longer has probably taken much memory, too."""
+
+_TIDY_SECONDS = 1.0
+
+_LARGE_NICENESS = 10
+"""A tenth of the time of others that want it."""
 
 _FIRST_GUESS = 0.02
 """Seconds per image before anything was measured."""
@@ -59,6 +69,28 @@ class _Flag:
         self.up = False
 
 
+class _Lane:
+    """Threads, and what is inside of them."""
+
+    def __init__(self, threads: int, name: str, start: Callable[[], None] | None = None) -> None:
+        self.threads = ThreadPoolExecutor(threads, name, start)
+        self.count = threads
+        self.inside = 0
+        """Images that wait or are being computed."""
+        self.seconds = _FIRST_GUESS
+        """What one takes: a moving average."""
+
+    def wait_seconds(self, images: int = 1) -> float:
+        """How long the last of `images` that come now would wait."""
+        return max(0.0, (self.inside + images - self.count) * self.seconds / self.count)
+
+
+def _after_others() -> None:
+    """Let the system give this thread less time than those of small images, where it knows threads (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LARGE_NICENESS)
+
+
 class Engine:
     """The threads of one worker. Its methods are called from the event loop."""
 
@@ -79,35 +111,36 @@ class Engine:
         self._settings = settings
         self._tidy = tidy
         self._observe = observe
-        self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="slot")
-        self._inside = 0
-        self._seconds = _FIRST_GUESS
+        self.memory = Memory(settings)
+        self._slots = _Lane(settings.slots, "slot")
+        self._large = _Lane(settings.slots, "large", _after_others)
         self._batch_seconds = 0.0
         self._untidy = False
+        self._resting: asyncio.TimerHandle | None = None
 
     @property
     def inside(self) -> int:
-        """Images that wait or are being computed."""
-        return self._inside
+        """Images that wait or are being computed, large ones too."""
+        return self._slots.inside + self._large.inside
 
     @property
     def waiting(self) -> int:
         """Images that wait for a slot, or are in a batch or wait for one."""
-        return max(0, self._inside - self._settings.slots)
+        return max(0, self._slots.inside - self._settings.slots)
 
     def wait_seconds(self, images: int = 1) -> float:
         """How long the last of `images` that come now would wait for a slot."""
-        ahead = self._inside + images - self._settings.slots
-        return max(0.0, ahead * max(self._seconds / self._settings.slots, self._batch_seconds))
+        ahead = self._slots.inside + images - self._settings.slots
+        return max(self._slots.wait_seconds(images), ahead * self._batch_seconds)
 
     @contextlib.contextmanager
     def inside_a_batch(self, images: int) -> Iterator[None]:
         """Count images that wait for, or are in, a batch among those inside."""
-        self._enter(images)
+        self._enter(self._slots, images)
         try:
             yield
         finally:
-            self._enter(-images)
+            self._enter(self._slots, -images)
 
     def batch_took(self, images: int, seconds: float) -> None:
         """Learn how long a batch of `images` took, for the estimate of the wait."""
@@ -119,10 +152,10 @@ class Engine:
         Raises:
             Refused: 503, with the seconds after which it may be worth trying again.
         """
-        if not self._inside:
+        if not self._slots.inside:
             return
         wait = self.wait_seconds(images)
-        many = self._inside + images - self._settings.slots > max(self._settings.queue, images)
+        many = self._slots.inside + images - self._settings.slots > max(self._settings.queue, images)
         if wait > self._settings.timeout_seconds or (many and wait > self._settings.queue_seconds):
             raise Refused(
                 503,
@@ -139,7 +172,7 @@ class Engine:
         """
         images = sum(work.images for work in works)
         self.admit(images)
-        self._enter(images)
+        self._enter(self._slots, images)
         submitted, given_up = time.perf_counter(), _Flag()
 
         def job(work: Work[T], spent: _Spent) -> T:
@@ -147,12 +180,15 @@ class Engine:
             self._check(call, began, given_up)
             spent.queued = began - submitted
             try:
-                return work.run(self._inside == images == work.images)
+                found = work.run(self.inside == images == work.images)
+            except Large:
+                raise
             except BaseException:
+                spent.seconds = time.perf_counter() - began
                 given_up.up = True
                 raise
-            finally:
-                spent.seconds = time.perf_counter() - began
+            spent.seconds = time.perf_counter() - began
+            return found
 
         spent = [_Spent() for _ in works]
         if len(works) == 1:
@@ -166,41 +202,59 @@ class Engine:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
             finally:
-                del tasks  # see _one
+                del tasks  # see _in
         call.stages["queue"] = max(each.queued for each in spent) * 1e3
         return found
 
     async def _one(self, job: Callable[[Work[T], _Spent], T], work: Work[T], spent: _Spent) -> T:
-        future = self._threads.submit(job, work, spent)
+        try:
+            return await self._in(self._slots, job, work, spent)
+        except Large:
+            pass  # not in here: what is raised next would keep this error, and with it the image
+        wait = self._large.wait_seconds()
+        if self._large.inside > self._settings.queue or wait > self._settings.timeout_seconds:
+            raise Refused(503, f"{self._large.inside} large images wait; try again later", retry_after=max(1.0, wait))
+        self._enter(self._large, work.images)
+        return await self._in(self._large, self._with_memory(job), work, spent)
+
+    def _with_memory(self, job: Callable[[Work[T], _Spent], T]) -> Callable[[Work[T], _Spent], T]:
+        def run(work: Work[T], spent: _Spent) -> T:
+            with self.memory.large():
+                return job(work, spent)
+
+        return run
+
+    async def _in(self, lane: _Lane, job: Callable[[Work[T], _Spent], T], work: Work[T], spent: _Spent) -> T:
+        future = lane.threads.submit(job, work, spent)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if not future.done():
-                self._leave_when_done(future, work.images)
+                self._leave_when_done(future, lane, work.images)
                 work = Work(work.run, images=0)
             raise
         finally:
             # What failed took its time, too.
             if spent.seconds:
-                self._seconds += _SMOOTHING * (spent.seconds / max(1, work.images) - self._seconds)
+                lane.seconds += _SMOOTHING * (spent.seconds / max(1, work.images) - lane.seconds)
                 self._untidy |= spent.seconds > _HEAVY_SECONDS
-            self._enter(-work.images)
+            self._enter(lane, -work.images)
             # An error's traceback has this frame, and the future has the error: the request's body would stay in memory
             # until the garbage collector runs.
             del future
 
-    def _leave_when_done(self, future: Future[Any], images: int) -> None:
+    def _leave_when_done(self, future: Future[Any], lane: _Lane, images: int) -> None:
         """Count images as inside for as long as the thread that nobody waits for any more computes them."""
         loop = asyncio.get_running_loop()
 
         def leave(_: Future[Any]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody counts any more
-                loop.call_soon_threadsafe(self._enter, -images)
+                loop.call_soon_threadsafe(self._enter, lane, -images)
 
         future.add_done_callback(leave)
 
-    def _enter(self, images: int) -> None:
-        self._inside += images
+    def _enter(self, lane: _Lane, images: int) -> None:
+        lane.inside += images
         if self._untidy:
             self._tidy_if_idle()
         if self._observe is not None:
@@ -212,9 +266,16 @@ class Engine:
         self._tidy_if_idle()
 
     def _tidy_if_idle(self) -> None:
-        if not self._inside:
-            self._untidy = False
-            self._threads.submit(self._tidy)
+        if self.inside or not self._untidy or self._resting is not None:
+            return
+        self._untidy = False
+        self._slots.threads.submit(self._tidy)
+        # The C library lets nobody have memory meanwhile; who sends large bodies all the time must not profit from it.
+        self._resting = asyncio.get_running_loop().call_later(_TIDY_SECONDS, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._tidy_if_idle()
 
     def _check(self, call: Call, now: float, given_up: _Flag) -> None:
         if given_up.up or call.gone():
@@ -228,4 +289,7 @@ class Engine:
 
     def close(self) -> None:
         """Wait for what runs; drop what waits."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._resting is not None:
+            self._resting.cancel()
+        for lane in (self._slots, self._large):
+            lane.threads.shutdown(wait=True, cancel_futures=True)

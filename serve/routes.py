@@ -16,16 +16,19 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.bodies import parsed
 from serve.observe.metrics import CONTENT_TYPE
 from serve.observe.trace import continue_trace, request_id
 from serve.page import route as page
-from serve.protocols.form import read_form
+from serve.protocols.form import Picture, read_form
 from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
 from serve.protocols.oip import handlers as oip
 from serve.protocols.openapi import docs_page
 from serve.protocols.openapi.document import document
 from serve.protocols.openapi.operations import OPERATIONS
+from serve.protocols.v1 import read_instances
 from serve.worker import Runtime
+from zoo.artefact.decode import sniff
 from zoo.base.errors import PocketzooError
 
 __all__ = ["Front"]
@@ -35,7 +38,7 @@ Handler = Callable[..., Awaitable[Reply]]
 
 _OF_BENTOML = ("/livez", "/readyz", "/healthz", "/schema.json", "/static_content/swagger-ui{rest:path}")
 
-_NOT_IMAGES = ("multipart/", "application/json", "application/x-www-form-urlencoded", "text/")
+_NOT_IMAGES = ("multipart/", "application/x-www-form-urlencoded", "text/")
 """Media types that some client libraries choose by themselves; worth a sentence about what to send instead."""
 
 
@@ -47,11 +50,24 @@ async def _predict_form(runtime: Runtime, call: Call) -> Reply:
 
 
 async def _predict_raw(runtime: Runtime, call: Call, name: str | None = None, version: str | None = None) -> Reply:
-    _check_media_type(call)
+    """One image, which is the body, or several in KServe's V1 JSON: the body's bytes say which."""
+    _check_encoding(call)
+    settings = runtime.settings
     if name is not None:
         runtime.repository.get(name, version)  # a wrong name is refused before its image is read
-    body = await runtime.read(call, runtime.settings.max_image_bytes)
-    return _encoded(call, await runtime.answer(call, name, version, (("", body),)))
+    json_like = call.media_type == "application/json"
+    body = await runtime.read(call, settings.max_request_bytes if json_like else settings.max_image_bytes)
+    pictures: tuple[Picture, ...] = (("", body),)
+    if sniff(body) is None:
+        if json_like or body.lstrip()[:1] == b"{":
+            pictures = await parsed(body, read_instances, settings)
+        else:
+            _check_media_type(call)
+    return _encoded(call, await runtime.answer(call, name, version, pictures))
+
+
+async def _names(runtime: Runtime, call: Call) -> Reply:
+    return json_reply({"models": list(runtime.repository.names())})
 
 
 def _check_encoding(call: Call) -> None:
@@ -70,7 +86,6 @@ def _encoded(call: Call, document: dict[str, Any]) -> Reply:
 
 def _check_media_type(call: Call) -> None:
     given = call.media_type
-    _check_encoding(call)
     if given in ("", "application/octet-stream") or given.startswith("image/"):
         return
     if given.startswith(_NOT_IMAGES):
@@ -83,7 +98,7 @@ def _check_media_type(call: Call) -> None:
 
 
 async def _models(runtime: Runtime, call: Call) -> Reply:
-    return json_reply(await asyncio.to_thread(runtime.repository.describe))
+    return json_reply(await runtime.describe())
 
 
 async def _openapi(runtime: Runtime, call: Call) -> Reply:
@@ -106,6 +121,7 @@ HANDLERS: Mapping[str, Handler] = {
     "predictImageOf": _predict_raw,
     "predictImageOfVersion": _predict_raw,
     "models": _models,
+    "modelNames": _names,
     "openapi": _openapi,
     "metrics": _metrics,
     **oip.HANDLERS,
@@ -169,15 +185,19 @@ class _Endpoint:
             headers=headers,
             request_id=request_id(headers),
             trace=continue_trace(headers),
+            client=client[0] if (client := scope.get("client")) else None,
         )
         runtime.metrics.in_flight(1)
         status, error = 499, None
         try:
             reply, error = await self._answer(call, scope)
-            status = reply.status
             await _send(send, call, reply)
+            status = reply.status
+        except RuntimeError:  # uvloop's, for a closed connection
+            if not call.gone():
+                raise
         finally:
-            runtime.release(call)
+            runtime.bodies.release(call)
             runtime.metrics.in_flight(-1)
             runtime.metrics.record(call, route=self._route, status=status, images=call.images)
             runtime.log.request(call, route=self._route, status=status, error=error)
@@ -250,9 +270,24 @@ class Front:
             for end in ("", "/") if operation.path.startswith("/v2") else ("",):
                 yield Route(operation.path.replace("{name}", "{name:model}") + end, endpoint)
         for path in _OF_BENTOML:
-            yield Route(path, self._app)
+            yield Route(path, _NoSniffing(self._app))
         for path, reply in {**docs_page.pages(), **(page.files() if runtime.settings.page else {})}.items():
             yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
+
+
+class _NoSniffing:
+    """BentoML's answers, whose media types a browser is to believe."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 async def _nowhere(runtime: Runtime, call: Call) -> Reply:

@@ -1,12 +1,13 @@
 """The server that `bentoml serve` starts: BentoML's service around this project's way in.
 
-The parent process checks the default model before any worker starts, so that a server that could never answer ends
-with a sentence and exit code 1 instead of restarting its worker for ever. The worker loads it again and is ready then.
+The default model is checked before any worker starts, so that a server that could never answer ends with a sentence and
+exit code 1 instead of restarting its worker for ever. The worker loads it and is ready then.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import bentoml
 from bentoml._internal.utils import circus
 from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from pydantic import Field
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message
 
 from serve.access.keys import Keys
-from serve.connections import limit_headers
+from serve.connections import limit_connections
 from serve.models.repository import Repository
 from serve.observe.trace import request_id
 from serve.protocols.http import Call
@@ -48,8 +50,14 @@ class _Service(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML has no ty
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that BentoML's worker gives to uvicorn."""
-        limit_headers(_settings_or_defaults().timeout_seconds)
-        return Front(super().to_asgi(is_main), lambda: bentoml.get_current_service().runtime)
+        settings = _settings_or_defaults()
+        limit_connections(settings.timeout_seconds)
+        front = Front(super().to_asgi(is_main), lambda: bentoml.get_current_service().runtime)
+        if not settings.origins:
+            return front
+        exposed = ("X-Request-Id", "Retry-After")
+        methods, headers = ("GET", "POST"), ("*",)
+        return CORSMiddleware(front, settings.origins, methods, headers, expose_headers=exposed)
 
 
 class _Arbiter(circus.Arbiter):  # type: ignore[misc]
@@ -79,16 +87,22 @@ class Classifier:
             settings = read_settings()
             Keys(settings)
             repository = Repository(settings)
-            repository.start()
-            repository.stop()
+            try:
+                repository.check()
+            finally:
+                repository.stop()
         except PocketzooError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
         circus.Arbiter = _Arbiter
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Finish what runs."""
+        """Finish what runs, in the time of one request: a graph that does not end must not keep the server."""
+        last = threading.Timer(self.runtime.settings.timeout_seconds, os._exit, (1,))
+        last.daemon = True
+        last.start()
         self.runtime.close()
+        last.cancel()
 
     @bentoml.api  # type: ignore[untyped-decorator]
     async def predict(

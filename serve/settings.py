@@ -59,8 +59,10 @@ class Settings:
     max_buffered_bytes: int = 128 << 20
     """Bodies in memory at the same time, of all requests of a worker."""
     max_pixels: int = 25_000_000
-    """Width x height of one image; decoding takes up to seven bytes per pixel in each of `slots` requests. A baseline
-    JPEG file may have 16 times as many: it is decoded small."""
+    """Width x height of one image. A baseline JPEG file may have 16 times as many: it is decoded small."""
+    decode_bytes: int | None = None
+    """Memory in which images are decoded, of all workers together; a pixel takes 8 bytes, of WebP 20. Default: half of
+    what the machine, or the container, has left, and 4 GiB at most."""
     formats: tuple[str, ...] = FORMATS
     """Image formats accepted, separated by commas."""
     queue: int = 64
@@ -81,9 +83,17 @@ class Settings:
     """How often the folder is looked at for new files; 0: only when the server starts."""
     max_loaded: int = 8
     """Models in memory; the one not used for longest makes room for another."""
+    loaded_bytes: int | None = None
+    """Memory of the models of one worker, as their files have bytes, twice where two sessions are kept; the default
+    model is loaded whatever it takes. Default: a quarter of what the machine, or the container, has left."""
+    check_seconds: float = 20.0
+    """How long a new file may take to be loaded and checked, in a process of its own; 0: as long as it likes, in the
+    server's process."""
 
     keys_file: Path | None = None
     """API keys, as `pocketzoo key` writes them; default: none: anyone may predict."""
+    origins: tuple[str, ...] = ()
+    """Web origins whose pages may ask (CORS), separated by commas, or `*`; default: only the server's own."""
     log: str = "json"
     """One line per request: `json`, `text` or `off`."""
     page: int = 1
@@ -171,7 +181,8 @@ def _number(variable: str, text: str) -> float:
 
 
 def _words(variable: str, text: str) -> tuple[str, ...]:
-    return tuple(word.strip().upper() for word in text.split(",") if word.strip())
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(word.upper() for word in words) if variable == f"{PREFIX}FORMATS" else words
 
 
 _READERS: dict[typing.Any, Callable[[str, str], typing.Any]] = {

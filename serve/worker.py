@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from starlette.types import Message
 
 from serve.access.keys import Keys
 from serve.batching import Batcher, pays
+from serve.bodies import Bodies, too_large
 from serve.models.model import Model, give_back_memory
-from serve.models.repository import Repository
+from serve.models.repository import About, Repository
 from serve.observe.logs import Log
 from serve.observe.metrics import Metrics
 from serve.prediction import Row, infer, prediction_document, prepare, total_stages
@@ -35,8 +35,8 @@ Array = npt.NDArray[np.float32]
 _KEYS_EVERY_SECONDS = 1.0
 """How often the file of the keys is looked at, at most."""
 
-_LARGE_BYTES = 4 << 20
-"""A larger body is worth giving its memory back to the system."""
+_LOADERS = 4
+"""Threads that wait for models to be checked, and load them one after the other."""
 
 _TENSOR_CHUNK = 8
 """Examples of one inference; more would not be faster on a CPU, but take memory, which ONNX Runtime keeps."""
@@ -56,12 +56,13 @@ class Runtime:
         self.metrics = Metrics(settings)
         self.keys = Keys(settings)
         self.engine = Engine(settings, observe=self.metrics.queued, tidy=give_back_memory)
-        self.repository = Repository(settings, on_event=self._event)
-        # One at a time anyway; requests that wait for a model must not occupy the threads that others need.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._batchers: weakref.WeakKeyDictionary[Model, asyncio.Future[Batcher | None]] = weakref.WeakKeyDictionary()
+        self.repository = Repository(settings, on_event=self._event, prepare=self._measure)
+        # Requests that wait for a model, or for a digest, must not occupy the threads that others need.
+        self._loader = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="listing")
+        self._batchers: weakref.WeakKeyDictionary[Model, Batcher] = weakref.WeakKeyDictionary()
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._buffered = 0
+        self.bodies = Bodies(settings, tidy=self.engine.took_memory)
         self._loading = 0
         self._keys_seen = time.perf_counter()
         self.repository.start()
@@ -69,7 +70,8 @@ class Runtime:
     def close(self) -> None:
         """Finish what runs and free what is held."""
         self.repository.stop()
-        self._loader.shutdown(cancel_futures=True)
+        for pool in (self._loader, self._reader):
+            pool.shutdown(cancel_futures=True)
         self._batch_thread.shutdown()
         self.engine.close()
 
@@ -102,6 +104,19 @@ class Runtime:
         call.model, call.version = model.name, model.version
         return model
 
+    async def describe(self) -> dict[str, Any]:
+        """Every model, as :class:`serve.protocols.schema.ModelsResponse` says it."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self.repository.describe)
+
+    async def about(self, name: str, version: str | None) -> About:
+        """What is known of a model, which is not loaded for it.
+
+        Raises:
+            Refused: as :meth:`model`.
+        """
+        self.repository.get(name, version)  # a wrong name need not wait for other files to be read
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self.repository.about, name, version)
+
     async def _load(self, call: Call, load: Callable[[], Model]) -> Model:
         if self._loading >= max(1, self.settings.queue):
             raise Refused(503, f"{self._loading} requests wait for models to be loaded", retry_after=1.0)
@@ -123,68 +138,14 @@ class Runtime:
 
         Raises:
             Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory or too much waits,
-                499 if the client went away.
+                408 if it stalls, 499 if the client went away.
         """
-        started = time.perf_counter()
-        call.reading = True
         announced = call.content_length
         if announced is not None and announced > limit:
-            raise _too_large(announced, limit)
+            raise too_large(announced, limit)
         if admit:
             self.engine.admit()
-        message = await call.receive()
-        body = _body(message)
-        self._account(call, len(body), limit)
-        if message.get("more_body"):
-            body = await self._read_rest(call, body, limit)
-        call.reading = False
-        call.stages["read"] = (time.perf_counter() - started) * 1e3
-        return body
-
-    async def _read_rest(self, call: Call, first: bytes, limit: int) -> bytes:
-        chunks, total, more = [first], len(first), True
-        while more:
-            message = await call.receive()
-            chunk = _body(message)
-            more = message.get("more_body", False)
-            total += len(chunk)
-            self._account(call, total, limit)
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    def _account(self, call: Call, total: int, limit: int) -> None:
-        if total > limit:
-            raise _too_large(total, limit)
-        if total > call.buffered:
-            self.hold(call, total - call.buffered)
-
-    def hold(self, call: Call, count: int) -> None:
-        """Count `count` more bytes that are in memory for the request, until it is done.
-
-        Raises:
-            Refused: 503 if the requests in memory would have too many.
-        """
-        if self._buffered + count > self.settings.max_buffered_bytes:
-            raise Refused(
-                503,
-                f"the requests in memory have {self._buffered} bytes, with this one more than "
-                f"{self.settings.max_buffered_bytes} (POCKETZOO_MAX_BUFFERED_BYTES); try again later",
-                retry_after=self.engine.wait_seconds(),
-            )
-        self._buffered += count
-        call.buffered += count
-
-    @property
-    def buffered(self) -> int:
-        """Bytes of bodies in memory."""
-        return self._buffered
-
-    def release(self, call: Call) -> None:
-        """Forget the request's body."""
-        self._buffered -= call.buffered
-        if call.buffered > _LARGE_BYTES:
-            self.engine.took_memory()
-        call.buffered = 0
+        return await self.bodies.read(call, limit)
 
     async def answer(
         self, call: Call, name: str | None, version: str | None, pictures: Sequence[Picture]
@@ -239,7 +200,7 @@ class Runtime:
         """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]."""
         call.images = len(inputs)
         start = time.perf_counter()
-        if (batcher := await self._batcher(model)) is not None:
+        if (batcher := self._batcher(model)) is not None:
             self.engine.admit(len(inputs))
             with self.engine.inside_a_batch(len(inputs)):
                 found = np.stack(await asyncio.gather(*(batcher.logits(row) for row in inputs)))
@@ -254,11 +215,11 @@ class Runtime:
     async def _run(self, call: Call, model: Model, pictures: Sequence[Picture]) -> list[Row]:
         call.images = len(pictures)
         spec = model.card.use.input
-        batcher = await self._batcher(model)
+        batcher = self._batcher(model)
 
         def work(place: str, picture: Picture) -> Callable[[bool], Row]:
             def run(alone: bool) -> Row:
-                row = prepare(picture, place, spec, self.settings)
+                row = prepare(picture, place, spec, self.settings, self.engine.memory.take)
                 return row if batcher is not None else infer(row, model.predictor(alone=alone).logits)
 
             return run
@@ -273,20 +234,23 @@ class Runtime:
         call.stages.update(total_stages(rows))
         return rows
 
-    async def _batcher(self, model: Model) -> Batcher | None:
-        decided = self._batchers.get(model)
-        if decided is None:
-            # May measure for a while, which must not stop the event loop; once per model, however many ask.
-            loop = asyncio.get_running_loop()
-            decided = self._batchers[model] = loop.run_in_executor(self._loader, self._new_batcher, model)
-        return await asyncio.shield(decided) if not decided.done() else decided.result()
-
-    def _new_batcher(self, model: Model) -> Batcher | None:
+    def _measure(self, model: Model) -> None:
+        """Find out whether batches pay; where that fails, images are computed one by one, and the log says why."""
         alone, parallel = model.predictor(alone=True), model.predictor(alone=False)
         shape = model.card.use.input.shape
-        if not pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu):
+        try:
+            model.batched = pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu)
+        except Exception as error:  # ONNX Runtime's exceptions have no common public base class
+            self.log.event("unbatched", model.name, f"version {model.version}: measuring batches failed: {error}")
+
+    def _batcher(self, model: Model) -> Batcher | None:
+        if not model.batched:
             return None
-        return Batcher(alone.logits, self.settings, thread=self._batch_thread, observe=self._batch_done)
+        if (found := self._batchers.get(model)) is None:
+            run = model.predictor(alone=True).logits
+            found = Batcher(run, self.settings, thread=self._batch_thread, observe=self._batch_done)
+            self._batchers[model] = found
+        return found
 
     def _batch_done(self, images: int, seconds: float) -> None:
         self.engine.batch_took(images, seconds)
@@ -313,16 +277,3 @@ async def _batched(batcher: Batcher, row: Row) -> Row:
 
 def _tensor_work(model: Model, chunk: Array) -> Work[Array]:
     return Work(lambda alone: model.predictor(alone=alone).logits(chunk), images=len(chunk))
-
-
-def _body(message: Message) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise Refused(499, "the client closed the connection before its request was complete")
-    body: bytes = message.get("body", b"")
-    return body
-
-
-def _too_large(got: int, limit: int) -> Refused:
-    return Refused(
-        413, f"the body has {got} bytes or more, at most {limit} are accepted; send a smaller image, or fewer"
-    )

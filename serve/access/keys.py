@@ -12,9 +12,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from serve.access.buckets import Bucket, LocalTokens, SharedTokens
 from serve.access.key_file import KeyEntry, digest_of, read_keys
 from serve.protocols.http import Refused
 from serve.settings import Settings
@@ -27,33 +27,11 @@ _log = logging.getLogger("bentoml.pocketzoo.keys")
 _HOW = "send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
 
-@dataclass(slots=True)
-class _Bucket:
-    """Tokens that grow with time; a request takes one."""
-
-    rate: float
-    """Tokens per second."""
-    capacity: float
-    tokens: float
-    at: float
-    """When `tokens` was right, in seconds of the clock."""
-
-    def take(self, now: float) -> float:
-        """Take a token and return 0; or return the seconds until there is one."""
-        self.tokens = min(self.capacity, self.tokens + max(0.0, now - self.at) * self.rate)
-        self.at = now
-        if self.tokens >= 1.0:
-            self.tokens -= 1.0
-            return 0.0
-        return (1.0 - self.tokens) / self.rate
-
-
 class Keys:
     """The API keys of one worker.
 
-    With several workers each has its own buckets, of `rate / workers` and `burst / workers` (at least one request):
-    together they let through what the file says when connections spread over the workers, and a client with a single
-    connection, which one worker serves, gets its share only.
+    Several workers count in files that they share, so that together they let through what the file says; where there
+    can be none, each has its part, with a warning.
     """
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,7 +44,7 @@ class Keys:
         self._workers = settings.workers
         self._clock = clock
         self._digests: tuple[tuple[bytes, str], ...] = ()
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, Bucket] = {}
         self._stamp: tuple[int, ...] | None = None
         if self._path is not None:
             self._stamp = _stamp(self._path)
@@ -105,7 +83,7 @@ class Keys:
         if bucket is not None and (wait := bucket.take(self._clock())):
             raise Refused(
                 429,
-                f"the API key {name!r} has used up its rate of {bucket.rate * self._workers:g} requests per second; "
+                f"the API key {name!r} has used up its rate of {bucket.asked:g} requests per second; "
                 f"try again in {wait:.2f} seconds",
                 retry_after=wait,
             )
@@ -151,10 +129,18 @@ class Keys:
                 found = name
         return found
 
-    def _bucket(self, entry: KeyEntry) -> _Bucket:
+    def _bucket(self, entry: KeyEntry) -> Bucket:
         assert entry.rate is not None
-        capacity = max(1.0, entry.capacity / self._workers)
-        return _Bucket(rate=entry.rate / self._workers, capacity=capacity, tokens=capacity, at=self._clock())
+        now, rate, capacity = self._clock(), entry.rate, float(entry.capacity)
+        if self._workers == 1:
+            return Bucket(rate, capacity, LocalTokens(capacity, now))
+        try:
+            limits = f"{entry.name} {entry.sha256} {rate} {capacity}"
+            return Bucket(rate, capacity, SharedTokens(limits, capacity, now))
+        except OSError as error:
+            _log.warning("each worker counts its part of the rate of %s by itself: %s", entry.name, error)
+        capacity = max(1.0, capacity / self._workers)
+        return Bucket(rate / self._workers, capacity, LocalTokens(capacity, now), workers=self._workers)
 
 
 def _key(headers: Mapping[bytes, bytes]) -> bytes | None:

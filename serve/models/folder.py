@@ -17,9 +17,10 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serve.models.known import Known
 from serve.models.model import Stamp, stamp
 from zoo.artefact.card import Card
-from zoo.artefact.onnx_file import read_card
+from zoo.artefact.glance import glance_at_card
 from zoo.base.errors import ArtefactError, PocketzooError
 from zoo.base.files import GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
 from zoo.base.names import shown_name, unfit_name
@@ -33,8 +34,8 @@ SUFFIXES = {GRAPH: "", INT8_GRAPH: "-int8", HALF_GRAPH: "-fp16"}
 class Artefact:
     """One ONNX file as it was when the folder was looked through; its card and digest are read when asked for."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        """Look at the file, without reading it.
+    def __init__(self, name: str, path: Path, known: Known | None = None) -> None:
+        """Look at the file, without reading it; `known` may have its digest.
 
         Raises:
             OSError: there is no such file.
@@ -44,6 +45,7 @@ class Artefact:
         self.stamp: Stamp = stamp(path)
         self._card: Card | PocketzooError | None = None
         self._digest: str | None = None
+        self._known = known
 
     @property
     def file(self) -> str:
@@ -65,7 +67,7 @@ class Artefact:
         return self.stamp[1]
 
     def card(self) -> Card:
-        """What the file says about itself; it is read once.
+        """What the file says about itself, whatever the rest of it is; it is read once.
 
         Raises:
             PocketzooError: it cannot be read; the same error each time.
@@ -75,7 +77,7 @@ class Artefact:
                 # It may have become another link since the folder was looked through.
                 if reason := _unfit_file(self.path):
                     raise ArtefactError(f"{self.path}: {reason}")
-                self._card = read_card(self.path)
+                self._card = glance_at_card(self.path)
             except PocketzooError as error:
                 self._card = error
         if isinstance(self._card, PocketzooError):
@@ -86,7 +88,7 @@ class Artefact:
         """SHA-256 of the file, which is read once; None where it cannot be."""
         if self._digest is None and not _unfit_file(self.path):
             with contextlib.suppress(OSError):
-                self._digest = sha256_file(self.path)
+                self._digest = (self._known.digest if self._known else sha256_file)(self.path)
         return self._digest
 
 
@@ -105,7 +107,7 @@ def scan(root: Path) -> dict[str, Artefact]:
     return look_through(root).artefacts
 
 
-def look_through(root: Path) -> Found:
+def look_through(root: Path, known: Known | None = None) -> Found:
     """The artefacts of the folders in `root`, and what is not served of it; hidden folders are left out."""
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -128,7 +130,7 @@ def look_through(root: Path) -> Found:
     for name in sorted(paths):
         # It may be gone since the folder was listed.
         with contextlib.suppress(OSError):
-            found[name] = Artefact(name, paths[name])
+            found[name] = Artefact(name, paths[name], known)
     return Found(artefacts=found, left_out=left_out)
 
 

@@ -42,6 +42,7 @@ def _describe(view: View, artefact: Artefact, reason: Callable[[Exception | str]
         "bytes": model.bytes if model else artefact.bytes,
         "precision": card.inform.precision if card else None,
         "classes": len(card.use.labels) if card else None,
+        "labels": list(card.use.labels) if card else None,
         "accuracy": _accuracy(card, model.engine if model else None) if card else None,
         "loaded": model is not None,
         "engine": model.engine if model else None,

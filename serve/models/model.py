@@ -41,7 +41,19 @@ def stamp(path: Path) -> Stamp:
 class Model:
     """One version of one artefact, in memory."""
 
-    __slots__ = ("__weakref__", "_alone", "_shared", "bytes", "card", "digest", "name", "path", "used")
+    __slots__ = (
+        "__weakref__",
+        "_alone",
+        "_shared",
+        "batched",
+        "bytes",
+        "card",
+        "digest",
+        "memory",
+        "name",
+        "path",
+        "used",
+    )
 
     def __init__(self, name: str, *, alone: Predictor, shared: Predictor, size: int) -> None:
         """Give loaded predictors of the same file a name; :func:`load_model` does.
@@ -57,8 +69,12 @@ class Model:
         self.card: Card = alone.card
         self.digest: str = alone.digest
         self.bytes = size
+        self.memory = size if alone is shared else 2 * size
+        """Bytes that it takes, about: its weights, in each session."""
         self.used: float = time.monotonic()
         """When it was last asked for, in seconds of time.monotonic; the one thing about it that changes."""
+        self.batched = False
+        """Whether batches are worth it; decided before it answers."""
         self._alone = alone
         self._shared = shared
 

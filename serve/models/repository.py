@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve.models.folder import no_artefact
 from serve.models.listing import describe
 from serve.models.loader import Live, OnEvent
-from serve.models.model import Model
+from serve.models.model import VERSION_DIGITS, Model
+from serve.models.snapshot import unknown_version
 from serve.protocols.http import Refused
 from serve.settings import Settings
-from zoo.base.errors import ArtefactError, unknown_name
+from zoo.artefact.card import Card
+from zoo.base.errors import ArtefactError, PocketzooError, unknown_name
 
-__all__ = ["OnEvent", "Repository"]
+__all__ = ["About", "OnEvent", "Repository"]
 
 _STOP_SECONDS = 10.0
 
 _log = logging.getLogger("bentoml.pocketzoo")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """A model as its file describes it, loaded or not."""
+
+    name: str
+    version: str
+    card: Card
 
 
 class Repository:
@@ -34,11 +47,18 @@ class Repository:
     What changes or reads files says so: call it in a thread.
     """
 
-    def __init__(self, settings: Settings, *, on_event: OnEvent | None = None) -> None:
-        """Nothing is loaded before :meth:`start`."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_event: OnEvent | None = None,
+        prepare: Callable[[Model], None] | None = None,
+    ) -> None:
+        """Nothing is loaded before :meth:`start`; `prepare` is called with each model before it answers."""
         self._settings = settings
-        self._live = Live(settings, on_event)
+        self._live = Live(settings, on_event, prepare)
         self._stopped = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
 
     @property
@@ -59,6 +79,25 @@ class Repository:
         """Every model, as :class:`serve.protocols.schema.ModelsResponse` says it; reads files."""
         return describe(self._live.view, self._live.reason)
 
+    def about(self, name: str, version: str | None = None) -> About:
+        """What is known of a model, which is not loaded for it; reads files.
+
+        Raises:
+            Refused: as :meth:`get`.
+        """
+        model, view = self.get(name, version), self._live.view
+        if model is not None:
+            return About(model.name, model.version, model.card)
+        artefact = view.artefacts[name]
+        try:
+            card, digest = artefact.card(), artefact.digest()
+        except PocketzooError as error:
+            raise Refused(503, f"the model {name!r} cannot be served: {self._live.reason(error)}") from error
+        found = (digest or "")[:VERSION_DIGITS]
+        if version is not None and version != found:
+            raise unknown_version(version, name, found)
+        return About(name, found, card)
+
     def start(self) -> None:
         """Load the default model, and begin to look for changes.
 
@@ -69,24 +108,43 @@ class Repository:
             UsageError: `settings.default_model` is not a model.
             ArtefactError: the default model, or without a setting every model, fails to load or its self-check.
         """
-        live, wanted = self._live, self._settings.default_model
-        with live.changing:
-            artefacts = live.scan()
-            if not artefacts:
-                raise no_artefact(self._settings.models)
-            live.know(artefacts)
-            if wanted is not None and wanted not in artefacts:
-                raise unknown_name("model in POCKETZOO_DEFAULT_MODEL", wanted, artefacts)
-            try:
-                default = live.open(wanted).name if wanted else live.open_best()
-            except Refused as error:
-                raise ArtefactError(str(error)) from error
-            live.view = replace(live.view, default=default)
+        with self._live.changing:
+            default = self._choose(self._live.open)
+            self._live.view = replace(self._live.view, default=default)
         self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that :meth:`start` would succeed, in another process.
+
+        Raises:
+            UsageError: see :meth:`start`.
+            ArtefactError: see :meth:`start`.
+        """
+        with self._live.changing:
+            self._choose(self._live.vouch)
+
+    def _choose(self, use: Callable[[str], object]) -> str:
+        """Name of the default model, after using it."""
+        live, wanted = self._live, self._settings.default_model
+        artefacts = live.scan()
+        if not artefacts:
+            raise no_artefact(self._settings.models)
+        live.know(artefacts)
+        if wanted is not None and wanted not in artefacts:
+            raise unknown_name("model in POCKETZOO_DEFAULT_MODEL", wanted, artefacts)
+        try:
+            if wanted is None:
+                return live.open_best(use)
+            use(wanted)
+            return wanted
+        except Refused as error:
+            raise ArtefactError(str(error)) from error
 
     def stop(self) -> None:
         """Look for changes no longer; what is in memory can still be used."""
         self._stopped.set()
+        self._wake.set()
+        self._live.checks.stop()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
@@ -105,22 +163,34 @@ class Repository:
         Raises:
             Refused: as :meth:`get`.
         """
+        self._live.wait_for_check(name or self.default)
         with self._live.changing:
             model = self._live.open(name or self.default)
             return self.get(name, version) or model
 
     def look(self) -> None:
-        """Look for new, changed and vanished files now; reads files."""
+        """Look for new, changed and vanished files now, and wait for their checks."""
         with self._live.changing:
-            self._live.look()
+            running = self._live.look()
+        while running:
+            wait(running)
+            with self._live.changing:
+                running = self._live.settle()
 
     def _watch(self) -> None:
+        # The server is to be ready before the files that nobody has asked for are checked.
+        self._stopped.wait(self._settings.poll_seconds)
         while not self._stopped.is_set():
+            self._wake.clear()
+            running: list[Future[None]] = []
             try:
-                self.look()
+                with self._live.changing:
+                    running = self._live.look()
             except Exception:
                 _log.exception("cannot look for changes of the models; trying again")
             # Without polling, what is broken from the start is told of, and that was it.
-            if not self._settings.poll_seconds:
+            if not self._settings.poll_seconds and not running:
                 return
-            self._stopped.wait(self._settings.poll_seconds)
+            for check in running:
+                check.add_done_callback(lambda _: self._wake.set())
+            self._wake.wait(self._settings.poll_seconds or None)

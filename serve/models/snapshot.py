@@ -12,7 +12,7 @@ from serve.models.model import Model
 from serve.protocols.http import Refused
 from zoo.base.errors import unknown_name
 
-__all__ = ["View", "without"]
+__all__ = ["View", "unknown_version", "without"]
 
 T = TypeVar("T")
 
@@ -20,6 +20,11 @@ T = TypeVar("T")
 def without(mapping: Mapping[str, T], name: str) -> dict[str, T]:
     """`mapping` without the entry `name`, if there is one."""
     return {key: value for key, value in mapping.items() if key != name}
+
+
+def unknown_version(version: str, name: str, served: str) -> Refused:
+    """The error for a version that does not answer."""
+    return Refused(404, f"unknown version {version[:40]!r} of {name!r}; it serves {served}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class View:
             self._check(name)
             return None
         if version is not None and version != model.version:
-            raise Refused(404, f"unknown version {version[:40]!r} of {name!r}; it serves {model.version}")
+            raise unknown_version(version, name, model.version)
         model.used = time.monotonic()
         return model
 
@@ -72,7 +77,7 @@ class View:
             problems=without(self.problems, name),
         )
 
-    def idle(self, keep: Model) -> Model | None:
+    def idle(self, keep: Model | None) -> Model | None:
         """The model that was not used for longest, and may leave memory.
 
         Not `keep`, nor the default, nor one whose file is broken by now, so that it could not be loaded again.

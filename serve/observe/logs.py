@@ -165,6 +165,8 @@ def _of_call(call: Call) -> _Fields:
     if (trace := call.trace) is not None:
         fields["trace_id"] = trace.trace_id
         fields["span_id"] = trace.span_id
+    if call.client is not None:
+        fields["client"] = call.client[:_MOST]
     fields["method"] = call.method[:_MOST_METHOD]
     return fields
 

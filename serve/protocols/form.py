@@ -23,7 +23,8 @@ __all__ = ["Picture", "Upload", "read_form"]
 Picture = tuple[str, bytes]
 """An image's name, for errors, and its file's bytes."""
 
-_IMAGES, _MODEL = "images", "model"
+_IMAGES, _MODEL = ("images", "image", "file"), "model"
+"""Names of fields; of the first three, any and any number."""
 _EXAMPLE = "curl -F images=@photo.jpg http://localhost:3000/predict"
 _MAX_MODEL_BYTES = 4096
 
@@ -118,13 +119,13 @@ def _upload(parts: list[_Part], settings: Settings) -> Upload:
     for part in parts:
         name, file = part.options()
         content = b"".join(part.content or ())
-        if name not in (_IMAGES, _MODEL):
-            raise unknown_name("form field", name[:80], (_IMAGES, _MODEL))
+        if name not in (*_IMAGES, _MODEL):
+            raise unknown_name("form field", name[:80], (*_IMAGES, _MODEL))
         if name == _MODEL:
             models.append(_model(content, file))
             continue
         if file is None:
-            raise UsageError(f"form field `images`: expected a file, got text (no address is fetched); try: {_EXAMPLE}")
+            raise UsageError(f"form field `{name}`: expected a file, got text (no address is fetched); try: {_EXAMPLE}")
         if len(content) > settings.max_image_bytes:
             raise Refused(
                 413,

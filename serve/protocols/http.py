@@ -47,6 +47,8 @@ class Call:
     """The client's trace that it belongs to."""
     key: str | None = None
     """Name of the API key it came with."""
+    client: str | None = None
+    """The address that it came from; a proxy's, where there is one."""
     model: str | None = None
     """`name` of the model that answered; for the log and the metrics."""
     version: str | None = None
@@ -70,7 +72,12 @@ class Call:
         The method `receive` belongs to uvicorn's object for the request, which knows it without waiting; another web
         server does not, and then every request counts as wanted.
         """
-        return bool(getattr(getattr(self.receive, "__self__", None), "disconnected", False))
+        cycle = getattr(self.receive, "__self__", None)
+        if getattr(cycle, "disconnected", False):
+            return True
+        # Of pipelined requests, uvicorn tells only the last.
+        transport = getattr(cycle, "transport", None)
+        return transport is not None and bool(transport.is_closing())
 
     @property
     def media_type(self) -> str:

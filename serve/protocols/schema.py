@@ -13,6 +13,7 @@ __all__ = [
     "LabelProbability",
     "Milliseconds",
     "ModelInfo",
+    "ModelNames",
     "ModelsResponse",
     "PredictForm",
     "PredictResponse",
@@ -20,7 +21,7 @@ __all__ = [
 
 
 class PredictForm(BaseModel):
-    """The form of POST /predict."""
+    """The form of POST /predict; `image` and `file` are other names of `images`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,11 +94,18 @@ class ModelInfo(BaseModel):
     bytes: int = Field(description="size of the file")
     precision: str | None = None
     classes: int | None = Field(None, description="number of labels")
+    labels: list[str] | None = Field(None, description="what it can answer, in the order of its outputs")
     accuracy: Accuracy | None = Field(None, description="on the validation split, if it was measured")
     loaded: bool = Field(description="whether it is in memory; it is loaded by the first request that names it")
     engine: str | None = Field(None, description="what computes its answers; null until it is loaded")
     engine_reason: str | None = Field(None, description="why this engine, with the numbers that decided")
     error: str | None = Field(None, description="why the file cannot be served")
+
+
+class ModelNames(BaseModel):
+    """The answer of GET /v1/models."""
+
+    models: list[str]
 
 
 class ModelsResponse(BaseModel):

@@ -240,3 +240,20 @@ def test_batches_count_as_waiting_and_set_the_estimate(make):
         assert engine.inside == 3
         assert engine.wait_seconds() == pytest.approx(3 * 0.5, rel=0.01)
     assert engine.inside == 0
+
+
+def test_memory_is_given_back_now_and_then_however_often_it_is_taken(monkeypatch):
+    monkeypatch.setattr("serve.queue._TIDY_SECONDS", 0.05)
+    tidied = []
+    engine = Engine(Settings(slots=2), tidy=lambda: tidied.append(time.perf_counter()))
+
+    async def main():
+        for _ in range(20):
+            engine.took_memory()
+        await asyncio.sleep(0.5)
+
+    asyncio.run(main())
+    engine.close()
+    # At once, and once more for the nineteen others.
+    assert len(tidied) == 2
+    assert tidied[1] - tidied[0] > 0.04

@@ -1,5 +1,6 @@
 """The transport, in this process: what a client gets for what it sends."""
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -67,6 +68,10 @@ def _raw(client, image: bytes, path: str = "/v1/predict", **headers: str):
     return client.post(path, content=image, headers=sent)
 
 
+def _base64(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
 def _error(response, status=400) -> str:
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
@@ -127,6 +132,7 @@ def test_models_lists_every_artefact_and_what_is_wrong_with_it(client, output):
         "bytes": (output / "good" / "model.onnx").stat().st_size,
         "precision": "float32",
         "classes": 3,
+        "labels": ["cat", "dog", "fox"],
         "accuracy": {"dataset": "d", "split": "validation", "n": 9, "top1": 0.9},
         "version": sha256_file(output / "good" / "model.onnx")[:12],
         "loaded": True,
@@ -171,7 +177,8 @@ def test_models_and_versions_are_named_in_the_path(client, draw, output):
         assert (answer["model"], answer["version"]) == ("other-int8", version)
     assert "other-int8" in _error(_raw(client, draw(0), "/v1/models/other-int8/versions/0:predict"), 404)
     assert "did you mean other" in _error(_raw(client, draw(0), "/v1/models/othre:predict"), 404)
-    assert "no such route" in _error(_raw(client, draw(0), "/v1/models/good"), 404)
+    assert "no such route" in _error(_raw(client, draw(0), "/v1/model/good"), 404)
+    assert "expected GET" in _error(_raw(client, draw(0), "/v1/models/good"), 405)
 
 
 def test_the_time_of_every_stage_is_told(client, draw):
@@ -217,6 +224,31 @@ def test_the_bad_image_of_several_is_named(client, draw):
     assert _error(_post(client, draw(0), b"hello", draw(1)), 415).startswith("image 2 of 3, '1.png': ")
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+@pytest.mark.parametrize("budget", ["200000000", "40000000"])
+def test_large_images_are_decoded_beside_the_slots_or_refused(output, mode, budget):
+    def saved(size):
+        stream = io.BytesIO()
+        Image.new(mode, size, "gray").save(stream, "PNG")
+        return stream.getvalue()
+
+    with serving(output, DECODE_BYTES=budget, SLOTS="2", MAX_PIXELS="25000000") as client:
+        small = _raw(client, saved((20, 16))).json()["predictions"]
+        # About 8 bytes per pixel: 32 MB and 8 MB to spare.
+        large = _raw(client, saved((2000, 2001)))
+        several = _post(client, *[saved((2000, 2001))] * 3, saved((20, 16)))
+        if budget == "200000000":
+            assert large.json()["predictions"] == small
+            assert several.json()["predictions"] == 4 * small
+        else:
+            wanted = (
+                f"the PNG image of 2000 x 2001 pixels ({mode}) takes up to 40 MB of memory to decode, at most 20 MB"
+            )
+            assert wanted in _error(large, 413)
+            assert wanted in _error(several, 413)
+        assert _raw(client, saved((20, 16))).json()["predictions"] == small
+
+
 def test_too_many_pixels_are_refused_from_the_header(client):
     stream = io.BytesIO()
     Image.new("L", (5000, 5000)).save(stream, "PNG")
@@ -239,8 +271,68 @@ def test_the_declared_type_of_an_image_in_a_form_does_not_matter(client, content
         "application/x-www-form-urlencoded",
     ],
 )
-def test_a_raw_body_that_says_it_is_no_image_is_refused(client, draw, media_type):
-    assert "expected an image" in _error(_raw(client, draw(0), Content_Type=media_type), 415)
+def test_a_body_is_taken_for_what_its_bytes_are(client, draw, media_type):
+    assert _raw(client, draw(0), Content_Type=media_type).json()["predictions"] == _answer(client, draw(0))
+    if media_type == "application/json":
+        assert "expected JSON like" in _error(_raw(client, b"hello", Content_Type=media_type), 400)
+    else:
+        assert "expected an image" in _error(_raw(client, b"hello", Content_Type=media_type), 415)
+
+
+def _answer(client, image):
+    return _raw(client, image).json()["predictions"]
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("path", ["/v1/models/good:predict", "/v1/models/other-int8:predict", "/v1/predict"])
+def test_kserve_s_v1_json_gets_the_answers_of_its_images(client, draw, path, media_type):
+    instances = [{"image_bytes": {"b64": _base64(draw(0))}}, {"b64": _base64(draw(1))}]
+    document = {"signature_name": "serving_default", "instances": instances}
+    answer = client.post(path, content=json.dumps(document), headers={"Content-Type": media_type}).json()
+    assert answer["predictions"] == [_raw(client, draw(seed), path).json()["predictions"][0] for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "expected"),
+    [
+        ({"instances": []}, 400, "length >= 1"),
+        ({"inputs": []}, 400, "missing required field `instances`"),
+        ({"instances": [{}]}, 400, "`instances[0]`: expected either `image_bytes` or `b64`"),
+        ({"instances": [{"b64": "AA==", "image_bytes": {"b64": "AA=="}}]}, 400, "`instances[0]`: expected either"),
+        ({"instances": [[0.5, 0.1]]}, 400, "Expected `object`, got `array`"),
+        ({"instances": [{"b64": "%%%"}]}, 400, "Invalid base64"),
+        ({"instances": [{"b64": "AAAA"}]}, 415, "not an image"),
+        ({"instances": [{"b64": _base64(bytes(200_001))}]}, 413, "the image has 200001 bytes, at most 200000"),
+        ({"instances": [{"b64": "AAAA"}] * 10}, 413, "10 instances; at most 9"),
+        ({"instances": [{}] * 90}, 413, "more objects than the images need"),
+    ],
+)
+def test_v1_json_that_does_not_fit_is_refused_in_a_sentence(client, document, status, expected):
+    assert expected in _error(client.post("/v1/models/good:predict", json=document), status)
+
+
+def test_v1_names_models_and_says_whether_they_can_be_asked(client):
+    assert client.get("/v1/models").json() == {"models": ["good", "liar", "other", "other-int8", "torn"]}
+    assert client.get("/v1/models/other").json() == {"name": "other", "ready": True}
+    assert "golden self-check failed" in _error(client.get("/v1/models/liar"), 503)
+    assert "unknown model 'oter'; did you mean other" in _error(client.get("/v1/models/oter"), 404)
+
+
+@pytest.mark.parametrize("field", ["images", "image", "file"])
+def test_the_field_of_a_form_has_the_names_that_clients_give_it(client, draw, field):
+    files = [(field, ("a.png", draw(0))), ("images", ("b.png", draw(1)))]
+    answer = client.post("/predict", files=files).json()
+    assert answer["predictions"] == [_answer(client, draw(seed))[0] for seed in (0, 1)]
+
+
+def test_what_is_asked_about_is_not_loaded(output):
+    with serving(output, CHECK_SECONDS="0") as client:
+        for path in ("/models", "/v1/models/other", "/v2/models/other", "/v2/models/other/ready"):
+            assert client.get(path).status_code == 200
+        listed = client.get("/models").json()["models"]
+        assert [model["name"] for model in listed if model["loaded"]] == ["good"]
+        assert client.get("/v2/models/other").json()["versions"] == [listed[2]["version"]]
+        assert "unknown version" in _error(client.get("/v2/models/other/versions/1"), 404)
 
 
 def test_an_encoded_body_is_refused_rather_than_misread(client, draw):

@@ -63,8 +63,8 @@ def test_a_body_that_is_too_large_or_cut_off_is_refused(output, one, status):
         with pytest.raises(Refused) as refused:
             asyncio.run(server.read(made, 3))
         assert refused.value.status == status
-        server.release(made)
-        assert server.buffered == 0
+        server.bodies.release(made)
+        assert server.bodies.held == 0
 
 
 def test_all_bodies_together_have_a_limit_and_are_forgotten_when_released(output):
@@ -75,8 +75,8 @@ def test_all_bodies_together_have_a_limit_and_are_forgotten_when_released(output
             with pytest.raises(Refused, match="MAX_BUFFERED_BYTES") as refused:
                 asyncio.run(server.read(one, 9))
             assert (refused.value.status, refused.value.retry_after is not None) == (503, True)
-            server.release(one)
-        server.release(first)
+            server.bodies.release(one)
+        server.bodies.release(first)
         assert asyncio.run(server.read(sent(b"abcde"), 9)) == b"abcde"
 
 
@@ -84,7 +84,7 @@ def test_a_body_that_was_only_announced_takes_no_room(output):
     async def ask(server):
         silent = [asyncio.ensure_future(server.read(sent(30.0, b"", length=5), 5)) for _ in range(3)]
         await asyncio.sleep(0.01)
-        assert server.buffered == 0
+        assert server.bodies.held == 0
         assert await server.read(sent(b"abcde", length=5), 5) == b"abcde"
         for task in silent:
             task.cancel()

@@ -7,16 +7,19 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
+from zoo.artefact.decode_memory import WITH_ALPHA, bytes_to_decode
 from zoo.artefact.samples import SIXTEEN, Depth, colours, deep_colours, looked_up, one_channel, to_8_bits
-from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError
+from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError, PocketzooError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "UNREAD", "WHOLE_SIZE", "decode", "inspect", "sniff"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "UNREAD", "WHOLE_SIZE", "Room", "decode", "inspect", "sniff"]
+
+Room = Callable[[int, str], None]
 
 _SUFFIXES = {
     "AVIF": (".avif",),
@@ -108,6 +111,34 @@ _MAGIC = (
     *((b"P%d%c" % (number, space), "PPM") for number in range(1, 7) for space in b" \t\n\v\f\r#"),
 )
 
+_BAND_PIXELS = 1 << 18
+"""Pixels that are composited at once."""
+
+_OTHER_MAGIC = (
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "a PostScript file"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"8BPS", "a Photoshop document (PSD)"),
+    (b"v/1\1", "an OpenEXR image"),
+    (b"#?RADIANCE", "a Radiance HDR image"),
+    (b"qoif", "a QOI image"),
+    (b"gimp xcf", "a GIMP image (XCF)"),
+    (b"DDS ", "a DirectDraw surface (DDS)"),
+    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"PK\3\4", "a ZIP archive"),
+    (b"SIMPLE  =", "a FITS image"),
+    (b"P7\n", "a PAM image"),
+)
+_MARKUP = ((b"<svg", "an SVG drawing"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"))
+_BOXED = {b"heic": "a HEIC image", b"mif1": "a HEIF image", b"msf1": "a HEIF image", b"avif": "an AVIF image"}
+_BOXED |= {b"qt  ": "a QuickTime video", b"crx ": "a Canon raw image (CR3)"}
+"""How files begin that are refused, for the sentence that says so; ISO files (14496-12) by their brand."""
+
 _MOST_BRANDS = 1024
 """Bytes of a file's list of brands that are looked at."""
 
@@ -160,6 +191,16 @@ def sniff(data: bytes) -> str | None:
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
 
 
+def _name(data: bytes) -> str | None:
+    """What a file is that is no image for us; None where nobody knows."""
+    if data[4:8] == b"ftyp":
+        return _BOXED.get(data[8:12], "a video or another ISO media file")
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"<"):
+        return next((name for tag, name in _MARKUP if tag in start), "an XML document")
+    return next((name for magic, name in _OTHER_MAGIC if data.startswith(magic)), None)
+
+
 def _by_brand(data: bytes) -> str | None:
     """AVIF or HEIF, by the brands that a file claims (ISO/IEC 14496-12, 4.3; 23008-12, annex B)."""
     box = data[8 : min(int.from_bytes(data[:4], "big"), _MOST_BRANDS)]
@@ -179,6 +220,7 @@ def decode(
     white: float | None = None,
     least_edge: int | None = None,
     huge_edge: int | None = None,
+    room: Room | None = None,
 ) -> Image.Image:
     """Decode the first frame of an image file to 8-bit RGB or greyscale.
 
@@ -199,6 +241,8 @@ def decode(
         least_edge: a JPEG file may come out at 1/2, 1/4 or 1/8 of its size, which is much faster, as long as its
             shorter edge keeps this many pixels; None: never.
         huge_edge: the same for a baseline JPEG file of more than `max_pixels`, which is refused otherwise.
+        room: called when the header is read and nothing is decoded yet, with the bytes of memory that decoding takes at
+            most, beside the file, and a name for the image; what it raises is raised.
 
     Raises:
         ImageFormatError: empty, or not in one of `formats`.
@@ -208,19 +252,24 @@ def decode(
     """
     kind = _kind(data, formats)
     with _in_a_sentence(kind, max_pixels):
-        file, edge = _opened(data, kind, max_pixels, least_edge, huge_edge)
+        file, edge, streamed = _opened(data, kind, max_pixels, least_edge, huge_edge)
         whole = file.size
         small = file.draft(None, (edge, edge)) if edge is not None else None
         if small:
             _check_pixels(file.size, max_pixels)
+        if room is not None:
+            coefficients = 0 if streamed else whole[0] * whole[1]
+            needed = bytes_to_decode(file, len(data), ranged=white is not None, coefficients=coefficients)
+            room(needed, f"{kind} image of {whole[0]} x {whole[1]} pixels ({file.mode})")
         image = _loaded(file, data, white, None)
+        del file  # which has its own pixels
         if small:
             image = _without_padding(image, small[1])
         turn = _turn(image) if exif else None
-        if turn is not None:
-            image = image.transpose(turn)
         image = _to_8_bit(image, white, None)
         image = image if image.mode == colour else image.convert(colour)
+        if turn is not None:
+            image = image.transpose(turn)
         if small:
             image.info[WHOLE_SIZE] = whole[::-1] if turn in _SIDEWAYS else whole
         return image
@@ -238,7 +287,7 @@ def inspect(data: bytes) -> Depth | None:
     kind = _kind(data, FORMATS)
     depths: list[Depth] = []
     with _in_a_sentence(kind, MAX_PIXELS):
-        file, edge = _opened(data, kind, MAX_PIXELS, 1, 1)
+        file, edge, _ = _opened(data, kind, MAX_PIXELS, 1, 1)
         if edge is not None:
             file.draft(None, (edge, edge))
         _to_8_bit(_loaded(file, data, None, depths), None, depths)
@@ -250,8 +299,11 @@ def _kind(data: bytes, formats: Sequence[str]) -> str:
         raise ImageFormatError("the image is empty (0 bytes)")
     kind = sniff(data)
     if kind is None or kind not in formats:
-        found = f"{kind} images are not accepted" if kind else "not an image in a supported format"
-        raise ImageFormatError(f"cannot decode the image: {found} (accepted: {', '.join(formats)})")
+        what = f"{kind} images are" if kind else f"it is {name}, which is" if (name := _name(data)) else None
+        found = f"{what} not accepted" if what else "not an image in a supported format"
+        raise ImageFormatError(
+            f"cannot decode the image: {found} (accepted: {', '.join(formats)}); save it as JPEG or PNG"
+        )
     return kind
 
 
@@ -260,7 +312,7 @@ def _in_a_sentence(kind: str, max_pixels: int) -> Iterator[None]:
     """Whatever goes wrong meanwhile with an image of the format `kind`, as an ImageError."""
     try:
         yield
-    except ImageError:
+    except PocketzooError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageSizeError(
@@ -274,24 +326,26 @@ def _in_a_sentence(kind: str, max_pixels: int) -> Iterator[None]:
 
 def _opened(
     data: bytes, kind: str, max_pixels: int, least_edge: int | None, huge_edge: int | None
-) -> tuple[ImageFile.ImageFile, int | None]:
-    """The file with its header read and its size checked; what its shorter edge keeps if it is to be decoded small."""
+) -> tuple[ImageFile.ImageFile, int | None, bool]:
+    """The file with its header read and its size checked; what its shorter edge keeps if it is to be decoded small; and
+    whether no coefficients of it are kept.
+    """
     if kind != "JPEG":
         stream = _Metered(data)
         file = Image.open(stream, formats=(kind,))
         _check_pixels(file.size, max_pixels)
         _check_codec(file, stream, len(data))
-        return file, None
+        return file, None, True
     first_scan = _first_scan(data)
     file = _opened_jpeg(data)
     streamed = _is_streamed(file, data, first_scan)
     if huge_edge is not None and streamed and file.width * file.height > max_pixels:
         _check_pixels(file.size, _HUGE * max_pixels)
-        return file, huge_edge
+        return file, huge_edge, True
     _check_pixels(file.size, max_pixels)
     if not streamed:
         _check_scans(file, data, first_scan)
-    return file, least_edge
+    return file, least_edge, streamed
 
 
 def _opened_jpeg(data: bytes) -> ImageFile.ImageFile:
@@ -441,8 +495,17 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _to_8_bit(image: Image.Image, white: float | None, depths: list[Depth] | None) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         return one_channel(image, white=white, depths=depths)
-    if image.mode in ("PA", "LA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode in WITH_ALPHA or "transparency" in image.info:
+        return _on_white(image)
     return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency on a white ground, band by band: whole, it would be in memory four times."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        band = image.crop(box).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), box)
+    return result

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zoo.artefact.card import Input
-from zoo.artefact.decode import FORMATS, MAX_PIXELS, WHOLE_SIZE, decode, sniff
+from zoo.artefact.decode import FORMATS, MAX_PIXELS, WHOLE_SIZE, Room, decode, sniff
 from zoo.base.errors import ImageSizeError
 
 __all__ = [
@@ -72,6 +72,7 @@ def decode_for(
     max_pixels: int = MAX_PIXELS,
     formats: Sequence[str] = FORMATS,
     small: bool | None = None,
+    room: Room | None = None,
 ) -> Image.Image:
     """Decode as a card says: upright, in its colours, 16-bit samples by its range.
 
@@ -84,6 +85,7 @@ def decode_for(
         max_pixels: see :func:`decode`.
         formats: see :func:`decode`.
         small: whether large JPEG files are decoded small; None: as the card says.
+        room: see :func:`decode`.
 
     Raises:
         ImageError: see :func:`decode`.
@@ -97,6 +99,7 @@ def decode_for(
         white=spec.range,
         least_edge=least_edge(spec) if (bool(spec.jpeg_draft) if small is None else small) else None,
         huge_edge=least_edge(spec),
+        room=room,
     )
 
 

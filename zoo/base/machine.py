@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import sys
@@ -24,10 +25,13 @@ _MALLOPT = {
 
 
 def cores() -> int:
-    """Processor cores this process may use: its affinity on Linux, all of them elsewhere."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores this process may use; at least one.
+
+    On Linux those of its affinity, and no more than the time that the control groups around it get (containers), a
+    started core counting as one; elsewhere all of them.
+    """
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, *(math.ceil(quota) for quota in _quotas())))
 
 
 def available_memory() -> int:
@@ -78,18 +82,44 @@ def peak_bytes() -> int:
 def _left_in_groups() -> Iterator[int]:
     """Bytes that each control group leaves which has a limit; at least one number, however large."""
     yield 1 << 62
+    for second, group in _groups("memory"):
+        names = ("memory.max", "memory.current", "inactive_file")
+        if not second:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if (left := _left(group, *names)) is not None:
+            yield left
+
+
+def _quotas() -> Iterator[float]:
+    """Cores whose time each control group gets which has a quota; at least one number, however large."""
+    yield 1 << 20
+    for second, group in _groups("cpu"):
+        try:
+            if second:
+                quota, period = (group / "cpu.max").read_text().split()
+            else:
+                quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+
+
+def _groups(controller: str) -> Iterator[tuple[bool, Path]]:
+    """The control groups around this process that may limit `controller`, each with whether it is of version 2.
+
+    Limits of all groups above count; a container may see only its own, at the top.
+    """
     for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
         number, controllers, own = line.split(":", 2)
         if number == "0":
-            top, names = _GROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = _GROUPS / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            top = _GROUPS
+        elif controller in controllers.split(","):
+            top = _GROUPS / controller
         else:
             continue
         inside = top / own.lstrip("/")
-        # Limits of all groups above count; a container may see only its own, at the top.
-        yield from (left for group in (inside, *inside.parents) if (left := _left(group, *names)) is not None)
+        yield from ((number == "0", group) for group in (inside, *inside.parents))
 
 
 def _left(group: Path, limit: str, usage: str, cached: str) -> int | None:

@@ -7,17 +7,16 @@ repository the index.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serve.bodies import parsed
 from serve.protocols.http import Call, Refused, Reply, json_reply
 from serve.protocols.oip.request import Asked, Wanted, inflate, read_request
 from serve.protocols.oip.tensors import Output, images_name, write_answer
@@ -39,10 +38,6 @@ _DEFAULT = (_PROBABILITIES, _LABEL)
 
 _MEDIA_TYPES = ("", "application/json", "application/octet-stream", "application/x-www-form-urlencoded")
 """What clients send: a body that goes on with tensors is no JSON, and curl calls everything a form."""
-
-_INLINE_BYTES = 1 << 20
-"""Larger bodies are read in a thread of their own, one at a time: decompressed and parsed they take memory."""
-_READER = ThreadPoolExecutor(1, thread_name_prefix="oip")
 
 
 async def _server(runtime: Runtime, call: Call) -> Reply:
@@ -67,13 +62,13 @@ async def _ready(runtime: Runtime, call: Call) -> Reply:
 
 
 async def _model_ready(runtime: Runtime, call: Call, name: str, version: str | None = None) -> Reply:
-    # It is ready once it has been loaded and checked, which asking for it does; there is no other way to know.
-    model = await runtime.model(call, name, version)
+    # What is not in memory is ready too, because a request that names it loads it.
+    model = await runtime.about(name, version)
     return json_reply({"name": model.name, "ready": True})
 
 
 async def _metadata(runtime: Runtime, call: Call, name: str, version: str | None = None) -> Reply:
-    model = await runtime.model(call, name, version)
+    model = await runtime.about(name, version)
     about = {"name": model.name, "versions": [model.version], "platform": "onnxruntime_onnx"}
     return json_reply({**about, **_tensors(model.card)})
 
@@ -81,6 +76,7 @@ async def _metadata(runtime: Runtime, call: Call, name: str, version: str | None
 def _tensors(card: Card) -> dict[str, Any]:
     spec, classes = card.use.input, len(card.use.labels)
     images = {"optional": True, "content": "encoded image files; in JSON as base64 text"}
+    labels = {"labels": list(card.use.labels)}
     pixels = {"optional": True, "content": f"{spec.colour} pixels, resized, cropped and normalised as the card says"}
     return {
         "inputs": [
@@ -88,8 +84,8 @@ def _tensors(card: Card) -> dict[str, Any]:
             {"name": images_name(spec), "datatype": "BYTES", "shape": [-1], "parameters": images},
         ],
         "outputs": [
-            {"name": _PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
-            {"name": _LOGITS, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": _PROBABILITIES, "datatype": "FP32", "shape": [-1, classes], "parameters": labels},
+            {"name": _LOGITS, "datatype": "FP32", "shape": [-1, classes], "parameters": labels},
             {"name": _LABEL, "datatype": "BYTES", "shape": [-1]},
         ],
     }
@@ -104,7 +100,7 @@ async def _index(runtime: Runtime, call: Call) -> Reply:
     only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
     if not isinstance(only_ready, bool):
         raise Refused(400, "expected a JSON object with `ready` true or false, or no body")
-    described = await asyncio.to_thread(runtime.repository.describe)
+    described = await runtime.describe()
     entries = [_index_entry(model) for model in described["models"]]
     return json_reply([entry for entry in entries if entry["state"] == "READY" or not only_ready])
 
@@ -134,14 +130,12 @@ async def _infer(runtime: Runtime, call: Call, name: str, version: str | None = 
 async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> Asked:
     length = call.headers.get(b"inference-header-content-length")
     settings, spec = runtime.settings, model.card.use.input
-    loop = asyncio.get_running_loop()
     encoding = call.headers.get(b"content-encoding", b"").strip().lower()
     if encoding not in (b"", b"identity"):
-        body = await loop.run_in_executor(_READER, inflate, body, encoding, settings.max_request_bytes)
-        runtime.hold(call, len(body))
-    if len(body) <= _INLINE_BYTES:
-        return read_request(body, length, spec, settings)
-    return await loop.run_in_executor(_READER, read_request, body, length, spec, settings)
+        # However small: it may become large.
+        body = await parsed(body, inflate, encoding, settings.max_request_bytes, inline=0)
+        runtime.bodies.hold(call, len(body))
+    return await parsed(body, read_request, length, spec, settings)
 
 
 def _check_output(wanted: Wanted) -> None:
@@ -189,6 +183,7 @@ HANDLERS: Mapping[str, Callable[..., Awaitable[Reply]]] = {
     "modelMetadata": _metadata,
     "modelMetadataVersion": _metadata,
     "modelReady": _model_ready,
+    "modelReadyV1": _model_ready,
     "modelReadyVersion": _model_ready,
     "modelInfer": _infer,
     "modelInferVersion": _infer,

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from serve.protocols.oip import schema as oip
 from serve.protocols.oip.request import InferRequest
-from serve.protocols.schema import ModelsResponse, PredictForm, PredictResponse
+from serve.protocols.schema import ModelNames, ModelsResponse, PredictForm, PredictResponse
+from serve.protocols.v1 import PredictRequest
 
 __all__ = ["IMAGE", "OPERATIONS", "Document", "Operation"]
 
@@ -65,16 +66,23 @@ def _predict(path: str, name: str, body: Mapping[str, Document | None], summary:
 
 
 def _image(path: str, name: str) -> Operation:
-    body = {IMAGE: None, "application/octet-stream": None}
-    return _predict(path, name, body, "Classify one image, which is the body")
+    body = {IMAGE: None, "application/octet-stream": None, "application/json": PredictRequest}
+    return _predict(path, name, body, "Classify one image, which is the body, or several in KServe's V1 JSON")
 
 
-def _json(path: str, name: str, summary: str, answer: type[BaseModel], errors: tuple[int, ...] = ()) -> Operation:
+def _json(
+    path: str,
+    name: str,
+    summary: str,
+    answer: type[BaseModel],
+    errors: tuple[int, ...] = (),
+    tag: str = "Open Inference Protocol",
+) -> Operation:
     return Operation(
         path=path,
         name=name,
         summary=summary,
-        tag="Open Inference Protocol",
+        tag=tag,
         answers={"application/json": answer},
         errors=errors,
         key="/health/" not in path,
@@ -112,6 +120,15 @@ OPERATIONS: tuple[Operation, ...] = (
     _image("/v1/predict", "predictImage"),
     _image("/v1/models/{name}/versions/{version}:predict", "predictImageOfVersion"),
     _image("/v1/models/{name}:predict", "predictImageOf"),
+    _json("/v1/models", "modelNames", "Names of the models", ModelNames, tag="KServe's V1 protocol"),
+    _json(
+        "/v1/models/{name}",
+        "modelReadyV1",
+        "Whether a model can be asked",
+        oip.ModelReady,
+        _MODEL,
+        "KServe's V1 protocol",
+    ),
     _json("/v2", "serverMetadata", "Name, version and extensions of the server", oip.ServerMetadata),
     _json("/v2/health/live", "serverLive", "Whether the process answers", oip.ServerLive),
     _json("/v2/health/ready", "serverReady", "Whether the default model is ready", oip.ServerReady),

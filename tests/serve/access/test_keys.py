@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import serve.access.buckets
 from serve.access.key_file import add_key, remove_key
 from serve.access.keys import Keys
 from serve.protocols.http import Refused, reply_of_error
@@ -185,10 +186,32 @@ def test_keys_have_buckets_of_their_own_and_those_without_a_rate_none(path):
         keys.take("a")
 
 
+@pytest.mark.parametrize("workers", [1, 2, 16])
+@pytest.mark.parametrize("order", ["in turn", "one only"])
+def test_workers_share_a_rate(path, workers, order):
+    """Together they let through the burst, then the rate, however connections spread over them."""
+    add_key(path, "app", rate=4, burst=5)
+    clock = _Clock()
+    servers = [_keys(path, workers=workers, clock=clock) for _ in range(workers)]
+    for turn in range(5):
+        servers[turn % workers if order == "in turn" else 0].take("app")
+    for keys in servers:
+        with pytest.raises(Refused, match=r"rate of 4 requests") as caught:
+            keys.take("app")
+        assert caught.value.retry_after == pytest.approx(0.25)
+    clock.now += 0.5
+    servers[-1].take("app")
+    servers[0].take("app")
+    with pytest.raises(Refused):
+        servers[-1].take("app")
+
+
 @pytest.mark.parametrize(("workers", "at_once", "wait"), [(1, 8, 0.25), (2, 4, 0.5), (16, 1, 4.0)])
-def test_workers_share_a_rate(path, workers, at_once, wait):
+def test_workers_that_can_share_nothing_have_their_parts(path, monkeypatch, caplog, workers, at_once, wait):
+    monkeypatch.setattr(serve.access.buckets, "fcntl", None)
     add_key(path, "app", rate=4, burst=8)
     keys = _keys(path, workers=workers, clock=_Clock())
+    assert ("counts its part of the rate of app" in caplog.text) is (workers > 1)
     for _ in range(at_once):
         keys.take("app")
     with pytest.raises(Refused, match=r"rate of 4 requests") as caught:

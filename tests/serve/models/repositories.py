@@ -15,7 +15,7 @@ def serving(root: Path, **settings: Any) -> Iterator[tuple[Repository, list[tupl
     """A started repository of `root` that after its start only looks for changes when it is told to, and its events."""
     events: list[tuple[str, str, str]] = []
     repository = Repository(
-        Settings(models=root, **{"poll_seconds": 0, "threads": 1} | settings),
+        Settings(models=root, **{"poll_seconds": 0, "threads": 1, "check_seconds": 0.0} | settings),
         on_event=lambda *event: events.append(event),
     )
     repository.start()

@@ -19,6 +19,7 @@ def test_every_model_is_described(output):
         "bytes": (output / "good" / "model.onnx").stat().st_size,
         "precision": "float32",
         "classes": 3,
+        "labels": ["cat", "dog", "fox"],
         "accuracy": {"dataset": "d", "split": "validation", "n": 9, "top1": 0.9},
         "loaded": True,
         "engine": "onnxruntime",

@@ -309,7 +309,7 @@ def test_a_listener_that_fails_does_no_harm(models, caplog):
 
 
 def test_the_thread_survives_what_nobody_expected(models, monkeypatch, caplog):
-    def broken(root):
+    def broken(root, known):
         monkeypatch.undo()
         raise RuntimeError("unexpected")
 

@@ -132,7 +132,7 @@ def test_the_least_recently_used_model_makes_room(tmp_path):
         assert [repository.get(name) is not None for name in "abcd"] == [True, True, False, True]
         gc.collect()
         assert gone() is None
-        assert events[-1][:2] == ("unloaded", "c")
+        assert [event[:2] for event in events][-2:] == [("unloaded", "c"), ("loaded", "d")]
         assert repository.load("c").name == "c"
         assert repository.get("b") is None
 
@@ -173,3 +173,16 @@ def test_every_worker_finds_a_new_file_by_itself(models):
     with serving(models, poll_seconds=0.02) as (one, _), serving(models, poll_seconds=0.02) as (two, _):
         version = deploy(models, 7)
         assert eventually(lambda: {one.get("a").version, two.get("a").version} == {version})
+
+
+@pytest.mark.parametrize(("most", "kept"), [(3, "abc"), (2, "ab"), (1, "ab")])
+def test_models_in_memory_are_counted_in_bytes_too(tmp_path, most, kept):
+    """With one thread each has one session; the default stays, and what is asked for is loaded, whatever it takes."""
+    for index, name in enumerate("abc"):
+        write_artefact(tmp_path / name / "model.onnx", seed=index, top1=0.9 - index / 10)
+    size = max(path.stat().st_size for path in tmp_path.glob("*/model.onnx"))
+    with serving(tmp_path, loaded_bytes=most * size + size // 2) as (repository, _):
+        assert repository.load("c").memory == (tmp_path / "c" / "model.onnx").stat().st_size
+        assert repository.get("a") is not None
+        repository.load("b")
+        assert "".join(name for name in "abc" if repository.get(name) is not None) == kept

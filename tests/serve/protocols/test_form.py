@@ -66,7 +66,8 @@ def test_no_name_means_the_default(sent):
         (form(image(), ("name=model; filename=m", b"vit")), "expected a name as text, got a file"),
         (form(image(), ("name=model", b"a"), ("name=model", b"b")), "expected one name, got 2"),
         (form(image(), ("name=model", b"x" * 5000)), "expected a name, got 5000 bytes"),
-        (form(image(), ("name=image", b"x")), "unknown form field 'image'"),
+        (form(image(), ("name=imges", b"x")), "unknown form field 'imges'; did you mean image"),
+        (form(image(), ("name=file", b"x")), "form field `file`: expected a file, got text"),
         (b"nonsense", "cannot read the form"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 import sys
@@ -34,12 +35,36 @@ def test_formats_are_known_by_their_first_bytes(kind):
         decode(KINDS[kind], formats=others)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\0" * 50, b"<svg xmlns=''/>", b"RIFF\0\0\0\0WAVEfmt ", b"P7 not one of ours", b"PNG"]
-)
+@pytest.mark.parametrize("data", [b"", b"\0" * 50, b"RIFF\0\0\0\0WAVEfmt ", b"P7 not one of ours", b"PNG"])
 def test_what_is_no_image(data):
     assert sniff(data) is None
     with pytest.raises(ImageFormatError, match="empty" if not data else "not an image in a supported format"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"<svg xmlns=''/>", "an SVG drawing"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- x --><svg>", "an SVG drawing"),
+        (b"<?xml version='1.0'?><kml>", "an XML document"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript file"),
+        (b"\xff\x0a\xfa\x1f", "a JPEG XL image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+        (b"\0\0\0\x20ftypmp42\0\0\0\0mp42isom", "a video or another ISO media file"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "a QuickTime video"),
+        (b"\0\0\1\0\1\0", "an icon (ICO)"),
+        (b"8BPS\0\1", "a Photoshop document (PSD)"),
+        (b"PK\3\4\x14", "a ZIP archive"),
+    ],
+)
+def test_a_refused_format_is_named(data, name):
+    with pytest.raises(
+        ImageFormatError, match=rf"it is {re.escape(name)}, which is not accepted \(accepted: .*save it as"
+    ):
         decode(data)
 
 

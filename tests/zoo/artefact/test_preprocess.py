@@ -91,8 +91,8 @@ def test_every_format_is_read(kind):
         (b"hello", r"not an image in a supported format \(accepted: AVIF, BMP, GIF, "),
         (encode(picture(0, 60, 60), "JPEG")[:-900], r"cannot decode the image: image file is truncated"),
         (encode(np.zeros((4, 4), np.float32), "TIFF"), r"floating-point images have no defined brightness range"),
-        (encode(picture(), "EPS"), r"not an image in a supported format"),
-        (encode(picture(), "ICO"), r"not an image in a supported format"),
+        (encode(picture(), "EPS"), r"it is a PostScript file, which is not accepted"),
+        (encode(picture(), "ICO"), r"it is an icon \(ICO\), which is not accepted"),
     ],
     ids=["empty", "text", "truncated", "float", "eps", "ico"],
 )

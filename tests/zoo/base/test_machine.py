@@ -77,7 +77,42 @@ def test_control_groups_of_the_first_version(system):
     assert machine.available_memory() == 1.25 * GIB
 
 
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 64), ("200000 100000", 2), ("150000 100000", 2)])
+def test_cores_are_those_that_the_groups_give_time_for(system, monkeypatch, quota, expected):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert machine.cores() == 64
+    (system / "own").write_text("0::/pod/container\n")
+    inside = system / "groups/pod/container"
+    inside.mkdir(parents=True)
+    (inside / "cpu.max").write_text(f"{quota}\n")
+    assert machine.cores() == expected
+    # The group above has less, and a share of a core is one.
+    for least, found in (("3200000 100000", min(32, expected)), ("50000 100000", 1)):
+        (system / "groups/pod/cpu.max").write_text(f"{least}\n")
+        assert machine.cores() == found
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 64), ("400000", 4), ("20000", 1)])
+def test_cores_of_control_groups_of_the_first_version(system, monkeypatch, quota, expected):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    (system / "own").write_text("5:memory:/x\n4:cpu,cpuacct:/docker/1\n0::/\n")
+    inside = system / "groups/cpu/docker/1"
+    inside.mkdir(parents=True)
+    (inside / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (inside / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.cores() == expected
+
+
+def test_cores_are_no_more_than_the_affinity(system, monkeypatch):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    (system / "own").write_text("0::/\n")
+    (system / "groups").mkdir()
+    (system / "groups/cpu.max").write_text("800000 100000\n")
+    assert machine.cores() == 3
+
+
 def test_this_machine():
+    assert machine.cores() >= 1
     assert 0 < machine.available_memory() < 1 << 50
 
 

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Match
 from tritonclient.utils import InferenceServerException
 
-from serve.protocols.oip import handlers as oip
+from serve import bodies
 from serve.routes import Front
 from serve.settings import Settings
 from serve.worker import Runtime
@@ -238,7 +238,7 @@ def test_versions(client, versions, pixels):
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compressed_requests(client, predictor, pixels, runtime, monkeypatch, algorithm):
     held = []
-    monkeypatch.setattr(runtime, "hold", lambda call, count: held.append(count))
+    monkeypatch.setattr(runtime.bodies, "hold", lambda call, count: held.append(count))
     found = client.infer("good", [tensor(pixels)], request_compression_algorithm=algorithm)
     np.testing.assert_allclose(found.as_numpy("probabilities"), predictor.probabilities(pixels), rtol=1e-5)
     assert held[-1] > pixels.nbytes
@@ -329,9 +329,9 @@ def test_other_media_types_are_refused(address):
 
 def test_a_body_for_the_reading_thread(address, draw):
     image = {"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(draw(1)).decode()]}
-    status, found = post(address, {"inputs": [image], "padding": " " * oip._INLINE_BYTES})
+    status, found = post(address, {"inputs": [image], "padding": " " * bodies._INLINE_BYTES})
     assert (status, len(found["outputs"])) == (200, 2)
-    status, found = post(address, {"inputs": [{"data": []}], "padding": " " * oip._INLINE_BYTES})
+    status, found = post(address, {"inputs": [{"data": []}], "padding": " " * bodies._INLINE_BYTES})
     sentence = "`inputs[0]`: object missing required field `name`; GET /docs shows what is expected"
     assert (status, found["error"]) == (400, sentence)
 

@@ -130,7 +130,11 @@ def test_errors_are_one_sentence_with_the_headers_that_go_with_them():
 def test_a_key_is_optional_for_predicting_and_asked_of_nobody_else():
     for _, path, operation in _operations(document()):
         security = operation.get("security")
-        if "predict" in path or path == "/models" or (path.startswith("/v2") and "/health/" not in path):
+        if (
+            "predict" in path
+            or path in ("/models", "/v1/models", "/v1/models/{name}")
+            or (path.startswith("/v2") and "/health/" not in path)
+        ):
             assert security == [{}, {"bearer": []}, {"apiKey": []}]
         else:
             assert security is None
@@ -154,7 +158,7 @@ def test_examples_are_what_their_schemas_say():
 
 def test_formats_are_those_of_the_server():
     found = document(formats=("JPEG", "WEBP"))["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
-    assert set(found) == {"image/jpeg", "image/webp", "application/octet-stream"}
+    assert set(found) == {"image/jpeg", "image/webp", "application/octet-stream", "application/json"}
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_its_script_is_the_one_of_the_policy():

@@ -1,0 +1,185 @@
+"""Bodies of requests in memory: within a limit, with room kept for small ones, and not for those who stall.
+
+A body has to go on: every 20 kB give it five seconds more. Where memory is short, the one that has made no such
+progress for longest, half a second at least, is cut off first, so that stalled uploads keep nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.types import Message
+
+from serve.protocols.http import Call, Refused
+from serve.settings import Settings
+
+__all__ = ["Bodies", "parsed", "too_large"]
+
+T = TypeVar("T")
+
+_LARGE_BYTES = 4 << 20
+"""A larger body is worth giving its memory back to the system."""
+
+_SMALL_BYTES = 1 << 20
+"""Larger bodies leave a part of the memory to smaller ones."""
+
+_INLINE_BYTES = 1 << 20
+"""Larger bodies are parsed in a thread of their own, one at a time: decompressed and parsed they take memory."""
+_PARSER = ThreadPoolExecutor(1, thread_name_prefix="parser")
+
+_WINDOW_SECONDS = 5.0
+_WINDOW_BYTES = 20_000
+"""4 kB/s: a photograph of 200 kB would take longer than a request may."""
+
+_STALLED_SECONDS = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class _Upload:
+    """A body that is still coming."""
+
+    call: Call
+    limit: asyncio.Timeout
+    since: float
+    """When it last made progress, on the event loop's clock."""
+    more: int = 0
+    """Bytes since then."""
+
+    def came(self, count: int, now: float) -> None:
+        """Note bytes, and give it more time for enough of them."""
+        self.more += count
+        if self.more >= _WINDOW_BYTES:
+            self.since, self.more = now, 0
+            self.limit.reschedule(now + _WINDOW_SECONDS)
+
+
+class Bodies:
+    """The bodies of one worker; its methods are called from the event loop."""
+
+    def __init__(self, settings: Settings, *, tidy: Callable[[], None] = lambda: None) -> None:
+        """`settings.max_buffered_bytes` are there for all; `tidy` is called when a large one was freed."""
+        self._most = settings.max_buffered_bytes
+        self._most_of_large = max(settings.max_request_bytes, self._most * 3 // 4)
+        self._tidy = tidy
+        self._uploads: set[_Upload] = set()
+        self.held = 0
+        """Bytes in memory."""
+
+    async def read(self, call: Call, limit: int) -> bytes:
+        """The whole body of a request.
+
+        Raises:
+            Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory, 408 if it stalls, 499
+                if the client went away.
+        """
+        started = time.perf_counter()
+        call.reading = True
+        message = await call.receive()
+        body = _body(message)
+        self._account(call, len(body), limit)
+        if message.get("more_body"):
+            body = await self._read_rest(call, body, limit)
+        call.reading = False
+        call.stages["read"] = (time.perf_counter() - started) * 1e3
+        return body
+
+    async def _read_rest(self, call: Call, first: bytes, limit: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        chunks, total, more = [first], len(first), True
+        try:
+            async with asyncio.timeout(_WINDOW_SECONDS) as timeout:
+                upload = _Upload(call, timeout, loop.time())
+                self._uploads.add(upload)
+                try:
+                    while more:
+                        message = await call.receive()
+                        chunk = _body(message)
+                        more = message.get("more_body", False)
+                        total += len(chunk)
+                        self._account(call, total, limit)
+                        upload.came(len(chunk), loop.time())
+                        chunks.append(chunk)
+                finally:
+                    self._uploads.discard(upload)
+        except TimeoutError:
+            raise Refused(
+                408,
+                f"the body stalled after {total} bytes: expected {_WINDOW_BYTES} more every {_WINDOW_SECONDS:g} s, or "
+                f"every {_STALLED_SECONDS:g} s while other bodies need the memory; send it again",
+            ) from None
+        return b"".join(chunks)
+
+    def _account(self, call: Call, total: int, limit: int) -> None:
+        if total > limit:
+            raise too_large(total, limit)
+        if total > call.buffered:
+            self.hold(call, total - call.buffered)
+
+    def hold(self, call: Call, count: int) -> None:
+        """Count `count` more bytes that are in memory for the request, until it is done.
+
+        Raises:
+            Refused: 503 if the requests in memory would have too many.
+        """
+        small = max(call.buffered + count, call.content_length or 0) <= _SMALL_BYTES
+        most = self._most if small else self._most_of_large
+        while self.held + count > most:
+            if not self._cut_slowest(call):
+                raise Refused(
+                    503,
+                    f"the requests in memory have {self.held} bytes, with this one more than {most} "
+                    "(POCKETZOO_MAX_BUFFERED_BYTES); try again later",
+                    retry_after=1.0,
+                )
+        self.held += count
+        call.buffered += count
+
+    def _cut_slowest(self, call: Call) -> bool:
+        """End the upload that stalls for longest, in favour of `call`; False if none does."""
+        now = asyncio.get_running_loop().time()
+        stalled = [
+            upload
+            for upload in self._uploads
+            if upload.call is not call and upload.call.buffered and now - upload.since > _STALLED_SECONDS
+        ]
+        if not stalled:
+            return False
+        slowest = min(stalled, key=lambda upload: upload.since)
+        self._uploads.discard(slowest)
+        slowest.limit.reschedule(now)
+        self.release(slowest.call)
+        return True
+
+    def release(self, call: Call) -> None:
+        """Forget the request's body."""
+        self.held -= call.buffered
+        large, call.buffered = call.buffered > _LARGE_BYTES, 0
+        if large:
+            self._tidy()
+
+
+async def parsed(body: bytes, parse: Callable[..., T], *arguments: Any, inline: int = _INLINE_BYTES) -> T:
+    """`parse(body, *arguments)`: here for a body of at most `inline` bytes, else where it keeps others from nothing."""
+    if len(body) <= inline:
+        return parse(body, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, functools.partial(parse, body, *arguments))
+
+
+def too_large(got: int, limit: int) -> Refused:
+    """The error for a body of `got` bytes or more."""
+    return Refused(
+        413, f"the body has {got} bytes or more, at most {limit} are accepted; send a smaller image, or fewer"
+    )
+
+
+def _body(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise Refused(499, "the client closed the connection before its request was complete")
+    body: bytes = message.get("body", b"")
+    return body

@@ -1,0 +1,77 @@
+"""KServe's V1 protocol: image files as base64 text in JSON, which its own clients and TensorFlow Serving's send.
+
+Source: kserve.github.io/website, "V1 Protocol"; binary values are objects `{"b64": text}` (tensorflow.org/tfx/serving,
+"RESTful API").
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from serve.protocols.form import Picture
+from serve.protocols.http import Refused
+from serve.settings import Settings
+
+__all__ = ["PredictRequest", "read_instances"]
+
+_SPARE = 64
+"""Objects beside the images' own."""
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """Bytes as JSON has them."""
+
+    b64: Annotated[bytes, Meta(description="an image file in base64")]
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One image, as one of the two."""
+
+    image_bytes: Encoded | UnsetType = UNSET
+    b64: Annotated[bytes, Meta(description="an image file in base64")] | UnsetType = UNSET
+
+
+class PredictRequest(msgspec.Struct, frozen=True):
+    """The body of POST /v1/models/{name}:predict as JSON; what else is in it is ignored."""
+
+    instances: Annotated[list[Instance], Meta(min_length=1, description="one per image")]
+
+
+_decode = msgspec.json.Decoder(PredictRequest).decode
+_EXAMPLE = '{"instances": [{"image_bytes": {"b64": "..."}}]}'
+
+
+def read_instances(body: bytes, settings: Settings) -> tuple[Picture, ...]:
+    """The image files in a body.
+
+    Raises:
+        Refused: 400 for what is no such document, 413 for too many images or too large a one.
+    """
+    most = settings.max_images
+    too_many = f"at most {most} images are accepted at once (POCKETZOO_MAX_IMAGES); send fewer"
+    # Base64 has no braces: a document with more of them is not worth decoding.
+    if body.count(b"{") > 2 * most + _SPARE:
+        raise Refused(413, f"the JSON has more objects than the images need; {too_many}")
+    try:
+        instances = _decode(body).instances
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Refused(400, f"expected JSON like {_EXAMPLE}: {str(error)!s:.200}") from error
+    if len(instances) > most:
+        raise Refused(413, f"{len(instances)} instances; {too_many}")
+    return tuple(_picture(one, place, settings) for place, one in enumerate(instances))
+
+
+def _picture(one: Instance, place: int, settings: Settings) -> Picture:
+    found = one.b64 if one.image_bytes is UNSET else one.image_bytes.b64
+    if found is UNSET or (one.b64 is not UNSET and one.image_bytes is not UNSET):
+        raise Refused(400, f"`instances[{place}]`: expected either `image_bytes` or `b64`, as in {_EXAMPLE}")
+    if len(found) > settings.max_image_bytes:
+        raise Refused(
+            413,
+            f"`instances[{place}]`: the image has {len(found)} bytes, at most {settings.max_image_bytes} are accepted "
+            "(POCKETZOO_MAX_IMAGE_BYTES)",
+        )
+    return "", found
