@@ -43,6 +43,7 @@ def _describe(view: View, artefact: Artefact, reason: Callable[[Exception | str]
         "precision": card.inform.precision if card else None,
         "classes": len(card.use.labels) if card else None,
         "labels": list(card.use.labels) if card else None,
+        "input": {"colour": card.use.input.colour, "size": list(card.use.input.size)} if card else None,
         "accuracy": _accuracy(card, model.engine if model else None) if card else None,
         "loaded": model is not None,
         "engine": model.engine if model else None,

@@ -44,7 +44,11 @@ _FILES: Mapping[str, tuple[str, bytes]] = {
     "/": ("index.html", b"text/html; charset=utf-8"),
     "/page/answers.js": ("answers.js", b"text/javascript; charset=utf-8"),
     "/page/app.js": ("app.js", b"text/javascript; charset=utf-8"),
+    "/page/errors.js": ("errors.js", b"text/javascript; charset=utf-8"),
     "/page/icon.svg": ("icon.svg", b"image/svg+xml"),
+    "/page/known.js": ("known.js", b"text/javascript; charset=utf-8"),
+    "/page/sample.js": ("sample.js", b"text/javascript; charset=utf-8"),
+    "/page/server.js": ("server.js", b"text/javascript; charset=utf-8"),
     "/page/style.css": ("style.css", b"text/css; charset=utf-8"),
 }
 

@@ -13,6 +13,7 @@ __all__ = [
     "LabelProbability",
     "Milliseconds",
     "ModelInfo",
+    "ModelInput",
     "ModelNames",
     "ModelsResponse",
     "PredictForm",
@@ -84,6 +85,13 @@ class Accuracy(BaseModel):
     top1: float = Field(description="fraction of images whose most probable label is right")
 
 
+class ModelInput(BaseModel):
+    """What each image is made into, of whatever size and colours it is."""
+
+    colour: str = Field(description="RGB, or L: greyscale")
+    size: list[int] = Field(min_length=2, max_length=2, description="height and width in pixels")
+
+
 class ModelInfo(BaseModel):
     """One served artefact."""
 
@@ -95,6 +103,7 @@ class ModelInfo(BaseModel):
     precision: str | None = None
     classes: int | None = Field(None, description="number of labels")
     labels: list[str] | None = Field(None, description="what it can answer, in the order of its outputs")
+    input: ModelInput | None = Field(None, description="what its network sees of an image")
     accuracy: Accuracy | None = Field(None, description="on the validation split, if it was measured")
     loaded: bool = Field(description="whether it is in memory; it is loaded by the first request that names it")
     engine: str | None = Field(None, description="what computes its answers; null until it is loaded")

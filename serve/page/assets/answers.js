@@ -1,7 +1,6 @@
 // One answer of a model as a part of the page: label, bars, times. Text reaches it through textContent only.
 
 const STAGES = ["read", "load", "queue", "decode", "preprocess", "infer", "encode"];
-const nbsp = "\u00a0";
 const thin = "\u202f"; // narrow no-break space, between number and unit
 
 export function percent(share) {
@@ -24,31 +23,33 @@ export function element(name, text, className) {
   return made;
 }
 
-/** Fills the node of one answer; `known` is the entry of GET /models for it, `trip` the milliseconds seen here. */
-export function show(node, answer, trip, known) {
+/** Fills the node of one answer; `trip`: the milliseconds seen here. Returns the label and, in words, how sure it is. */
+export function show(node, answer, trip) {
   const [{ label, abstained, probabilities }] = answer.predictions;
+  const [best, ...others] = probabilities;
   const part = (name) => node.querySelector(`.${name}`);
-  const model = known?.digest === answer.digest ? known : undefined;
-  part("about").textContent = accuracy(model);
-  part("about").title = model?.engine_reason ?? "";
   part("best-label").textContent = label;
+  part("best-share").textContent = percent(best.probability);
+  part("best-fill").style.setProperty("--share", best.probability);
   part("badge").hidden = part("doubt").hidden = !abstained;
-  part("bars").replaceChildren(...probabilities.slice(0, 5).map(bar));
+  part("bars").replaceChildren(...others.slice(0, 4).map(bar));
   times(part, answer.milliseconds, trip);
   part("identity").textContent = `version ${answer.version}`;
   part("identity").title = `SHA-256 ${answer.digest}`;
   part("state").hidden = true;
   part("outcome").hidden = false;
   node.classList.toggle("unsure", abstained);
-  return label;
+  return { label, spoken: `${label} ${percent(best.probability)}${abstained ? ", abstained" : ""}` };
 }
 
-function accuracy(model) {
-  if (!model) return "accuracy not known";
-  const size = [model.precision, bytes(model.bytes), model.engine].filter(Boolean).join(", ");
-  if (!model.accuracy) return `${size}; accuracy not known`;
-  const { top1, n, split, dataset } = model.accuracy;
-  return `${percent(top1)} right, ${dataset} ${split}, n${nbsp}=${nbsp}${n}; ${size}`;
+/** Puts a Told in the place of an answer. */
+export function showFailure(node, { message, said, passes }) {
+  const part = (name) => node.querySelector(`.${name}`);
+  node.classList.add("failed");
+  part("state").textContent = message;
+  part("again").hidden = !passes;
+  part("said").hidden = !said;
+  part("said").lastElementChild.textContent = said;
 }
 
 function bar({ label, probability }) {

@@ -1,19 +1,20 @@
-// The page of the server: pictures in, answers beside each other. Text reaches the document through textContent only.
+// The page of the server: images in, answers beside each other. Text reaches the document through textContent only.
 
-import { bytes, element, percent, show } from "./answers.js";
+import { bytes, element, percent, show, showFailure } from "./answers.js";
+import { Told } from "./errors.js";
+import { describe, numberOf } from "./known.js";
+import { drawDigit, takesDigits } from "./sample.js";
+import { classify, fetchJson } from "./server.js";
 
-const PATIENCE_MS = 60_000;
-const MOST_PICTURES = 64;
+const MOST_IMAGES = 64;
 const KEY = "pocketzoo-key";
 
 const $ = (id) => document.getElementById(id);
 
-/** An error that is a sentence for the reader. */
-class Told extends Error {}
-
 const state = {
   abort: new AbortController(),
   models: new Map(), // name -> entry of GET /models
+  answered: new Set(), // digests of the models that have
   cards: [], // { file, node, asked: [{ name, node }], done }, the newest first
   queue: [],
   running: false,
@@ -26,87 +27,93 @@ try {
   // Storage is switched off: a key lives as long as the page.
 }
 
-function sentence(text) {
-  const trimmed = text.trim();
-  return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
-}
-
-function words(error) {
-  return error instanceof Told ? error.message : sentence(`This page does not understand the answer: ${error.message}`);
-}
-
-function tell(text) {
-  $("message").textContent = text;
+/** Shows a sentence above everything, what the server `said` and a button to do it `again`, if any; "" hides it. */
+function tell(text, said, again) {
+  const parts = [element("p", text)];
+  if (said) {
+    const details = element("details", undefined, "said");
+    details.append(element("summary", "What the server said"), element("p", said));
+    parts.push(details);
+  }
+  if (again) {
+    const button = element("button", "Try again");
+    button.onclick = () => {
+      again();
+      $("file").focus(); // the button goes
+    };
+    parts.push(button);
+  }
+  $("message").replaceChildren(...parts);
   $("message").hidden = !text;
 }
 
-// The server
+// What the server has
 
-/** Fetches JSON; throws Told with the server's own sentence, or what happened instead of an answer. */
-async function fetchJson(address, signal, options = {}) {
-  const headers = { ...options.headers, ...(state.key && { "X-API-Key": state.key }) };
-  const patience = AbortSignal.timeout(PATIENCE_MS);
-  let response, text;
-  try {
-    response = await fetch(address, { ...options, headers, signal: AbortSignal.any([signal, patience]) });
-    text = await response.text();
-  } catch (error) {
-    if (signal.aborted) throw error;
-    if (patience.aborted) throw new Told(`The server did not answer within ${PATIENCE_MS / 1000} seconds.`);
-    throw new Told("No answer: the server cannot be reached, or closed the connection, as it may with a large file.");
+/** The error as a Told; a missing or wrong key is asked for. */
+function told(error) {
+  if (!(error instanceof Told)) {
+    console.error(error);
+    return new Told("This page failed; the browser's console says where.", error.message);
   }
-  if (response.ok) return JSON.parse(text);
-  if (response.status === 401) askForKey();
-  const reason = sentence(reasonIn(text) ?? `The server answered with status ${response.status} and no reason`);
-  const wait = Number(response.headers.get("Retry-After") ?? NaN);
-  throw new Told(wait > 0 ? `${reason} Try again in ${wait} s.` : reason);
+  if (error.status === 401) askForKey(state.key && error.message);
+  return error;
 }
 
-function reasonIn(text) {
-  try {
-    return JSON.parse(text).error.toString();
-  } catch {
-    return null; // a proxy in between answers in its own way
-  }
-}
-
-function askForKey() {
+/** Shows the form, unless it is there; `why`: what is wrong with the key that was sent, if one was. */
+function askForKey(why) {
   state.locked = true;
+  document.body.dataset.locked = "";
+  tell(why);
   if (!$("key-form").hidden) return;
   $("key-form").hidden = false;
+  $("as-json").hidden = true;
   $("key").focus();
-}
-
-async function classify(file, model, signal) {
-  let body;
-  try {
-    body = await file.arrayBuffer();
-  } catch {
-    throw new Told("The file cannot be read; it may be a folder, or have been moved since.");
-  }
-  const headers = { "Content-Type": file.type || "application/octet-stream" };
-  const started = performance.now();
-  const address = `v1/models/${encodeURIComponent(model)}:predict`;
-  const answer = await fetchJson(address, signal, { method: "POST", body, headers });
-  return { answer, trip: performance.now() - started };
 }
 
 async function loadModels() {
   try {
-    const { default: preferred, models } = await fetchJson("models", new AbortController().signal);
-    state.models = new Map(models.filter((model) => !model.error).map((model) => [model.name, model]));
-    fillSelect($("model"), preferred);
-    fillSelect($("second"), "");
-    tell(state.models.size ? "" : "This server has no model that works; GET /models says why.");
+    await listModels();
     restart([]);
   } catch (error) {
+    const { message, said } = told(error);
+    if (state.locked) return;
     $("model").options[0].textContent = "not known";
-    tell(words(error));
+    tell(message, said, loadModels);
   }
 }
 
+async function listModels() {
+  const { signal } = new AbortController();
+  const { default: preferred, models } = await fetchJson("models", { key: state.key, signal });
+  const works = models.filter((model) => !model.error);
+  state.models = new Map(works.map((model) => [model.name, model]));
+  fillSelect($("model"), state.models.has(preferred) ? preferred : works[0]?.name);
+  fillSelect($("second"), "");
+  $("second").parentNode.hidden = works.length < 2;
+  const broken = models.filter((model) => model.error).map(({ name, error }) => `${name} (${error})`);
+  $("unusable").textContent = `Cannot be used: ${broken.join("; ")}`;
+  $("unusable").hidden = broken.length === 0;
+  $("as-json").hidden = state.key !== ""; // a link sends no key
+  tell(works.length ? "" : "This server has no model that works.", broken.join("; "));
+  showKnown();
+}
+
+/** The chosen models, the second only if it is another one. */
+function chosen() {
+  const names = new Set([$("model").value, $("second").value]);
+  return [...names].map((name) => state.models.get(name)).filter(Boolean);
+}
+
+function showKnown() {
+  const models = chosen();
+  $("known-title").textContent = models.length > 1 ? "What they know" : "What it knows";
+  $("known-models").replaceChildren(...models.map(describe));
+  $("known").hidden = models.length === 0;
+  $("sample").hidden = !models.some(takesDigits);
+}
+
 function fillSelect(select, preferred) {
-  const chosen = state.models.has(select.value) ? select.value : preferred;
+  const value = state.models.has(select.value) ? select.value : preferred;
   const options = [...state.models.values()].map(({ name, accuracy }) => {
     const option = element("option", accuracy ? `${name} (${percent(accuracy.top1)})` : name);
     option.value = name;
@@ -114,16 +121,16 @@ function fillSelect(select, preferred) {
   });
   if (select === $("second")) options.unshift(select.options[0]);
   select.replaceChildren(...options);
-  select.value = chosen;
+  select.value = value;
   select.disabled = state.models.size === 0;
 }
 
-// Pictures
+// Images
 
 function add(files) {
   if (!files.length) return;
-  const room = MOST_PICTURES - state.cards.length;
-  tell(files.length > room ? `The page holds ${MOST_PICTURES} pictures; the rest was left out. Clear the answers first.` : "");
+  const room = MOST_IMAGES - state.cards.length;
+  tell(files.length > room ? `The page holds ${MOST_IMAGES} images; the rest was left out. Clear the answers first.` : "");
   const cards = files.slice(0, room).map((file) => ({ file, node: draw(file), done: false }));
   $("cards").prepend(...cards.map((card) => card.node));
   state.cards.unshift(...cards);
@@ -139,7 +146,7 @@ function draw(file) {
   const facts = node.querySelector(".facts");
   node.querySelector(".name").textContent = file.name;
   facts.textContent = bytes(file.size);
-  image.alt = `The picture ${file.name}`;
+  image.alt = `The image ${file.name}`;
   image.onload = () => (facts.textContent = `${image.naturalWidth} × ${image.naturalHeight} pixels, ${bytes(file.size)}`);
   image.onerror = () => image.replaceWith(element("p", "no preview", "hint")) ?? URL.revokeObjectURL(image.src);
   image.src = URL.createObjectURL(file);
@@ -148,8 +155,7 @@ function draw(file) {
 
 /** Puts an empty answer per chosen model into the card. */
 function prepare(card) {
-  const names = [...new Set([$("model").value, $("second").value])].filter((name) => state.models.has(name));
-  card.asked = names.map((name) => {
+  card.asked = chosen().map(({ name }) => {
     const node = $("answer-template").content.cloneNode(true).firstElementChild;
     node.querySelector(".model").textContent = name;
     node.querySelector(".again").onclick = () => {
@@ -175,10 +181,12 @@ async function answer(card, signal) {
   for (const { name, node } of card.asked) {
     node.querySelector(".state").textContent = "looking …";
     try {
-      const { answer, trip } = await classify(card.file, name, signal);
+      const { answer, trip } = await classify(card.file, name, { key: state.key, signal });
       if (signal.aborted) return;
-      labels.push(show(node, answer, trip, state.models.get(answer.model)));
-      $("spoken").textContent = `${card.file.name}, ${name}: ${node.querySelector(".bars").firstElementChild.textContent}`;
+      const { label, spoken } = show(node, answer, trip);
+      labels.push(label);
+      $("spoken").textContent = `${card.file.name}, ${name}: ${spoken}`;
+      await noteAnswer(node, answer);
     } catch (error) {
       if (signal.aborted) return;
       fail(card, node, error);
@@ -191,12 +199,25 @@ async function answer(card, signal) {
   verdict.hidden = false;
 }
 
+/** Says of how many labels the answer is one. A model just loaded or swapped is looked up again. */
+async function noteAnswer(node, { model, digest }) {
+  const known = state.models.get(model);
+  if (!state.answered.has(digest) && !(known?.loaded && known.digest === digest)) {
+    await listModels().catch((error) => tell(told(error).message));
+  }
+  state.answered.add(digest);
+  const labels = state.models.get(model)?.labels;
+  if (labels) {
+    const link = element("a", numberOf(labels));
+    link.href = "#known";
+    node.querySelector(".one-of").append("One of its ", link, ", whatever the image shows.");
+  }
+}
+
 function fail(card, node, error) {
-  const text = words(error);
-  node.classList.add("failed");
-  node.querySelector(".state").textContent = text;
-  node.querySelector(".again").hidden = false;
-  $("spoken").textContent = `${card.file.name}: ${text}`;
+  const failure = told(error);
+  showFailure(node, failure);
+  $("spoken").textContent = `${card.file.name}: ${failure.message}`;
 }
 
 /** Asks again for these cards, and for those that have no answer yet. */
@@ -211,31 +232,18 @@ function restart(cards) {
 
 // What the reader does
 
-/** A handwritten 3, white on black, as the usual collections of digits have it. */
-function sample() {
-  const canvas = element("canvas");
-  canvas.width = canvas.height = 224;
-  const pen = canvas.getContext("2d");
-  pen.fillRect(0, 0, 224, 224);
-  pen.strokeStyle = "#fff";
-  pen.lineWidth = 20;
-  pen.lineCap = "round";
-  pen.stroke(new Path2D("M72 62C100 34 156 44 148 80C144 98 122 106 104 106C140 106 164 124 156 152C146 188 96 190 68 168"));
-  canvas.toBlob((blob) => add([new File([blob], "sample digit 3.png", { type: "image/png" })]), "image/png");
-}
-
 function drop(event) {
   event.preventDefault();
   delete document.body.dataset.dragging;
   const files = [...event.dataTransfer.files];
-  if (!files.length) tell("Only files can be dropped here; this page fetches nothing from other places.");
+  if (!files.length) tell("Only image files can be dropped here. Save the image first, then drop its file.");
   add(files);
 }
 
 async function useKey(event) {
   event.preventDefault();
   const key = $("key").value.trim();
-  if (!/^[\x21-\x7e]+$/.test(key)) return tell("A key has letters, digits and signs, without spaces; enter it again.");
+  if (!/^[\x21-\x7e]+$/.test(key)) return tell("A key has letters, digits and signs, and no spaces. Enter it again.");
   state.key = key;
   try {
     sessionStorage.setItem(KEY, key);
@@ -246,6 +254,8 @@ async function useKey(event) {
   $("key-form").hidden = true;
   $("file").focus();
   state.locked = false;
+  delete document.body.dataset.locked;
+  tell("");
   return state.models.size ? restart([]) : loadModels();
 }
 
@@ -259,10 +269,12 @@ function clear() {
   $("file").focus();
 }
 
-$("file").addEventListener("change", () => {
-  add([...$("file").files]);
-  $("file").value = ""; // so that the same file can be chosen again
-});
+for (const id of ["file", "camera"]) {
+  $(id).addEventListener("change", () => {
+    add([...$(id).files]);
+    $(id).value = ""; // so that the same file can be chosen again
+  });
+}
 document.addEventListener("paste", (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
   if (files.length) event.preventDefault();
@@ -274,8 +286,13 @@ document.addEventListener("dragover", (event) => {
 });
 document.addEventListener("dragleave", (event) => event.relatedTarget ?? delete document.body.dataset.dragging);
 document.addEventListener("drop", drop);
-for (const id of ["model", "second"]) $(id).addEventListener("change", () => restart(state.cards));
-$("sample").addEventListener("click", sample);
+for (const id of ["model", "second"]) {
+  $(id).addEventListener("change", () => {
+    showKnown();
+    restart(state.cards);
+  });
+}
+$("sample").addEventListener("click", async () => add([await drawDigit()]));
 $("clear").addEventListener("click", clear);
 $("key-form").addEventListener("submit", useKey);
 loadModels();

@@ -20,6 +20,7 @@ def test_every_model_is_described(output):
         "precision": "float32",
         "classes": 3,
         "labels": ["cat", "dog", "fox"],
+        "input": {"colour": "RGB", "size": [8, 8]},
         "accuracy": {"dataset": "d", "split": "validation", "n": 9, "top1": 0.9},
         "loaded": True,
         "engine": "onnxruntime",
@@ -31,5 +32,6 @@ def test_every_model_is_described(output):
     assert (liar["loaded"], liar["error"][:51]) == (False, "liar/model.onnx: golden self-check failed: expected")
     assert (other["loaded"], other["error"], other["accuracy"]["top1"]) == (False, None, 0.5)
     assert (int8["file"], int8["accuracy"]) == ("other/model.int8.onnx", None)
+    assert (torn["input"], torn["labels"]) == (None, None)
     assert (torn["classes"], torn["error"].partition(":")[0]) == (None, "torn/model.onnx")
     assert str(Path(output)) not in str(answer)

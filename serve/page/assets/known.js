@@ -1,0 +1,58 @@
+// What a model is and knows, as a part of the page.
+
+import { bytes, element, percent } from "./answers.js";
+
+const FEW = 24; // labels that are shown without being asked for
+
+const plain = (text) => text.normalize("NFKC").toLowerCase().replace(/[_-]/g, " ");
+
+/** Those of `labels` that have `text` in them, whatever the case. */
+export function matching(labels, text) {
+  const wanted = plain(text.trim());
+  return labels.filter((label) => plain(label).includes(wanted));
+}
+
+export const numberOf = (labels) => (labels.length === 1 ? "1 label" : `${labels.length.toLocaleString("en")} labels`);
+
+/** The facts and labels of `model`, an entry of GET /models; `id`: makes ids of the page unique. */
+export function describe(model, id) {
+  const node = document.getElementById("known-template").content.cloneNode(true).firstElementChild;
+  const part = (name) => node.querySelector(`.${name}`);
+  part("known-name").textContent = model.name;
+  part("facts").textContent = facts(model);
+  part("engine").textContent = [model.engine, model.engine_reason].filter(Boolean).join(": ");
+  const labels = model.labels ?? [];
+  const many = labels.length > FEW;
+  part("known-many").hidden = !many;
+  part("known-few").hidden = many;
+  part("known-few").replaceChildren(...labels.map((label) => element("li", label)));
+  if (many) searchable(part, labels, id);
+  return node;
+}
+
+function facts({ precision, bytes: size, accuracy, input }) {
+  const told = [accuracy ? measured(accuracy) : "accuracy not known"];
+  if (input) told.push(`sees ${input.size[1]} × ${input.size[0]} pixels${input.colour === "L" ? ", greyscale" : ""}`);
+  return [...told, precision, bytes(size)].filter(Boolean).join(" · ");
+}
+
+function measured({ top1, n, split, dataset }) {
+  return `${percent(top1)} right (${dataset} ${split}, n\u00a0=\u00a0${n.toLocaleString("en")})`;
+}
+
+function searchable(part, labels, id) {
+  const search = part("search");
+  part("known-few").replaceChildren();
+  part("known-many").firstElementChild.textContent = `Show its ${numberOf(labels)}`;
+  search.id = `search-${id}`;
+  part("search-label").htmlFor = search.id;
+  const list = part("labels");
+  list.ariaLabel = `Labels of ${part("known-name").textContent}`;
+  const fill = () => {
+    const found = matching(labels, search.value);
+    list.replaceChildren(...found.map((label) => element("li", label)));
+    part("found").textContent = search.value.trim() ? `${numberOf(found)} of ${labels.length.toLocaleString("en")}` : "";
+  };
+  part("known-many").addEventListener("toggle", fill, { once: true });
+  search.addEventListener("input", fill);
+}
