@@ -271,7 +271,8 @@ class Front:
                 yield Route(operation.path.replace("{name}", "{name:model}") + end, endpoint)
         for path in _OF_BENTOML:
             yield Route(path, _NoSniffing(self._app))
-        for path, reply in {**docs_page.pages(), **(page.files() if runtime.settings.page else {})}.items():
+        has_page = bool(runtime.settings.page)
+        for path, reply in {**docs_page.pages(back=has_page), **(page.files() if has_page else {})}.items():
             yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
 
 

@@ -160,6 +160,16 @@ class Page:
                 raise TimeoutError(f"not true within {PATIENCE} s: {condition}\n{self.complaints()}\n{text}")
             time.sleep(0.02)
 
+    def event(self, method: str) -> dict:
+        """The parameters of the first event of this name, awaited."""
+        end = time.monotonic() + PATIENCE
+        while not (found := [event for name, event in self.events if name == method]):
+            if time.monotonic() > end:
+                raise TimeoutError(f"no {method} within {PATIENCE} s")
+            time.sleep(0.02)
+            self._browser.call("Target.getTargets")
+        return found[0]
+
     def text(self, selector: str) -> str:
         """What is to be read in the first match."""
         return self.run(f"document.querySelector({json.dumps(selector)}).innerText")

@@ -11,7 +11,7 @@ import uvicorn
 
 from serve.page.route import files
 
-__all__ = ["Received", "run_server", "stand_in"]
+__all__ = ["LABELS", "PLANTS", "Received", "run_server", "stand_in"]
 
 DIGEST = {"ants-and-bees": "69efcedb1234" + "a" * 52, "ants-and-bees-int8": "0c77d19e55aa" + "b" * 52}
 KEY = "correct-horse"
@@ -21,10 +21,22 @@ class Received(list):
     """What the page sent: (path, headers, number of bytes) of each prediction."""
 
 
-def _models() -> dict:
-    def model(name: str, precision: str, size: int, top1: float | None, error: str | None = None) -> dict:
+LABELS = ("ant", "bee", "<i>wasp</i>")
+PLANTS = tuple(f"Genus_{n:04} species" for n in range(1000))
+
+
+def _models(answered: set[str]) -> dict:
+    def model(
+        name: str,
+        precision: str,
+        size: int,
+        top1: float | None,
+        error: str | None = None,
+        labels: tuple[str, ...] = LABELS,
+        colour: str = "RGB",
+    ) -> dict:
         accuracy = top1 and {"dataset": "hymenoptera", "split": "validation", "n": 49, "top1": top1}
-        digest = DIGEST.get(name, "f" * 64)
+        digest = _digest(name)
         return {
             "name": name,
             "file": f"{name}/model.onnx",
@@ -32,9 +44,13 @@ def _models() -> dict:
             "digest": digest,
             "bytes": size,
             "precision": precision,
-            "classes": 3,
+            "classes": len(labels),
+            "labels": labels,
+            "input": {"colour": colour, "size": [28, 32] if colour == "L" else [224, 320]},
             "accuracy": accuracy,
-            "loaded": not error,
+            "loaded": name in answered,
+            "engine": "openvino" if name in answered else None,
+            "engine_reason": "1.3 times as fast as onnxruntime" if name in answered else None,
             "error": error,
         }
 
@@ -42,9 +58,15 @@ def _models() -> dict:
         model("ants-and-bees", "float32", 13_410_288, 0.837),
         model("ants-and-bees-int8", "int8", 3_689_059, 0.878),
         model("busy", "float32", 500, None),
+        model("digits", "float32", 500, None, labels=tuple("0123456789"), colour="L"),
+        model("plants", "float32", 500, None, labels=PLANTS),
         model("broken", "float32", 500, None, "broken/model.onnx: not a readable ONNX file"),
     ]
     return {"default": "ants-and-bees", "models": models}
+
+
+def _digest(name: str) -> str:
+    return DIGEST.get(name, "f" * 64)
 
 
 def _prediction(name: str) -> dict:
@@ -55,8 +77,8 @@ def _prediction(name: str) -> dict:
     ordered = [*first, *labels[2:]]
     return {
         "model": name,
-        "version": DIGEST[name][:12],
-        "digest": DIGEST[name],
+        "version": _digest(name)[:12],
+        "digest": _digest(name),
         "request_id": "1",
         "predictions": [
             {
@@ -81,6 +103,7 @@ def _prediction(name: str) -> dict:
 def stand_in(received: Received, *, locked: bool = False) -> Callable:
     """An ASGI app; `locked`: only with the key KEY."""
     page = files()
+    answered: set[str] = set()
 
     async def app(scope: dict, receive: Callable, send: Callable) -> None:
         async def reply(
@@ -102,7 +125,7 @@ def stand_in(received: Received, *, locked: bool = False) -> Callable:
         elif locked and headers.get(b"x-api-key") != KEY.encode():
             await answer(401, {"error": "expected an API key in the header X-API-Key; ask who runs this server"})
         elif path == "/models":
-            await answer(200, _models())
+            await answer(200, _models(answered))
         else:
             received.append((path, headers, size))
             name = path.removeprefix("/v1/models/").removesuffix(":predict")
@@ -111,6 +134,7 @@ def stand_in(received: Received, *, locked: bool = False) -> Callable:
             elif size < 100:
                 await answer(422, {"error": "cannot decode the image: image file is truncated"})
             else:
+                answered.add(name)
                 await answer(200, _prediction(name))
 
     return app

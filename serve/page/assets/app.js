@@ -72,7 +72,8 @@ function askForKey(why) {
 
 async function loadModels() {
   try {
-    await listModels();
+    const broken = await listModels();
+    tell(state.models.size ? "" : "This server has no model that works.", broken);
     restart([]);
   } catch (error) {
     const { message, said } = told(error);
@@ -82,20 +83,20 @@ async function loadModels() {
   }
 }
 
+/** Looks up the models; returns which cannot be used, and why. */
 async function listModels() {
-  const { signal } = new AbortController();
-  const { default: preferred, models } = await fetchJson("models", { key: state.key, signal });
+  const { default: preferred, models } = await fetchJson("models", { key: state.key });
   const works = models.filter((model) => !model.error);
   state.models = new Map(works.map((model) => [model.name, model]));
   fillSelect($("model"), state.models.has(preferred) ? preferred : works[0]?.name);
   fillSelect($("second"), "");
   $("second").parentNode.hidden = works.length < 2;
-  const broken = models.filter((model) => model.error).map(({ name, error }) => `${name} (${error})`);
-  $("unusable").textContent = `Cannot be used: ${broken.join("; ")}`;
-  $("unusable").hidden = broken.length === 0;
+  const broken = models.filter((model) => model.error).map(({ name, error }) => `${name} (${error})`).join("; ");
+  $("unusable").textContent = `Cannot be used: ${broken}`;
+  $("unusable").hidden = broken === "";
   $("as-json").hidden = state.key !== ""; // a link sends no key
-  tell(works.length ? "" : "This server has no model that works.", broken.join("; "));
   showKnown();
+  return broken;
 }
 
 /** The chosen models, the second only if it is another one. */

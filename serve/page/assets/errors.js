@@ -12,7 +12,7 @@ export class Told extends Error {
 
   /** Whether the same request may be answered another time. */
   get passes() {
-    return ![400, 404, 413, 415, 422].includes(this.status);
+    return ![400, 401, 403, 404, 413, 415, 422].includes(this.status);
   }
 }
 

@@ -14,8 +14,8 @@ export function matching(labels, text) {
 
 export const numberOf = (labels) => (labels.length === 1 ? "1 label" : `${labels.length.toLocaleString("en")} labels`);
 
-/** The facts and labels of `model`, an entry of GET /models; `id`: makes ids of the page unique. */
-export function describe(model, id) {
+/** The facts and labels of `model`, an entry of GET /models. */
+export function describe(model) {
   const node = document.getElementById("known-template").content.cloneNode(true).firstElementChild;
   const part = (name) => node.querySelector(`.${name}`);
   part("known-name").textContent = model.name;
@@ -25,10 +25,12 @@ export function describe(model, id) {
   const many = labels.length > FEW;
   part("known-many").hidden = !many;
   part("known-few").hidden = many;
-  part("known-few").replaceChildren(...labels.map((label) => element("li", label)));
-  if (many) searchable(part, labels, id);
+  if (many) searchable(part, labels);
+  else part("known-few").replaceChildren(...items(labels));
   return node;
 }
+
+const items = (labels) => labels.map((label) => element("li", label));
 
 function facts({ precision, bytes: size, accuracy, input }) {
   const told = [accuracy ? measured(accuracy) : "accuracy not known"];
@@ -40,17 +42,14 @@ function measured({ top1, n, split, dataset }) {
   return `${percent(top1)} right (${dataset} ${split}, n\u00a0=\u00a0${n.toLocaleString("en")})`;
 }
 
-function searchable(part, labels, id) {
+function searchable(part, labels) {
   const search = part("search");
-  part("known-few").replaceChildren();
   part("known-many").firstElementChild.textContent = `Show its ${numberOf(labels)}`;
-  search.id = `search-${id}`;
-  part("search-label").htmlFor = search.id;
   const list = part("labels");
   list.ariaLabel = `Labels of ${part("known-name").textContent}`;
   const fill = () => {
     const found = matching(labels, search.value);
-    list.replaceChildren(...found.map((label) => element("li", label)));
+    list.replaceChildren(...items(found));
     part("found").textContent = search.value.trim() ? `${numberOf(found)} of ${labels.length.toLocaleString("en")}` : "";
   };
   part("known-many").addEventListener("toggle", fill, { once: true });

@@ -10,10 +10,10 @@ export async function fetchJson(address, { key, signal, ...options }) {
   const patience = AbortSignal.timeout(PATIENCE_MS);
   let response, text;
   try {
-    response = await fetch(address, { ...options, headers, signal: AbortSignal.any([signal, patience]) });
+    response = await fetch(address, { ...options, headers, signal: AbortSignal.any([patience, ...(signal ? [signal] : [])]) });
     text = await response.text();
   } catch (error) {
-    if (signal.aborted) throw error;
+    if (signal?.aborted) throw error;
     const timedOut = patience.aborted ? PATIENCE_MS / 1000 : 0;
     throw unanswered({ timedOut, size: options.body?.byteLength, online: navigator.onLine });
   }

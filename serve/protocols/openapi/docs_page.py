@@ -23,8 +23,16 @@ DOCS_POLICY = (
 """Content-Security-Policy of the page: nothing from elsewhere, and no script but Swagger UI and its start, by hash."""
 
 
-def docs_page() -> bytes:
-    """HTML that shows /docs.json with the Swagger UI that BentoML serves at /static_content."""
+# Swagger UI's own classes, so that its style sheet is the only one.
+_BACK = """\
+<nav class="swagger-ui" aria-label="Back">
+<div class="wrapper"><a class="link" href="./">Back to the page</a></div>
+</nav>
+"""
+
+
+def docs_page(*, back: bool = True) -> bytes:
+    """HTML that shows /docs.json with the Swagger UI that BentoML serves at /static_content; `back`: links to /."""
     return f"""\
 <!doctype html>
 <html lang="en">
@@ -36,6 +44,7 @@ def docs_page() -> bytes:
 <link rel="stylesheet" href="static_content/{_STYLE}">
 </head>
 <body>
+{_BACK if back else ""}\
 <div id="docs">This page needs JavaScript; <a href="docs.json">docs.json</a> has the same as JSON.</div>
 <script src="static_content/{_BUNDLE}"></script>
 <script>{_START}</script>
@@ -44,9 +53,9 @@ def docs_page() -> bytes:
 """.encode()
 
 
-def pages() -> dict[str, Reply]:
-    """Path -> the page at /docs, with its policy."""
-    body = docs_page()
+def pages(*, back: bool = True) -> dict[str, Reply]:
+    """Path -> the page at /docs, with its policy; `back`: there is a page at / to go back to."""
+    body = docs_page(back=back)
     always = {
         "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
         "cache-control": "no-cache",

@@ -37,6 +37,8 @@ def test_a_browser_shows_the_document_and_finds_nothing_to_complain_about(tmp_pa
         page = browser.open(f"{address}/docs")
         page.wait("document.querySelectorAll('.opblock').length > 0")
         shown = page.texts(".opblock-summary-path")
+        assert page.text("nav a") == "Back to the page"
+        assert page.run("document.querySelector('nav a').href") == f"{address}/"
         assert len(shown) == sum(len(set(entry) - {"parameters"}) for entry in document()["paths"].values())
         for button in ("button", ".try-out button"):
             selector = f"document.querySelector('#operations-Predicting-predict {button}')"

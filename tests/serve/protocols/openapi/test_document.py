@@ -167,9 +167,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_script_is_the_one_of_the_
     assert re.findall(r'(?:src|href)="([^"]*)"', html) == [
         "data:,",
         "static_content/swagger-ui.css",
+        "./",
         "docs.json",
         "static_content/swagger-ui-bundle.js",
     ]
+    assert 'href="./"' not in docs_page(back=False).decode()
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'self' 'sha256-{digest}';" in DOCS_POLICY
