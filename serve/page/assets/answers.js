@@ -42,6 +42,13 @@ export function show(node, answer, trip) {
   return { label, spoken: `${label} ${percent(best.probability)}${abstained ? ", abstained" : ""}` };
 }
 
+/** What to think of two labels, each one of its model's `known` labels. */
+export function verdict([one, other], known) {
+  const [first, second] = known.map((labels) => JSON.stringify(labels?.toSorted()));
+  if (one === other) return `Both say ${one}.`;
+  return first === second ? `They disagree: ${one} or ${other}.` : "They know different labels, so both may be right.";
+}
+
 /** Puts a Told in the place of an answer. */
 export function showFailure(node, { message, said, passes }) {
   const part = (name) => node.querySelector(`.${name}`);

@@ -1,6 +1,6 @@
 // The page of the server: images in, answers beside each other. Text reaches the document through textContent only.
 
-import { bytes, element, percent, show, showFailure } from "./answers.js";
+import { bytes, element, percent, show, showFailure, verdict } from "./answers.js";
 import { Told } from "./errors.js";
 import { describe, numberOf } from "./known.js";
 import { drawDigit, takesDigits } from "./sample.js";
@@ -195,9 +195,9 @@ async function answer(card, signal) {
   }
   card.done = !state.locked;
   if (labels.length < 2) return;
-  const verdict = card.node.querySelector(".verdict");
-  verdict.textContent = labels[0] === labels[1] ? `Both say ${labels[0]}.` : `They disagree: ${labels[0]} or ${labels[1]}.`;
-  verdict.hidden = false;
+  const known = card.asked.map(({ name }) => state.models.get(name)?.labels);
+  card.node.querySelector(".verdict").textContent = verdict(labels, known);
+  card.node.querySelector(".verdict").hidden = false;
 }
 
 /** Says of how many labels the answer is one. A model just loaded or swapped is looked up again. */

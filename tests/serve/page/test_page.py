@@ -505,6 +505,20 @@ def test_the_header_retry_after_is_seconds_or_a_date(open_page):
 
 
 @needs_chromium
+def test_two_models_disagree_only_where_they_know_the_same_labels(open_page):
+    page = open_page()
+
+    def verdict(labels: list[str], known: list[list[str] | None]) -> object:
+        call = f"verdict({json.dumps(labels)}, {json.dumps(known)})"
+        return page.run(f"import('/page/answers.js').then(({{verdict}}) => {call})")
+
+    assert verdict(["ant", "ant"], [["ant", "bee"], ["ant", "fly"]]) == "Both say ant."
+    assert verdict(["bee", "ant"], [["ant", "bee"], ["bee", "ant"]]) == "They disagree: bee or ant."
+    assert verdict(["bee", "8"], [["ant", "bee"], ["8", "3"]]) == "They know different labels, so both may be right."
+    assert verdict(["a,b", "b"], [["a,b", "b"], ["a", "b,b"]]).startswith("They know different labels")
+
+
+@needs_chromium
 def test_a_digit_is_drawn_only_for_models_of_small_greyscale_digits(open_page):
     page = open_page()
     digits = {"input": {"colour": "L", "size": [28, 28]}, "labels": list("0123456789")}
