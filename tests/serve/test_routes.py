@@ -133,6 +133,7 @@ def test_models_lists_every_artefact_and_what_is_wrong_with_it(client, output):
         "precision": "float32",
         "classes": 3,
         "labels": ["cat", "dog", "fox"],
+        "input": {"colour": "RGB", "size": [8, 8]},
         "accuracy": {"dataset": "d", "split": "validation", "n": 9, "top1": 0.9},
         "version": sha256_file(output / "good" / "model.onnx")[:12],
         "loaded": True,
@@ -451,6 +452,12 @@ def test_a_query_is_refused_by_its_name(client, draw, method, path, name):
 def test_pages_do_not_mind_a_query(client):
     for path in ("/?utm_source=x", "/page/app.js?v=1", "/docs?x=1", "/v1/predict?"):
         assert client.get(path).status_code == (405 if "predict" in path else 200)
+
+
+def test_the_documentation_leads_back_to_the_page_where_there_is_one(client, output):
+    assert (client.get("/").status_code, 'href="./"' in client.get("/docs").text) == (200, True)
+    with serving(output, PAGE="0") as bare:
+        assert (bare.get("/").status_code, 'href="./"' in bare.get("/docs").text) == (404, False)
 
 
 def test_an_error_nobody_expected_is_a_500_without_details(client, draw, monkeypatch):
