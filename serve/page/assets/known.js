@@ -20,7 +20,7 @@ export function describe(model) {
   const part = (name) => node.querySelector(`.${name}`);
   part("known-name").textContent = model.name;
   part("facts").textContent = facts(model);
-  part("engine").textContent = [model.engine, model.engine_reason].filter(Boolean).join(": ");
+  part("engine").textContent = model.engine_reason ?? ""; // begins with its name
   const labels = model.labels ?? [];
   const many = labels.length > FEW;
   part("known-many").hidden = !many;
