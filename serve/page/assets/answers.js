@@ -46,7 +46,7 @@ export function show(node, answer, trip) {
 export function verdict([one, other], known) {
   const [first, second] = known.map((labels) => JSON.stringify(labels?.toSorted()));
   if (one === other) return `Both say ${one}.`;
-  return first === second ? `They disagree: ${one} or ${other}.` : "They know different labels, so both may be right.";
+  return first === second ? `They disagree: ${one} or ${other}.` : "They know different labels, so the answers do not compare.";
 }
 
 /** Puts a Told in the place of an answer. */

@@ -514,7 +514,10 @@ def test_two_models_disagree_only_where_they_know_the_same_labels(open_page):
 
     assert verdict(["ant", "ant"], [["ant", "bee"], ["ant", "fly"]]) == "Both say ant."
     assert verdict(["bee", "ant"], [["ant", "bee"], ["bee", "ant"]]) == "They disagree: bee or ant."
-    assert verdict(["bee", "8"], [["ant", "bee"], ["8", "3"]]) == "They know different labels, so both may be right."
+    assert (
+        verdict(["bee", "8"], [["ant", "bee"], ["8", "3"]])
+        == "They know different labels, so the answers do not compare."
+    )
     assert verdict(["a,b", "b"], [["a,b", "b"], ["a", "b,b"]]).startswith("They know different labels")
 
 
