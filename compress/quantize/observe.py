@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
+from zoo.artefact.engines import DISABLED
 from zoo.base.machine import cores
 
 __all__ = ["Feed", "Feeds", "logits", "observe", "session"]
@@ -31,10 +32,12 @@ def session(model: ModelProto, *, exact: bool = False) -> ort.InferenceSession:
     options.intra_op_num_threads = cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact:
-        # Optimized, it would be integers, and weights behind activations would be quantized if they are not yet.
+        # Optimized, it would be integers.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED)
+    )
 
 
 def observe(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import ModelProto
 
@@ -68,3 +69,21 @@ def test_with_the_stem_in_int8_openvino_would_not(
     wanted = _exact(done, feeds)
     assert np.abs(logits(done, feeds) - wanted).mean() < 1e-4
     assert np.abs(_openvino(done, feeds) - wanted).mean() > 1e-3
+
+
+def test_what_is_left_in_float_stays_in_float(feeds: Batches, tmp_path: Path) -> None:
+    parent = onnx.load(str(exported("tf_efficientnet_lite0", tmp_path)))
+    variants = Variants(parent, feeds, TARGETS["portable"], QuantizeConfig())
+    depthwise = [node.name for node in variants.prepared.graph.node if _groups(node) > 1]
+    assert len(depthwise) == 16
+    done = variants.static(depthwise)
+    wanted = _exact(done, feeds)
+    limit = 0.02 * min(1, np.abs(wanted).max())
+    assert np.abs(logits(done, feeds) - wanted).mean() < limit
+    plain = ort.InferenceSession(done.SerializeToString(), providers=["CPUExecutionProvider"])
+    coarse = np.concatenate([np.asarray(plain.run(None, dict(feed))[0], np.float32) for feed in feeds])
+    assert np.abs(coarse - wanted).mean() > limit
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
