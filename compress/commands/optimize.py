@@ -18,7 +18,6 @@ from zoo.commands.runs import Data, named_source, notes_of
 if TYPE_CHECKING:
     from compress.search.candidates import Measured
     from compress.search.stage import Found, OptimizeConfig
-    from zoo.base.statistics.intervals import Ratio
 
 __all__ = ["optimize"]
 
@@ -98,8 +97,8 @@ def optimize(
 
 def _print(found: Found, config: OptimizeConfig) -> None:
     results, parent = found.results, found.results.parent
-    for candidate, screened in found.given_up:
-        print(f"given up before recovery: {candidate.pruned}, {screened.top1:.1%}")
+    for candidate, top1 in found.given_up:
+        print(f"given up before recovery: {candidate.pruned}, {top1:.1%}")
     for candidate, reason in found.failed:
         print(f"not made: {candidate.name}: {reason}")
     print(
@@ -109,12 +108,12 @@ def _print(found: Found, config: OptimizeConfig) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "candidate", "precision", "size", "engine"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("MACs %", "top-1 %", "95 % CI", "drop", "ms", "times as fast", "rounds", "MB"):
+    for heading in ("MACs %", "top-1 %", "95 % CI", "drop", "ms", "times as fast", "95 % CI", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     front = results.front()
     for entry in sorted(results.entries, key=lambda entry: entry.share, reverse=True):
-        candidate, metrics, drop, speed = entry.candidate, entry.metrics, results.change(entry), entry.speed
-        epochs = f", {candidate.epochs} epochs" if candidate.epochs else ""
+        candidate, metrics, speed, (drop, low, high) = entry.candidate, entry.metrics, entry.speed, results.drop(entry)
+        epochs = f", {candidate.epochs} epoch{'s'[: candidate.epochs - 1]}" if candidate.epochs else ""
         table.add_row(
             ">" if entry == found.chosen else "*" if entry in front else "",
             (f"{candidate.importance} {candidate.ratio:.2f}" if candidate.importance else "unpruned") + epochs,
@@ -124,9 +123,9 @@ def _print(found: Found, config: OptimizeConfig) -> None:
             f"{100 * entry.macs / parent.macs:.0f}",
             f"{100 * metrics.top1:.1f}",
             f"{100 * metrics.low:.1f}-{100 * metrics.high:.1f}",
-            f"{drop.points:+.1f}" + ("" if drop.certain else " ~"),
+            f"{drop:+.1f}{_mark(low, high, 0.0)}",
             f"{results.ms(entry):.3g}",
-            f"{speed.value:.2f}" + ("" if _certain(speed) else " ~"),
+            f"{speed.value:.2f}{_mark(speed.low, speed.high, 1.0)}",
             "-" if speed.low is None else f"{speed.low:.2f}-{speed.high:.2f}",
             f"{entry.megabytes:.2f}",
         )
@@ -156,8 +155,8 @@ def _print_test(found: Found) -> None:
         print(f"bfloat16 computes only where it is asked for: POCKETZOO_ENGINE={found.chosen.engine}")
 
 
-def _certain(speed: Ratio) -> bool:
-    return speed.low is None or speed.high is None or not speed.low <= 1 <= speed.high
+def _mark(low: float | None, high: float | None, nothing: float) -> str:
+    return " ~" if low is not None and high is not None and low <= nothing <= high else ""
 
 
 def _as_json(found: Found) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def _as_json(found: Found) -> dict[str, Any]:
 
     def row(entry: Measured) -> dict[str, Any]:
         derived = {"name": entry.name, "engine": entry.engine, "share": entry.share, "ms": results.ms(entry)}
-        difference = {"drop": asdict(results.change(entry)), "speed": asdict(entry.speed)}
+        difference = {"drop": results.drop(entry), "speed": asdict(entry.speed)}
         return asdict(entry) | derived | difference
 
     return {
@@ -175,7 +174,7 @@ def _as_json(found: Found) -> dict[str, Any]:
         "test": asdict(found.test) if found.test else None,
         "front": [entry.name for entry in results.front()],
         "candidates": [row(entry) for entry in results.entries],
-        "given_up": [asdict(candidate) | asdict(screened) for candidate, screened in found.given_up],
+        "given_up": [asdict(candidate) | {"top1": top1} for candidate, top1 in found.given_up],
         "failed": [asdict(candidate) | {"reason": reason} for candidate, reason in found.failed],
         "seconds": found.seconds,
         "study": str(found.study),

@@ -18,7 +18,7 @@ from zoo.base.files import GRAPH, INT8_GRAPH
 from zoo.base.statistics.intervals import Ratio, ratio
 from zoo.base.statistics.paired import paired_difference
 
-__all__ = ["BF16", "BF16_ENGINE", "FLOAT", "INT8", "PRECISIONS", "Candidate", "Change", "Goal", "Measured", "Results"]
+__all__ = ["BF16", "BF16_ENGINE", "FLOAT", "INT8", "PRECISIONS", "Candidate", "Goal", "Measured", "Results"]
 
 FLOAT, INT8, BF16 = PRECISIONS = ("float32", "int8", "bf16")
 BF16_ENGINE = "openvino-bf16"
@@ -147,21 +147,6 @@ class Goal:
         return self.latency_ms is not None or self.megabytes is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """Points of top-1 that are lost against the parent; negative: gained."""
-
-    points: float
-    low: float
-    high: float
-    """95 % interval, from the images that only one of both recognises."""
-
-    @property
-    def certain(self) -> bool:
-        """Whether the images tell it from nothing."""
-        return not self.low <= 0 <= self.high
-
-
 @dataclass(frozen=True)
 class Results:
     """All that was measured."""
@@ -174,10 +159,6 @@ class Results:
         """The artefact itself."""
         return self.entries[0]
 
-    def named(self, name: str) -> Measured:
-        """The candidate of a name."""
-        return next(entry for entry in self.entries if entry.name == name)
-
     @cached_property
     def parent_ms(self) -> float:
         """The parent's median time over the whole search: one yardstick, whatever else the machine did meanwhile."""
@@ -187,15 +168,16 @@ class Results:
         """Time of one image in milliseconds."""
         return entry.share * self.parent_ms
 
-    def change(self, entry: Measured) -> Change:
-        """What a candidate loses against the parent."""
+    def drop(self, entry: Measured) -> tuple[float, float, float]:
+        """Points of top-1 that are lost against the parent, and the 95 % interval: low, high.
+
+        The interval is from the images that only one of both recognises.
+        """
         own, other, n = int(entry.right, 16), int(self.parent.right, 16), entry.metrics.n
         gained, lost = (own & ~other).bit_count(), (other & ~own).bit_count()
-        if entry == self.parent:
-            return Change(points=0.0, low=0.0, high=0.0)
         middle, spread = paired_difference(n, gained=gained, lost=lost)
-        low, high = (100 * (-middle + side * 1.96 * spread) for side in (-1, 1))
-        return Change(points=100 * (lost - gained) / n, low=low, high=high)
+        reach = 0.0 if entry == self.parent else 196 * spread
+        return 100 * (lost - gained) / n, -100 * middle - reach, -100 * middle + reach
 
     def front(self) -> list[Measured]:
         """What no other beats: at least as accurate, fast and small, and better in one of the three."""
@@ -213,7 +195,7 @@ class Results:
         An excess of accuracy's limit counts relative to at least one point, since 0 is a possible limit.
         """
         values = (
-            ("--max-drop", self.change(entry).points, goal.max_drop, max(goal.max_drop, 1.0)),
+            ("--max-drop", self.drop(entry)[0], goal.max_drop, max(goal.max_drop, 1.0)),
             ("--latency-ms", self.ms(entry), goal.latency_ms, goal.latency_ms),
             ("--mb", entry.megabytes, goal.megabytes, goal.megabytes),
         )
@@ -237,21 +219,11 @@ class Results:
         """The best candidate; None if none meets the goal."""
         return next(iter(self.meeting(goal)), None)
 
-    def contenders(self, goal: Goal, *, most: int = 3) -> list[Measured]:
-        """The candidates whose times decide the choice: the best, and without a budget those that may be as fast."""
-        found = [entry for entry in self.meeting(goal) if entry != self.parent]
-        if not found or (goal.budgeted and goal.latency_ms is None):
-            return []
-        slowest = max(own / base for own, base in zip(found[0].ms, found[0].parent_ms, strict=True))
-        return found[:1] if goal.budgeted else [entry for entry in found if entry.share <= slowest][:most]
-
-    def nearest(self, goal: Goal, *, most: int = 3) -> list[Measured]:
-        """The candidates that miss the goal by least: by the sum of what is over each limit."""
-        return sorted(self.entries, key=lambda entry: sum(over for _, over in self.misses(entry, goal).values()))[:most]
-
-    def remedy(self, entry: Measured, goal: Goal) -> str:
-        """The options with which a candidate would have met the goal."""
-        return " ".join(f"{flag} {_up(value)}" for flag, (value, _) in self.misses(entry, goal).items())
+    def remedy(self, goal: Goal) -> str:
+        """The options with which the candidate that misses the goal by least would have met it."""
+        missed = [self.misses(entry, goal) for entry in self.entries]
+        nearest = min(missed, key=lambda flags: sum(over for _, over in flags.values()))
+        return " ".join(f"{flag} {_up(value)}" for flag, (value, _) in nearest.items())
 
 
 def _up(value: float) -> str:

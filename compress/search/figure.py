@@ -26,20 +26,22 @@ def draw(results: Results, goal: Goal, chosen: Measured | None, path: Path, *, t
         named: set[str] = set()
         for entry in results.entries:
             ms, top1, speed = results.ms(entry), 100 * entry.metrics.top1, entry.speed
+            colour, mark = _COLOURS[entry.candidate.precision], _MARKS[entry.engine]
             kind = f"{entry.candidate.precision}, {entry.engine}"
             low, high = (speed.low, speed.high) if speed.low and speed.high else (speed.value,) * 2
             plot.errorbar(
                 ms,
                 top1,
                 xerr=[[max(0.0, ms - results.parent_ms / high)], [max(0.0, results.parent_ms / low - ms)]],
-                yerr=[[top1 - 100 * entry.metrics.low], [100 * entry.metrics.high - top1]],
-                color=_COLOURS[entry.candidate.precision],
-                marker=_MARKS[entry.engine],
+                yerr=[[max(0.0, top1 - 100 * entry.metrics.low)], [max(0.0, 100 * entry.metrics.high - top1)]],
+                color=colour,
+                marker=mark,
                 alpha=0.9 if entry in results.front() else 0.35,
                 elinewidth=0.6,
-                label="_" if kind in named else kind,
             )
-            named.add(kind)
+            if kind not in named:
+                plot.plot([], [], color=colour, marker=mark, lw=0, label=kind)
+                named.add(kind)
             if len(sizes) > 1:
                 height, width = entry.candidate.size
                 text = f"{height}" if height == width else f"{height}x{width}"

@@ -1,16 +1,15 @@
-"""The end of a search: times side by side, the chosen files in their place, and the one look at the test split."""
+"""The end of a search: the chosen files in their place, and the one look at the test split."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from compress.quantize.report import REPORT
-from compress.search.candidates import Candidate, Goal, Measured
+from compress.search.candidates import Measured
 from compress.search.trials import Trials
 from compress.search.workbench import Workbench, copy
 from zoo.artefact.card import Metrics
@@ -21,11 +20,7 @@ from zoo.base.statistics.paired import Paired, agreement, compare_answers
 from zoo.training.evaluate import accuracy, file_logits
 from zoo.training.loop.state import LOG
 
-__all__ = ["FinalTest", "bring", "compare", "confirm"]
-
-_TRIES = 4
-_ROUNDS = 6
-"""Of which a 95 % interval can be had."""
+__all__ = ["FinalTest", "bring", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,47 +35,23 @@ class FinalTest:
     """Chosen minus parent, in points."""
 
 
-def confirm(trials: Trials, bench: Workbench, goal: Goal) -> None:
-    """Time what the choice is between once more, side by side: the fastest of many had luck, too."""
-    for _ in range(_TRIES):
-        results, known = trials.results, trials.facts.get("retimed", {})
-        there = {
-            entry.name: entry
-            for entry in results.contenders(goal)
-            if known.get(entry.name, ("",))[0] != entry.digest and bench.path(entry.candidate).is_file()
-        }
-        if not there:
-            return
-        engines = {bench.path(entry.candidate): entry.engine for entry in there.values()}
-        times = bench.time({bench.reference(): results.parent.engine}, engines, rounds=_ROUNDS)
-        again = {name: (entry.digest, *times[bench.path(entry.candidate)]) for name, entry in there.items()}
-        trials.study.set_user_attr("retimed", known | again)
+def bring(bench: Workbench, chosen: Measured, out: Path) -> None:
+    """Copy the files of the chosen candidate to `out`, each atomically; the same call completes it after a kill.
 
-
-def bring(
-    trials: Trials, bench: Workbench, goal: Goal, out: Path, make: Callable[[Candidate], None]
-) -> Measured | None:
-    """Copy the files of the chosen candidate to `out`, each atomically; `make` makes those again that were deleted.
-
-    Making them again measures them again, so that another candidate may be the best then.
+    Raises:
+        ArtefactError: they are neither there nor where the search has made them.
     """
-    for _ in range(_TRIES):
-        chosen = trials.results.choose(goal)
-        if chosen is None or chosen.candidate == bench.itself:
-            return chosen
-        place = bench.place(chosen.candidate)
-        if all(_is(out / name, digest) for name, digest in chosen.files.items()):
-            return chosen
-        if all(_is(place / name, digest) for name, digest in chosen.files.items()):
-            for name in (INT8_GRAPH, REPORT, LOG):
-                if name not in chosen.files:
-                    (out / name).unlink(missing_ok=True)
-            beside = [name for name in (LOG, REPORT) if (place / name).is_file()]
-            for name in (*beside, *chosen.files):
-                copy(place / name, out / name)
-            return chosen
-        make(chosen.candidate)
-    raise ArtefactError(f"the best candidate was made again {_TRIES} times and is another one each time; run it again")
+    place, files = bench.place(chosen.candidate), chosen.files
+    if all(_is(out / name, digest) for name, digest in files.items()):
+        return
+    if not all(_is(place / name, digest) for name, digest in files.items()):
+        raise ArtefactError(f"{place} has not the files of {chosen.name} any more; remove {out} to begin anew")
+    for name in (INT8_GRAPH, REPORT, LOG):
+        if name not in files:
+            (out / name).unlink(missing_ok=True)
+    reports = {LOG, *([REPORT] if INT8_GRAPH in files else [])}
+    for name in (*files, *(name for name in reports if (place / name).is_file())):
+        copy(place / name, out / name)
 
 
 def _is(path: Path, digest: str) -> bool:
@@ -89,22 +60,18 @@ def _is(path: Path, digest: str) -> bool:
 
 def compare(trials: Trials, bench: Workbench, chosen: Measured, path: Path) -> FinalTest:
     """The parent and the chosen file at `path` on the test split; read from the study if it was done before."""
-    fact = f"test of {chosen.name}, {chosen.digest}"
+    fact = f"test of {chosen.name}"
     if fact in trials.facts:
         return to_dataclass(FinalTest, trials.facts[fact], "test")
     samples, name = bench.dataset.splits["test"], bench.dataset.name
     truth = np.array([sample.label for sample in samples], dtype=np.int64)
-    pairs = ((bench.reference(), trials.results.parent.engine), (path, chosen.engine))
-    before, after = (file_logits(file, samples, engine=engine).logits for file, engine in pairs)
-    parent, child = (
-        accuracy(logits, truth, dataset=name, split="test", engine=engine)
-        for logits, (_, engine) in zip((before, after), pairs, strict=True)
-    )
+    before = file_logits(bench.reference(), samples, engine=trials.results.parent.engine)
+    after = file_logits(path, samples, engine=chosen.engine)
     found = FinalTest(
-        parent=parent,
-        chosen=child,
-        agreement=agreement(before, after),
-        difference=compare_answers(before, after, truth),
+        parent=accuracy(before.logits, truth, dataset=name, split="test", engine=before.engine),
+        chosen=accuracy(after.logits, truth, dataset=name, split="test", engine=after.engine),
+        agreement=agreement(before.logits, after.logits),
+        difference=compare_answers(before.logits, after.logits, truth),
     )
     trials.study.set_user_attr(fact, dataclasses.asdict(found))
     return found

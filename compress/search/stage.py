@@ -25,9 +25,9 @@ from optuna.distributions import distribution_to_json
 from compress.prune.importance import check_importance
 from compress.search.candidates import Candidate, Goal, Measured, Results
 from compress.search.figure import draw
-from compress.search.final import FinalTest, bring, compare, confirm
+from compress.search.final import FinalTest, bring, compare
 from compress.search.trials import EPOCHS, SPACE, Plan, Trials
-from compress.search.workbench import Screened, Settings, Workbench
+from compress.search.workbench import Settings, Workbench
 from zoo.artefact.card import Card, allow
 from zoo.artefact.engine_choice import VARIABLE
 from zoo.artefact.environment import machine
@@ -79,8 +79,8 @@ class Found:
     """What a search has found."""
 
     results: Results
-    given_up: tuple[tuple[Candidate, Screened], ...]
-    """Networks that were not recovered, since others that compute no more are better already."""
+    given_up: tuple[tuple[Candidate, float], ...]
+    """Networks that were not recovered, since others that compute no more are better already; their accuracy."""
     failed: tuple[tuple[Candidate, str], ...]
     """What could not be made, and why."""
     chosen: Measured | None
@@ -97,7 +97,7 @@ class Found:
 
     def advice(self, goal: Goal) -> str:
         """What to relax where nothing meets the goal."""
-        wanted = self.results.remedy(self.results.nearest(goal)[0], goal)
+        wanted = self.results.remedy(goal)
         return f"nothing found meets the goal; the nearest would with {wanted}, or search longer with --minutes"
 
 
@@ -146,7 +146,7 @@ def optimize(
         try:
             _search(trials, bench, config, most_epochs)
         except KeyboardInterrupt:
-            _say_best(trials, config, out / PICTURE, card.name)
+            _say(trials, config, out / PICTURE, card.name)
             raise
         return _finish(trials, bench, config, out)
 
@@ -249,19 +249,19 @@ def _search(trials: Trials, bench: Workbench, config: OptimizeConfig, most_epoch
         trial = trials.begin(params)
         if (candidate := plan.candidate(trial.params)) is not None:
             _run(trials, trial, candidate, bench)
-            _tell(trials, candidate, config)
+            _tell(trials.results, candidate, config.goal, trials.seconds)
         else:
             trials.end(trials.all[trial.number])
 
 
-def _run(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workbench, *, again: bool = False) -> None:
+def _run(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workbench) -> None:
     """Carry out a trial, and delete the files of candidates that are beaten by now."""
     known = trials.results.entries
     begin = time.perf_counter()
     trial.set_user_attr("candidate", dataclasses.asdict(candidate))
     trial.set_user_attr("number", trial.number)
     try:
-        if again or not candidate.importance or not _given_up(trials, trial, candidate, bench):
+        if not candidate.importance or _worth_recovery(trials, trial, candidate, bench):
             measured = bench.measure(candidate, known[0].engine if known else None)
             trial.set_user_attr("measured", dataclasses.asdict(measured))
     except (ArtefactError, CheckError, TrainingError, UsageError) as error:
@@ -276,31 +276,27 @@ def _run(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workb
     bench.clean([entry.candidate for entry in trials.results.front()])
 
 
-def _given_up(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workbench) -> bool:
-    """Whether recovery is not worth its time (EagleEye, Li et al. 2020, arXiv 2007.02491)."""
-    screened = bench.screen(candidate)
-    others = [to_dataclass(Screened, content, "screened") for _, content in trials.of("screened")]
-    trial.set_user_attr("screened", dataclasses.asdict(screened))
-    given_up = screened.hopeless(others)
-    note(f"{candidate.pruned}: {screened.top1:.2%} before recovery" + ("; given up" if given_up else ""))
+def _worth_recovery(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workbench) -> bool:
+    """Whether no network that computes no more is surely more accurate already (EagleEye, Li et al. 2020)."""
+    macs, metrics = bench.screen(candidate)
+    given_up = any(other["macs"] <= macs and other["low"] > metrics.high for _, other in trials.of("screened"))
+    trial.set_user_attr("screened", {"macs": macs, "low": metrics.low})
     if given_up:
-        trial.set_user_attr("given_up", True)
-    return given_up
+        trial.set_user_attr("given_up", metrics.top1)
+    note(f"{candidate.pruned}: {metrics.top1:.2%} before recovery" + ("; given up" if given_up else ""))
+    return not given_up
 
 
-def _tell(trials: Trials, candidate: Candidate, config: OptimizeConfig) -> None:
-    results = trials.results
-    for entry in results.entries:
-        if entry.candidate == candidate:
-            best = " (best so far)" if entry == results.choose(config.goal) else ""
-            note(
-                f"{entry.name}: validation {entry.metrics.top1:.2%}, {entry.speed.value:.2f} times as fast "
-                f"({entry.engine}), {entry.megabytes:.2f} MB{best}; "
-                f"{trials.seconds / 60:.1f} of {config.minutes:g} minutes"
-            )
+def _tell(results: Results, candidate: Candidate, goal: Goal, seconds: float) -> None:
+    for entry in (entry for entry in results.entries if entry.candidate == candidate):
+        best = " (best so far)" if entry == results.choose(goal) else ""
+        note(
+            f"{entry.name}: validation {entry.metrics.top1:.2%}, {entry.speed.value:.2f} times as fast "
+            f"({entry.engine}), {entry.megabytes:.2f} MB{best}; {seconds / 60:.1f} minutes so far"
+        )
 
 
-def _say_best(trials: Trials, config: OptimizeConfig, picture: Path, title: str) -> None:
+def _say(trials: Trials, config: OptimizeConfig, picture: Path, title: str) -> None:
     """What an interrupted search knows so far."""
     results = trials.results
     if not results.entries:
@@ -308,33 +304,22 @@ def _say_best(trials: Trials, config: OptimizeConfig, picture: Path, title: str)
     best = results.choose(config.goal)
     draw(results, config.goal, best, picture, title=title)
     if best is not None:
-        used = math.floor(trials.seconds / 0.6) / 100
-        note(
-            f"best so far: {best.name}; to be content with it, run the same command with --minutes {max(used, 0.01):g}"
-        )
+        used = max(0.01, math.floor(trials.seconds / 0.6) / 100)
+        note(f"best so far: {best.name}; to be content with it, run the same command with --minutes {used:g}")
 
 
 def _finish(trials: Trials, bench: Workbench, config: OptimizeConfig, out: Path) -> Found:
-    def again(candidate: Candidate) -> None:
-        note(f"{candidate.name}: its files were deleted, so it is made again")
-        params = next(trials.all[number].params for found, number in trials.of("number") if found == candidate)
-        _run(trials, trials.begin(params), candidate, bench, again=True)
-
-    confirm(trials, bench, config.goal)
-    chosen = bring(trials, bench, config.goal, out, again)
+    results = trials.results
+    chosen = results.choose(config.goal)
     path = test = None
-    if chosen is not None and chosen.candidate != bench.itself:
+    if chosen is not None and chosen != results.parent:
+        bring(bench, chosen, out)
         path = out / chosen.candidate.file
         test = compare(trials, bench, chosen, path)
-    results = trials.results
     draw(results, config.goal, chosen, out / PICTURE, title=bench.source.parent.name)
-    if chosen is not None:
-        shutil.rmtree(out / _SEARCH, ignore_errors=True)
-    given_up = {candidate for candidate, _ in trials.of("given_up")}
-    screened = [(candidate, to_dataclass(Screened, content, "")) for candidate, content in trials.of("screened")]
     return Found(
         results=results,
-        given_up=tuple(pair for pair in screened if pair[0] in given_up),
+        given_up=tuple(trials.of("given_up")),
         failed=tuple(trials.of("reason")),
         chosen=chosen,
         path=path,

@@ -8,14 +8,13 @@ have drawn, and what misses the goal of today is infeasible, whatever the goal w
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -28,6 +27,8 @@ from zoo.base.documents import to_dataclass
 from zoo.base.errors import ArtefactError
 
 __all__ = ["EPOCHS", "SCALES", "SPACE", "Plan", "Trials"]
+
+T = TypeVar("T")
 
 SCALES = (1.0, 0.86, 0.71)
 """Of the input's edges: three quarters and half of the pixels."""
@@ -103,6 +104,7 @@ class Trials:
         Raises:
             ArtefactError: the file is no such database.
         """
+        self._read: dict[tuple[int, str], Any] = {}
         # Optuna's log is for developers.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -135,20 +137,13 @@ class Trials:
 
     @property
     def results(self) -> Results:
-        """The newest measurement of each candidate; times that were taken again in place of the first ones."""
-        found = {entry.name: entry for _, entry in self._measured()}
-        for name, (digest, ms, parent_ms) in self.facts.get("retimed", {}).items():
-            if digest == found[name].digest:
-                found[name] = dataclasses.replace(found[name], ms=tuple(ms), parent_ms=tuple(parent_ms))
-        return Results(tuple(found.values()))
+        """All that was measured."""
+        return Results(tuple(entry for _, entry in self._measured()))
 
     def of(self, attribute: str) -> list[tuple[Candidate, Any]]:
         """The candidates of trials that have a user attribute, and its value."""
-        return [
-            (to_dataclass(Candidate, trial.user_attrs["candidate"], "candidate"), trial.user_attrs[attribute])
-            for trial in self.all
-            if {"candidate", attribute} <= trial.user_attrs.keys()
-        ]
+        trials = [trial for trial in self.all if {"candidate", attribute} <= trial.user_attrs.keys()]
+        return [(self._decoded(trial, "candidate", Candidate), trial.user_attrs[attribute]) for trial in trials]
 
     def bury(self, alive: float) -> None:
         """Mark trials whose process has died; `alive` is the Unix time of its last sign of life."""
@@ -161,12 +156,13 @@ class Trials:
 
     def end(self, trial: FrozenTrial) -> None:
         """Close a trial as what its user attributes say."""
-        attributes = trial.user_attrs
-        if "measured" in attributes:
-            entry = to_dataclass(Measured, attributes["measured"], "measured")
+        if "measured" in trial.user_attrs:
+            entry = self._decoded(trial, "measured", Measured)
             self.study.tell(trial.number, [entry.metrics.top1, entry.share])
         else:
-            self.study.tell(trial.number, state=TrialState.PRUNED if "given_up" in attributes else TrialState.FAIL)
+            self.study.tell(
+                trial.number, state=TrialState.PRUNED if "given_up" in trial.user_attrs else TrialState.FAIL
+            )
 
     def begin(self, params: Mapping[str, Any]) -> optuna.Trial:
         """A trial of these values; of those of a session that was killed just here, if there are any."""
@@ -208,12 +204,18 @@ class Trials:
 
     def _measured(self) -> list[tuple[FrozenTrial, Measured]]:
         done = [trial for trial in self.all if trial.state == TrialState.COMPLETE]
-        return [(trial, to_dataclass(Measured, trial.user_attrs["measured"], "measured")) for trial in done]
+        return [(trial, self._decoded(trial, "measured", Measured)) for trial in done]
+
+    def _decoded(self, trial: FrozenTrial, attribute: str, kind: type[T]) -> T:
+        """A user attribute, which never changes."""
+        key = trial.number, attribute
+        if key not in self._read:
+            self._read[key] = to_dataclass(kind, trial.user_attrs[attribute], f"trial {trial.number}: {attribute}")
+        return cast(T, self._read[key])
 
     def _draws(self, plan: Plan) -> Iterator[dict[str, Any]]:
         """What the sampler suggests, duplicates and all."""
-        results = self.results
-        known = {trial.number: results.named(entry.name) for trial, entry in self._measured()}
+        results, known = self.results, {trial.number: entry for trial, entry in self._measured()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Not counted is what was interrupted, so that it is drawn again.
@@ -228,9 +230,8 @@ class Trials:
                     _learn(study, trial, [entry.metrics.top1, entry.share], missed)
                 elif "given_up" in trial.user_attrs:
                     # What is known of it: its accuracy before recovery, its multiply-accumulates instead of its time.
-                    screened = trial.user_attrs["screened"]
-                    share = screened["macs"] / results.parent.macs
-                    _learn(study, trial, [screened["top1"], share], {"given up": 1.0})
+                    share = trial.user_attrs["screened"]["macs"] / results.parent.macs
+                    _learn(study, trial, [trial.user_attrs["given_up"], share], {"given up": 1.0})
             for _ in range(_DRAWS):
                 yield study.ask(SPACE).params
 

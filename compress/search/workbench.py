@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -24,12 +24,13 @@ from compress.recalibrate import batch_norms, recalibrate
 from compress.recover import recover
 from compress.search.candidates import BF16, BF16_ENGINE, FLOAT, INT8, Candidate, Measured
 from compress.search.trials import SCALES
-from zoo.artefact.card import Card, Input, LineageEntry, advance
+from zoo.artefact.card import Card, Input, LineageEntry, Metrics, advance
 from zoo.artefact.engine_choice import VARIABLE
 from zoo.artefact.engines import lacking, preference
 from zoo.artefact.latency import LatencyConfig, latencies
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, GRAPH, code_commit, sha256_file, write_atomically
+from zoo.base.statistics.intervals import FEWEST
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load, read_card, save
@@ -40,10 +41,9 @@ from zoo.training.loop.config import FitConfig
 from zoo.training.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig
 from zoo.training.stage import measured
 
-__all__ = ["Screened", "Settings", "Workbench", "copy"]
+__all__ = ["Settings", "Workbench", "copy"]
 
 _REFERENCE = "parent.onnx"
-_ROUNDS = 3
 _SAMPLE = 128
 """Validation images by which the speed of training is guessed."""
 
@@ -60,22 +60,7 @@ class Settings:
     recover: RecoverConfig = dataclasses.field(default_factory=RecoverConfig)
     quantize: QuantizeConfig = dataclasses.field(default_factory=lambda: QuantizeConfig(method="static"))
     """Dynamic INT8 answers differently in other batches."""
-    latency: LatencyConfig = dataclasses.field(default_factory=lambda: LatencyConfig(rounds=_ROUNDS))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Screened:
-    """A network after pruning and recalibration, before recovery."""
-
-    macs: int
-    top1: float
-    """Validation, with its Wilson 95 % interval."""
-    low: float
-    high: float
-
-    def hopeless(self, others: Sequence[Screened]) -> bool:
-        """Whether some network that computes no more is surely more accurate already (EagleEye, Li et al. 2020)."""
-        return any(other.macs <= self.macs and other.low > self.high for other in others)
+    latency: LatencyConfig = dataclasses.field(default_factory=lambda: LatencyConfig(rounds=FEWEST, seconds=0.2))
 
 
 class Workbench:
@@ -122,10 +107,6 @@ class Workbench:
         """The folder of the candidate's files."""
         return self.folder / candidate.network
 
-    def path(self, candidate: Candidate) -> Path:
-        """The candidate's ONNX file."""
-        return self.place(candidate) / candidate.file
-
     def epoch_seconds(self) -> float:
         """About the time of an epoch of recovery: the teacher's pass forward, the student's, and two backward."""
         model, card = load(self.source)
@@ -136,16 +117,12 @@ class Workbench:
         splits = self.dataset.splits
         return (time.perf_counter() - begin) / len(images) * (4 * len(splits["train"]) + len(splits["validation"]))
 
-    def screen(self, candidate: Candidate) -> Screened:
-        """The network before recovery, made if it is not there.
-
-        Raises:
-            UsageError, ArtefactError: it cannot be made.
-        """
+    def screen(self, candidate: Candidate) -> tuple[int, Metrics]:
+        """Multiply-accumulates and validation accuracy of a pruned network before recovery; errors as measure."""
         card = read_card(self._screened(candidate))
         metrics = card.metrics("validation")
         assert metrics is not None
-        return Screened(macs=card.inform.macs, top1=metrics.top1, low=metrics.low, high=metrics.high)
+        return card.inform.macs, metrics
 
     def measure(self, candidate: Candidate, engine: str | None) -> Measured:
         """Make a candidate, read its accuracy and time it beside the parent.
@@ -168,11 +145,11 @@ class Workbench:
         samples = self.dataset.splits["validation"]
         answered = file_logits(path, samples, engine=BF16_ENGINE if candidate.precision == BF16 else None)
         truth = np.array([sample.label for sample in samples], dtype=np.int64)
-        if engine is None:
-            times = self.time({}, {path: answered.engine})
-        else:
-            times = self.time({self.reference(): engine}, {path: answered.engine})
-        own, base = times[path]
+        beside = {path: answered.engine} if engine is None else {self.reference(): engine, path: answered.engine}
+        times = latencies(list(beside), self.settings.latency, engines=beside)
+        base, *_, own = (
+            tuple(round(median(samples), 5) for samples in rounds) for rounds in (*times.values(), times[path])
+        )
         return Measured(
             candidate=candidate,
             metrics=accuracy(
@@ -196,25 +173,6 @@ class Workbench:
                 export(exact.with_name(CHECKPOINT), exact, dataset=self.dataset)
             copy(exact, reference)
         return reference
-
-    def time(
-        self, parent: Mapping[Path, str], children: Mapping[Path, str], *, rounds: int | None = None
-    ) -> dict[Path, tuple[tuple[float, ...], tuple[float, ...]]]:
-        """Median milliseconds of one image in each round, of each file and of the parent beside it.
-
-        Args:
-            parent: its file and engine; none: each file is its own parent.
-            children: files and their engines.
-            rounds: how many; default: those of the settings.
-        """
-        config = self.settings.latency
-        config = dataclasses.replace(config, rounds=rounds or config.rounds)
-        engines = {**parent, **children}
-        found = {
-            path: tuple(round(statistics.median(samples), 5) for samples in each)
-            for path, each in latencies(list(engines), config, engines=engines).items()
-        }
-        return {path: (found[path], found[next(iter(parent), path)]) for path in children}
 
     def clean(self, keep: Sequence[Candidate]) -> None:
         """Delete the files of all networks but those of `keep`."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compress.search.journal import Task
 from typer.testing import CliRunner
 
 from compress.search import evaluation as workbench
 from compress.search import next_task as strategy
-from compress.search.journal import Task
 from tests.conftest import run_cli
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import LineageEntry
