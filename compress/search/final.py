@@ -42,16 +42,18 @@ def bring(bench: Workbench, chosen: Measured, out: Path) -> None:
         ArtefactError: they are neither there nor where the search has made them.
     """
     place, files = bench.place(chosen.candidate), chosen.files
+    if INT8_GRAPH not in files:
+        for name in (INT8_GRAPH, REPORT):
+            (out / name).unlink(missing_ok=True)
     if all(_is(out / name, digest) for name, digest in files.items()):
         return
     if not all(_is(place / name, digest) for name, digest in files.items()):
         raise ArtefactError(f"{place} has not the files of {chosen.name} any more; remove {out} to begin anew")
-    for name in (INT8_GRAPH, REPORT, LOG):
-        if name not in files:
+    for name in (*files, LOG, *([REPORT] if INT8_GRAPH in files else [])):
+        if (place / name).is_file():
+            copy(place / name, out / name)
+        else:
             (out / name).unlink(missing_ok=True)
-    reports = {LOG, *([REPORT] if INT8_GRAPH in files else [])}
-    for name in (*files, *(name for name in reports if (place / name).is_file())):
-        copy(place / name, out / name)
 
 
 def _is(path: Path, digest: str) -> bool:
