@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from zoo.base.files import checkpoint_path, output_root
 from zoo.commands.runs import Data, named_source, notes_of
 
 if TYPE_CHECKING:
-    from compress.search.journal import Candidate
+    from compress.search.candidates import Measured
     from compress.search.stage import Found, OptimizeConfig
 
 __all__ = ["optimize"]
@@ -40,6 +40,7 @@ def optimize(
         str, typer.Option(help="What to rank channels by: l1, l2, fpgm, taylor, bn, random; separated by commas.")
     ] = "taylor,l2,fpgm",
     recover: Annotated[bool, typer.Option("--recover/--no-recover", help="Train pruned networks.")] = True,
+    resize: Annotated[bool, typer.Option("--resize/--no-resize", help="Try smaller inputs.")] = True,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of the new artefact; default: output/NAME-optimized.", show_default=False),
@@ -50,10 +51,10 @@ def optimize(
 ) -> None:
     """Search for the fastest artefact that keeps its accuracy.
 
-    Or for the most accurate one within a budget. Tries pruning, recovery and quantization; the same command
-    continues a search that was interrupted.
+    Or for the most accurate one within a budget. Tries pruning, recovery, INT8, bfloat16, smaller inputs and engines;
+    the same command continues a search that was interrupted.
     """
-    from compress.search.pareto_front import Goal
+    from compress.search.candidates import Goal
     from compress.search.stage import OptimizeConfig
     from compress.search.stage import optimize as stage
     from zoo.artefact.card import allow
@@ -65,6 +66,7 @@ def optimize(
         minutes=minutes,
         importances=tuple(dict.fromkeys(name.strip() for name in importances.split(",") if name.strip())),
         recover=recover,
+        resize=resize,
         seed=seed,
     )
     if artefact.suffix == ".onnx":
@@ -94,100 +96,88 @@ def optimize(
 
 
 def _print(found: Found, config: OptimizeConfig) -> None:
-    from compress.search.pareto_front import drop
-
-    parent = found.parent
-    _print_rankings(found)
+    results, parent = found.results, found.results.parent
+    for candidate, top1 in found.given_up:
+        print(f"given up before recovery: {candidate.pruned}, {top1:.1%}")
+    for candidate, reason in found.failed:
+        print(f"not made: {candidate.name}: {reason}")
     print(
-        f"validation: {parent.n} images, {parent.top1:.2%} before "
-        f"(95 % interval {parent.low:.1%} to {parent.high:.1%}); at most {config.goal.max_drop:g} points may be lost"
+        f"validation: {parent.metrics.n} images, {parent.metrics.top1:.2%} before; at most {config.goal.max_drop:g} "
+        f"points may be lost; {parent.engine} computes the artefact itself"
     )
-    shown = found.candidates if found.chosen else (parent, *(entry for entry in found.nearest if entry != parent))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("candidate", no_wrap=True)
-    for heading in ("MACs %", "epochs", "top-1 %", "95 % CI", "drop", "ms", "times as fast", "in rounds", "MB"):
+    for heading in ("", "candidate", "precision", "size", "engine"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("MACs %", "top-1 %", "95 % CI", "drop", "ms", "times as fast", "95 % CI", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for entry in sorted(shown, key=lambda entry: entry.share, reverse=True):
+    front = results.front()
+    for entry in sorted(results.entries, key=lambda entry: entry.share, reverse=True):
+        candidate, metrics, speed, (drop, low, high) = entry.candidate, entry.metrics, entry.speed, results.drop(entry)
+        epochs = f", {candidate.epochs} epoch{'s'[: candidate.epochs - 1]}" if candidate.epochs else ""
         table.add_row(
-            ">" if entry == found.chosen else "*" if entry in found.front else "",
-            _label(entry),
+            ">" if entry == found.chosen else "*" if entry in front else "",
+            (f"{candidate.importance} {candidate.ratio:.2f}" if candidate.importance else "unpruned") + epochs,
+            candidate.precision,
+            "x".join(str(edge) for edge in candidate.size),
+            entry.engine,
             f"{100 * entry.macs / parent.macs:.0f}",
-            str(entry.task.epochs or "-"),
-            f"{100 * entry.top1:.1f}",
-            f"{100 * entry.low:.1f}-{100 * entry.high:.1f}",
-            f"{drop(entry, parent):+.1f}",
-            f"{entry.ms:.3g}",
-            f"{1 / entry.share:.2f}",
-            f"{1 / max(entry.shares):.2f}-{1 / min(entry.shares):.2f}",
+            f"{100 * metrics.top1:.1f}",
+            f"{100 * metrics.low:.1f}-{100 * metrics.high:.1f}",
+            f"{drop:+.1f}{_mark(low, high, 0.0)}",
+            f"{results.ms(entry):.3g}",
+            f"{speed.value:.2f}{_mark(speed.low, speed.high, 1.0)}",
+            "-" if speed.low is None else f"{speed.low:.2f}-{speed.high:.2f}",
             f"{entry.megabytes:.2f}",
         )
     console().print(table)
-    marks = ("> chosen, " if found.chosen else "the nearest; ") + "* unbeaten in accuracy, time and size"
-    print(f"{marks}; {found.seconds / 60:.1f} minutes; {found.picture}")
+    print(
+        "> chosen, * unbeaten in accuracy, time and size, ~ cannot be told from no difference by these images or "
+        f"rounds; {found.seconds / 60:.1f} minutes; {found.picture}"
+    )
     if found.chosen is not None and found.path is None:
         print("the artefact itself is the best that meets the goal; nothing was written")
     if found.earlier:
-        print(f"the files of an earlier search stay in {found.journal.parent}: {', '.join(found.earlier)}")
+        print(f"the files of an earlier search stay in {found.study.parent}: {', '.join(found.earlier)}")
     if found.path is not None and found.test is not None:
-        test = found.test
-        print(
-            f"{found.path}: test top-1 {test.chosen.top1:.2%} (95 % interval {test.chosen.low:.1%} to "
-            f"{test.chosen.high:.1%}, n = {test.chosen.n}), before {test.parent.top1:.2%}: "
-            f"{0.0 - test.drop:+.1f} +- {test.margin:.1f} points; {test.agreement:.1%} of the answers agree"
-        )
+        _print_test(found)
 
 
-def _print_rankings(found: Found) -> None:
-    """Accuracy after pruning and recalibration by importance, at the ratio where all of them were tried."""
-    if not found.rankings:
-        return
-    first = found.rankings[0].task.ratio
-    parts = [
-        f"{record.task.importance} " + (f"{record.top1:.1%}" if record.top1 is not None else "not possible")
-        for record in found.rankings
-        if record.task.ratio == first
-    ]
-    print(f"before recovery, at {first:.0%} of the MACs: {', '.join(parts)}")
+def _print_test(found: Found) -> None:
+    assert found.test is not None and found.chosen is not None
+    test, change = found.test, found.test.difference
+    told = "" if change.low > 0 or change.high < 0 else ", which these images cannot tell from nothing"
+    print(
+        f"{found.path}: test top-1 {test.chosen.top1:.2%} (95 % interval {test.chosen.low:.1%} to "
+        f"{test.chosen.high:.1%}, n = {test.chosen.n}), before {test.parent.top1:.2%}: {change.points:+.1f} points "
+        f"({change.low:+.1f} to {change.high:+.1f}){told}; {test.agreement:.1%} of the answers agree"
+    )
+    if found.chosen.candidate.precision == "bf16":
+        print(f"bfloat16 computes only where it is asked for: POCKETZOO_ENGINE={found.chosen.engine}")
 
 
-def _label(entry: Candidate) -> str:
-    from compress.search.pareto_front import label
-
-    return label(entry)
+def _mark(low: float | None, high: float | None, nothing: float) -> str:
+    return " ~" if low is not None and high is not None and low <= nothing <= high else ""
 
 
 def _as_json(found: Found) -> dict[str, Any]:
-    from compress.search.pareto_front import drop
+    results = found.results
 
-    def row(entry: Candidate) -> dict[str, Any]:
-        return dataclasses.asdict(entry) | {
-            "name": entry.name,
-            "share": entry.share,
-            "ms": entry.ms,
-            "drop": drop(entry, found.parent),
-        }
+    def row(entry: Measured) -> dict[str, Any]:
+        derived = {"name": entry.name, "engine": entry.engine, "share": entry.share, "ms": results.ms(entry)}
+        difference = {"drop": results.drop(entry), "speed": asdict(entry.speed)}
+        return asdict(entry) | derived | difference
 
     return {
-        "parent": row(found.parent),
+        "parent": row(results.parent),
         "chosen": row(found.chosen) if found.chosen else None,
         "path": str(found.path) if found.path else None,
-        "test": dataclasses.asdict(found.test) if found.test else None,
-        "front": [entry.name for entry in found.front],
-        "nearest": [entry.name for entry in found.nearest],
-        "candidates": [row(entry) for entry in found.candidates],
-        "rankings": [
-            {
-                "ratio": record.task.ratio,
-                "importance": record.task.importance,
-                "macs": record.macs,
-                "top1": record.top1,
-                "error": record.error,
-            }
-            for record in found.rankings
-        ],
+        "test": asdict(found.test) if found.test else None,
+        "front": [entry.name for entry in results.front()],
+        "candidates": [row(entry) for entry in results.entries],
+        "given_up": [asdict(candidate) | {"top1": top1} for candidate, top1 in found.given_up],
+        "failed": [asdict(candidate) | {"reason": reason} for candidate, reason in found.failed],
         "seconds": found.seconds,
-        "journal": str(found.journal),
+        "study": str(found.study),
         "picture": str(found.picture),
         "earlier": list(found.earlier),
     }

@@ -1,8 +1,7 @@
-"""Search for a smaller artefact: pruning ratio x importance x quantization, within a time, on validation data.
+"""Search for a smaller artefact: ratio x importance x precision x input size x recovery, within a time, on validation.
 
-In compress.search, `strategy` decides what is tried next, `budget` what there is time for, `pareto` what is chosen;
-`workbench` makes and measures the candidates. Everything found stands in candidates.jsonl, so that the same call goes
-on after an interruption. The test split is read once, after the choice.
+In compress.search, `candidates` says what is wanted and found, `trials` remembers it and proposes what to try next,
+`workbench` makes and measures, `final` brings the choice to its place and reads the test split once.
 """
 
 from __future__ import annotations
@@ -11,25 +10,30 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 from filelock import FileLock, Timeout
+from optuna.distributions import distribution_to_json
 
 from compress.prune.importance import check_importance
-from compress.search.evaluation import GRAPHS, Settings, Workbench, carry_out
-from compress.search.final_test import FinalTest, bring, compare, is_parent
-from compress.search.journal import Candidate, Journal, Record, Task, candidates, parent_of
-from compress.search.next_task import Plan, last_task
-from compress.search.pareto_front import Goal, choose, draw, front, nearest, remedy
-from compress.search.time_budget import Budget, epochs_for, next_task
+from compress.search.candidates import Candidate, Goal, Measured, Results
+from compress.search.figure import draw
+from compress.search.final import FinalTest, bring, compare
+from compress.search.trials import EPOCHS, SPACE, Plan, Trials
+from compress.search.workbench import Settings, Workbench
 from zoo.artefact.card import Card, allow
+from zoo.artefact.engine_choice import VARIABLE
+from zoo.artefact.environment import machine
 from zoo.base.documents import DocumentError, to_dataclass
-from zoo.base.errors import ArtefactError, UsageError
-from zoo.base.files import CHECKPOINT, sha256_file
+from zoo.base.errors import ArtefactError, CheckError, TrainingError, UsageError
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.networks.checkpoint import read_card
@@ -37,11 +41,13 @@ from zoo.networks.stages import Freezing
 from zoo.training.evaluate import check_labels
 from zoo.training.loop.config import FitConfig
 
-__all__ = ["CANDIDATES", "PICTURE", "FinalTest", "Found", "OptimizeConfig", "fit_of", "images_needed", "optimize"]
+__all__ = ["PICTURE", "STUDY", "FinalTest", "Found", "OptimizeConfig", "fit_of", "optimize"]
 
-CANDIDATES = "candidates.jsonl"
+STUDY = "search.db"
 PICTURE = "pareto.png"
 _SEARCH = "search"
+_RECOVERY_SHARE = 0.2
+"""Of the whole time for one recovery, so that several networks get one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +58,11 @@ class OptimizeConfig:
     minutes: float = 10.0
     """Of the whole search, over all sessions."""
     importances: tuple[str, ...] = ("taylor", "l2", "fpgm")
-    """Names in compress.prune.importance."""
+    """Names in compress.prune.importance; the first is tried first."""
     recover: bool = True
     """Train pruned networks."""
+    resize: bool = True
+    """Try smaller inputs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,33 +78,26 @@ class OptimizeConfig:
 class Found:
     """What a search has found."""
 
-    candidates: tuple[Candidate, ...]
-    """The artefact itself is the first."""
-    rankings: tuple[Record, ...]
-    """Networks after pruning and recalibration, before recovery."""
-    front: tuple[Candidate, ...]
-    chosen: Candidate | None
+    results: Results
+    given_up: tuple[tuple[Candidate, float], ...]
+    """Networks that were not recovered, since others that compute no more are better already; their accuracy."""
+    failed: tuple[tuple[Candidate, str], ...]
+    """What could not be made, and why."""
+    chosen: Measured | None
     """None if nothing meets the goal; nothing was written then."""
-    nearest: tuple[Candidate, ...]
-    """Where nothing meets the goal: what misses it least."""
     path: Path | None
     """The chosen file; None where nothing was written, which includes that the artefact itself is the best."""
     test: FinalTest | None
     seconds: float
     """Of the search, over all sessions."""
-    journal: Path
+    study: Path
     picture: Path
     earlier: tuple[str, ...] = ()
     """Where nothing was written: names of the files in the folder that an earlier search has chosen."""
 
-    @property
-    def parent(self) -> Candidate:
-        """The artefact's own FP32 file."""
-        return parent_of(self.candidates)
-
     def advice(self, goal: Goal) -> str:
         """What to relax where nothing meets the goal."""
-        wanted = remedy(self.nearest[0], self.parent, goal)
+        wanted = self.results.remedy(goal)
         return f"nothing found meets the goal; the nearest would with {wanted}, or search longer with --minutes"
 
 
@@ -112,8 +113,8 @@ def optimize(
 
     Args:
         source: checkpoint of the artefact.
-        out: folder of the new one; gets model.safetensors, model.onnx, model.int8.onnx (where it is
-            chosen, or meets the goal and is faster than FP32), candidates.jsonl and pareto.png.
+        out: folder of the new one; gets model.safetensors, model.onnx, model.int8.onnx (where it is chosen), search.db
+            and pareto.png.
         config: what is wanted, and how long to look for it.
         dataset: the artefact's.
         workbench: makes and measures candidates.
@@ -130,20 +131,24 @@ def optimize(
     _check_out(source, out)
     _warn_of_few(len(dataset.splits["validation"]), config.goal.max_drop)
     fit, most_epochs = fit_of(card)
-    settings = Settings(max_drop=config.goal.max_drop, fit=fit, seed=config.seed)
+    settings = Settings(fit=fit, seed=config.seed)
     identity = _identity(source, dataset, settings)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        journal = Journal(out / CANDIDATES, identity)
-        bench = workbench(source, out / _SEARCH / identity, settings, dataset, name=out.name)
-        _forget_others(out / _SEARCH, identity)
-        _count_interrupted(journal, bench.folder)
+        trials = Trials(out / STUDY, identity)
+        place = out / _SEARCH / identity
+        for other in (out / _SEARCH).iterdir() if (out / _SEARCH).is_dir() else ():
+            if other != place:
+                shutil.rmtree(other)
+        bench = workbench(source, place, settings, dataset, name=out.name)
+        signs = [path.stat().st_mtime for path in (out / STUDY, *place.rglob("*"))]
+        trials.bury(max(signs))
         try:
-            _search(journal, bench, config, dataset, most_epochs)
+            _search(trials, bench, config, most_epochs)
         except KeyboardInterrupt:
-            _say_best(journal, config, out / PICTURE, card.name)
+            _say(trials, config, out / PICTURE, card.name)
             raise
-        return _finish(journal, bench, config, dataset, out)
+        return _finish(trials, bench, config, out)
 
 
 def fit_of(card: Card) -> tuple[FitConfig, int]:
@@ -177,28 +182,29 @@ def fit_of(card: Card) -> tuple[FitConfig, int]:
     return whole, fit.epochs
 
 
-def images_needed(points: float) -> int:
-    """Validation images of which one is so many points."""
-    return math.ceil(100 / points - 1e-9)
-
-
 def _warn_of_few(n: int, max_drop: float) -> None:
     if 0 < max_drop * n < 100:
         note(
             f"warning: {max_drop:g} points of {n} validation images are less than one image, so no image may be lost; "
-            f"from {images_needed(max_drop)} images on, one may"
+            f"from {math.ceil(100 / max_drop - 1e-9)} images on, one may"
         )
 
 
 def _check_out(source: Path, out: Path) -> None:
     if (out / CHECKPOINT).resolve() == source.resolve():
         raise UsageError(f"--out {out} is the artefact itself; name another folder")
-    if (out / CHECKPOINT).exists() and not (out / CANDIDATES).exists():
-        raise UsageError(f"--out {out} holds an artefact that no search made; name another folder, or remove that one")
+    if (out / CHECKPOINT).exists() and not (out / STUDY).exists():
+        raise UsageError(
+            f"--out {out} holds an artefact that no search made (there is no {STUDY}); name another folder, or remove "
+            "that one"
+        )
 
 
 def _identity(source: Path, dataset: Dataset, settings: Settings) -> str:
-    content = json.dumps([sha256_file(source), dataset.digest, dataclasses.asdict(settings)], sort_keys=True)
+    """Of what decides about every number: with another of these, the trials would be others."""
+    space = {name: distribution_to_json(values) for name, values in SPACE.items()}
+    parts = [sha256_file(source), dataset.digest, dataclasses.asdict(settings), space]
+    content = json.dumps([*parts, machine(), os.environ.get(VARIABLE, "")], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -212,100 +218,114 @@ def _alone(out: Path) -> Iterator[None]:
         raise ArtefactError(f"another process is optimizing into {out}; wait for it, or name another --out") from None
 
 
-def _forget_others(folder: Path, identity: str) -> None:
-    """Delete the files of searches from another artefact, data or settings; their lines in the journal stay."""
-    for place in folder.iterdir() if folder.is_dir() else ():
-        if place.name != identity:
-            shutil.rmtree(place)
-
-
-def _count_interrupted(journal: Journal, folder: Path) -> None:
-    """Count the time of a task that was killed: from its begin to the last sign of life among its files."""
-    if journal.open is None:
-        return
-    begin = journal.open[1]
-    signs = [path.stat().st_mtime for path in folder.rglob("*")] if folder.is_dir() else []
-    journal.lose(max(0.0, max(signs, default=begin) - begin))
-
-
-def _search(journal: Journal, bench: Workbench, config: OptimizeConfig, dataset: Dataset, most_epochs: int) -> None:
-    """Do one task after the other until nothing is left to try, or no time."""
-    limits = Budget(
-        seconds=60 * config.minutes,
-        used=0.0,
-        **{f"{split}_images": len(dataset.splits[split]) for split in ("train", "validation", "test")},
+def _plan(bench: Workbench, config: OptimizeConfig, epochs: Sequence[int]) -> Plan:
+    return Plan(
+        goal=config.goal,
+        importances=() if bench.refusal else config.importances,
+        precisions=bench.precisions,
+        sizes=bench.sizes if config.resize else {1.0: bench.sizes[1.0]},
+        epochs=epochs,
+        seed=config.seed,
     )
-    while True:
-        records = journal.records
-        epochs = epochs_for(limits, records, most_epochs) if config.recover and records else 0
-        plan = Plan(
-            goal=config.goal,
-            importances=config.importances,
-            epochs=epochs,
-            most_epochs=most_epochs if config.recover else 0,
-        )
-        task = next_task(records, plan, dataclasses.replace(limits, used=journal.seconds))
-        if task is None:
-            return
-        carry_out(task, journal, bench)
-        _tell(journal, task, config)
 
 
-def _tell(journal: Journal, task: Task, config: OptimizeConfig) -> None:
-    if task.kind != "measure":
-        return
-    found = candidates(journal.records)
-    for entry in found:
-        if entry.task == task:
-            best = " (best so far)" if entry == choose(found, config.goal) else ""
-            note(
-                f"{entry.name}: validation {entry.top1:.2%}, {1 / entry.share:.2f} times as fast, "
-                f"{entry.megabytes:.2f} MB{best}; {journal.seconds / 60:.1f} of {config.minutes:g} minutes"
-            )
+def _search(trials: Trials, bench: Workbench, config: OptimizeConfig, most_epochs: int) -> None:
+    """One trial after the other until nothing is left to try, or no time."""
+    if bench.refusal:
+        note(f"not pruned: {bench.refusal}")
+    if "epoch_seconds" not in trials.facts:
+        trials.study.set_user_attr("epoch_seconds", bench.epoch_seconds())
+    epoch_seconds, seconds = trials.facts["epoch_seconds"], 60 * config.minutes
+    affordable = min(most_epochs, _RECOVERY_SHARE * seconds / max(epoch_seconds, 1e-9))
+    plan = _plan(bench, config, [n for n in EPOCHS if n <= max(1, affordable)] if config.recover else [0])
+
+    def fits(candidate: Candidate) -> bool:
+        epochs = 0 if (bench.place(candidate) / CHECKPOINT).is_file() else candidate.epochs
+        # The end takes about as long as another candidate: timing side by side, and the test.
+        needed = trials.estimate(epochs, epoch_seconds) + trials.estimate(0, epoch_seconds)
+        return trials.seconds + needed <= seconds
+
+    while (params := trials.propose(plan, fits)) is not None:
+        trial = trials.begin(params)
+        if (candidate := plan.candidate(trial.params)) is not None:
+            _run(trials, trial, candidate, bench)
+            _tell(trials.results, candidate, config.goal, trials.seconds)
+        else:
+            trials.end(trials.all[trial.number])
 
 
-def _say_best(journal: Journal, config: OptimizeConfig, picture: Path, title: str) -> None:
-    """What an interrupted search knows so far."""
-    found = candidates(journal.records)
-    if not found:
-        return
-    best = choose(found, config.goal)
-    draw(found, config.goal, best, picture, title=title)
-    if best is not None:
-        used = math.floor(journal.seconds / 0.6) / 100
+def _run(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workbench) -> None:
+    """Carry out a trial, and delete the files of candidates that are beaten by now."""
+    known = trials.results.entries
+    begin = time.perf_counter()
+    trial.set_user_attr("candidate", dataclasses.asdict(candidate))
+    trial.set_user_attr("number", trial.number)
+    try:
+        if not candidate.importance or _worth_recovery(trials, trial, candidate, bench):
+            measured = bench.measure(candidate, known[0].engine if known else None)
+            trial.set_user_attr("measured", dataclasses.asdict(measured))
+    except (ArtefactError, CheckError, TrainingError, UsageError) as error:
+        if not known:
+            raise
+        note(f"{candidate.name}: {error}")
+        trial.set_user_attr("reason", str(error))
+    finally:
+        trial.set_user_attr("seconds", round(time.perf_counter() - begin, 3))
+    trials.end(trials.all[trial.number])
+    # What is beaten now stays beaten, whatever the goal: its files are not wanted any more.
+    bench.clean([entry.candidate for entry in trials.results.front()])
+
+
+def _worth_recovery(trials: Trials, trial: optuna.Trial, candidate: Candidate, bench: Workbench) -> bool:
+    """Whether no network that computes no more is surely more accurate already (EagleEye, Li et al. 2020)."""
+    macs, metrics = bench.screen(candidate)
+    given_up = any(other["macs"] <= macs and other["low"] > metrics.high for _, other in trials.of("screened"))
+    trial.set_user_attr("screened", {"macs": macs, "low": metrics.low})
+    if given_up:
+        trial.set_user_attr("given_up", metrics.top1)
+    note(f"{candidate.pruned}: {metrics.top1:.2%} before recovery" + ("; given up" if given_up else ""))
+    return not given_up
+
+
+def _tell(results: Results, candidate: Candidate, goal: Goal, seconds: float) -> None:
+    for entry in (entry for entry in results.entries if entry.candidate == candidate):
+        best = " (best so far)" if entry == results.choose(goal) else ""
         note(
-            f"best so far: {best.name}; to be content with it, run the same command with --minutes {max(used, 0.01):g}"
+            f"{entry.name}: validation {entry.metrics.top1:.2%}, {entry.speed.value:.2f} times as fast "
+            f"({entry.engine}), {entry.megabytes:.2f} MB{best}; {seconds / 60:.1f} minutes so far"
         )
 
 
-def _finish(journal: Journal, bench: Workbench, config: OptimizeConfig, dataset: Dataset, out: Path) -> Found:
-    for _ in range(3):
-        task = last_task(journal.records, config.goal)
-        if task is None:
-            break
-        carry_out(task, journal, bench)
-    chosen = choose(candidates(journal.records), config.goal)
+def _say(trials: Trials, config: OptimizeConfig, picture: Path, title: str) -> None:
+    """What an interrupted search knows so far."""
+    results = trials.results
+    if not results.entries:
+        return
+    best = results.choose(config.goal)
+    draw(results, config.goal, best, picture, title=title)
+    if best is not None:
+        used = max(0.01, math.floor(trials.seconds / 0.6) / 100)
+        note(f"best so far: {best.name}; to be content with it, run the same command with --minutes {used:g}")
+
+
+def _finish(trials: Trials, bench: Workbench, config: OptimizeConfig, out: Path) -> Found:
+    results = trials.results
+    chosen = results.choose(config.goal)
     path = test = None
-    if chosen is not None and not is_parent(chosen):
-        chosen = bring(journal, bench, config.goal, out)
-    if chosen is not None and not is_parent(chosen):
-        path = out / GRAPHS[chosen.precision]
-        test = compare(journal, bench, chosen, path, dataset)
-    found = candidates(journal.records)
-    draw(found, config.goal, chosen, out / PICTURE, title=bench.source.parent.name)
-    if chosen is not None:
-        shutil.rmtree(out / _SEARCH, ignore_errors=True)
-    stale = () if path else tuple(name for name in (CHECKPOINT, *GRAPHS.values()) if (out / name).is_file())
+    if chosen is not None and chosen != results.parent:
+        bring(bench, chosen, out)
+        path = out / chosen.candidate.file
+        test = compare(trials, bench, chosen, path)
+    draw(results, config.goal, chosen, out / PICTURE, title=bench.source.parent.name)
     return Found(
-        candidates=tuple(found),
-        rankings=tuple(record for record in journal.records if record.task.kind == "rank"),
-        front=tuple(front(found)),
+        results=results,
+        given_up=tuple(trials.of("given_up")),
+        failed=tuple(trials.of("reason")),
         chosen=chosen,
-        nearest=() if chosen else tuple(nearest(found, config.goal)),
         path=path,
         test=test,
-        seconds=journal.seconds,
-        journal=journal.path,
+        seconds=trials.seconds,
+        study=out / STUDY,
         picture=out / PICTURE,
-        earlier=stale,
+        earlier=() if path else tuple(name for name in (CHECKPOINT, GRAPH, INT8_GRAPH) if (out / name).is_file()),
     )

@@ -349,7 +349,7 @@ class Card:
         return next(found, None)
 
 
-_CHECKPOINT_STAGES = ("import", "train", "merge", "prune", "recalibrate", "recover")
+_CHECKPOINT_STAGES = ("import", "train", "merge", "resize", "prune", "recalibrate", "recover")
 
 
 def allow(card: Card, stage: str) -> None:

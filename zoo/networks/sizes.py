@@ -13,7 +13,7 @@ from zoo.artefact.card import Input
 from zoo.base.errors import UsageError
 from zoo.networks.registry import build, evaluating
 
-__all__ = ["REFUSALS", "check_size", "declared_size", "run_on_shapes", "smallest_input"]
+__all__ = ["REFUSALS", "check_size", "declared_size", "run_on_shapes", "smaller_size", "smallest_input"]
 
 REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What networks raise on a size they do not take."""
@@ -92,6 +92,28 @@ def check_size(model: nn.Module, architecture: str, spec: Input) -> None:
     if min(spec.size) < smallest:
         raise UsageError(f"{given}: it needs at least {smallest} pixels; raise `size` (--set size={smallest})")
     raise UsageError(f"{given}, though {smallest} would do: {reason}; choose a multiple of its patch or window")
+
+
+def smaller_size(model: nn.Module, spec: Input, scale: float) -> tuple[int, int] | None:
+    """Height and width of about `scale` times the input's, in whole patches or strides of the network.
+
+    Args:
+        model: stays as it is.
+        spec: the input; `size` and the number of colours are read.
+        scale: of the edges, below 1.
+
+    Returns:
+        The size; None where the network does not take it, or rounding leaves nothing smaller.
+    """
+    unit = _patch(model)
+    if unit == 1:
+        # Most networks without patches halve an image five times; of a small one less has to be enough.
+        unit = 32
+        while unit > 1 and min(spec.size) < 4 * unit:
+            unit //= 2
+    height, width = (round(scale * edge / unit) * unit for edge in spec.size)
+    smaller = 0 < height < spec.size[0] and 0 < width < spec.size[1]
+    return (height, width) if smaller and _refusal(model, spec.channels, (height, width)) is None else None
 
 
 def _built_for(architecture: str, spec: Input) -> str:

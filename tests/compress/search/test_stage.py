@@ -1,84 +1,34 @@
-"""Tests of compress.search.stage: whole searches over made-up candidates, and one over a real network."""
+"""Tests of compress.search.stage, trials, final and figure: searches over a network that exists in numbers only."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 
 from compress.search import stage as module
-from compress.search.evaluation import Settings, Workbench
-from compress.search.journal import PARENT, Journal, Record, Task
-from compress.search.pareto_front import Goal
-from compress.search.stage import CANDIDATES, PICTURE, Found, OptimizeConfig, fit_of, images_needed, optimize
-from tests.compress.simulated import World
-from tests.zoo.factories import LABELS, make_card, make_dataset, make_input, write_artefact
-from zoo.artefact import onnx_file as graph
+from compress.search.candidates import BF16, FLOAT, INT8, Candidate, Goal
+from compress.search.stage import PICTURE, STUDY, Found, OptimizeConfig, fit_of, optimize
+from compress.search.trials import Trials
+from tests.compress.search.pretended import Killed, World, bench_of
+from tests.zoo.factories import LABELS, make_card, make_dataset, make_input
 from zoo.artefact.card import LineageEntry
 from zoo.base.errors import ArtefactError, DataError, UsageError
-from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
-from zoo.data.dataset import Dataset, Sample
+from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH
+from zoo.data.dataset import Sample
 from zoo.networks import checkpoint
 from zoo.networks.registry import build
 from zoo.networks.stages import Freezing
 from zoo.training.loop.config import FitConfig
 
-FILES = {CHECKPOINT, GRAPH, INT8_GRAPH}
-
-
-class Pretended(Workbench):
-    """Numbers of a simulated world; the files are tiny graphs that really answer."""
-
-    world = World(edge=0.3, n=1000)
-    example: Path
-    """A graph that answers."""
-    done: list[Task]
-    """What all benches did, in order."""
-    fail_at: int | None = None
-    """Ctrl-C in this task of all."""
-
-    def __init__(self, source: Path, folder: Path, settings: Settings, dataset: Dataset, *, name: str) -> None:
-        self.source, self.folder, self.settings, self.dataset, self.name = source, folder, settings, dataset, name
-
-    def reference(self) -> Path:
-        path = self.place(PARENT) / GRAPH
-        if not path.is_file():
-            path.parent.mkdir(parents=True)
-            path.write_bytes(self.example.read_bytes())
-        return path
-
-    def run(self, task: Task) -> Record:
-        if len(type(self).done) == type(self).fail_at:
-            type(self).fail_at = None
-            raise KeyboardInterrupt
-        type(self).done.append(task)
-        record = self.world.run(task)
-        files = []
-        for file in record.files:
-            place = self.place(task)
-            place.mkdir(parents=True, exist_ok=True)
-            (place / CHECKPOINT).write_bytes(f"checkpoint of {task.name}".encode())
-            path = place / {"float32": GRAPH, "int8": INT8_GRAPH}[file.precision]
-            model, card = graph.load(self.example)
-            graph.write(model, dataclasses.replace(card, name=f"{task.name} {file.precision}"), path)
-            files.append(dataclasses.replace(file, digest=sha256_file(path)))
-        return dataclasses.replace(record, files=tuple(files))
-
-
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("example") / GRAPH
-    write_artefact(path)
-    return path
-
-
-@pytest.fixture
-def bench(example: Path) -> type[Pretended]:
-    return type("Bench", (Pretended,), {"done": [], "example": example})
+Search = Callable[..., Found]
 
 
 @pytest.fixture
@@ -90,230 +40,299 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def go(source: Path, tmp_path: Path, bench: type[Pretended]) -> Callable[..., Found]:
-    def search(goal: Goal | None = None, *, dataset: Dataset | None = None, **changes: Any) -> Found:
-        config = OptimizeConfig(goal=goal or Goal(), **({"minutes": 1000.0} | changes))
-        return optimize(source, tmp_path / "out", config, dataset=dataset or make_dataset(), workbench=bench)
+def go(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """A search in a world, whose clock is the one that counts."""
+
+    def search(world: World, goal: Goal | None = None, *, out: str = "out", **changes: Any) -> Found:
+        dataset = changes.pop("dataset", make_dataset())
+        if not changes.pop("drawn", False):
+            monkeypatch.setattr(module, "draw", lambda results, goal, chosen, path, *, title: path.touch())
+        config = OptimizeConfig(goal=goal or Goal(), **({"minutes": 2.5} | changes))
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: world.now))
+        return optimize(source, tmp_path / out, config, dataset=dataset, workbench=bench_of(world, tmp_path))
 
     return search
 
 
-def unreadable_test() -> Dataset:
-    """A data set whose test images cannot be read."""
+def killed(monkeypatch: pytest.MonkeyPatch, search: Callable[[], Found]) -> None:
+    """A search that is killed where its world says so: nothing is written after that."""
+
+    def gone(*arguments: Any) -> None:
+        raise Killed
+
+    write = optuna.Trial.set_user_attr
+    with monkeypatch.context() as patch:
+
+        def unless_killed(trial: optuna.Trial, key: str, value: Any) -> None:
+            if key == "seconds" and not {"measured", "reason", "given_up"} & trial.user_attrs.keys():
+                gone()
+            write(trial, key, value)
+
+        patch.setattr(optuna.Trial, "set_user_attr", unless_killed)
+        with pytest.raises(Killed):
+            search()
+
+
+def test_a_search_finds_what_its_world_has(go: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World()
+    found = go(world, Goal(max_drop=2.0), minutes=8, drawn=True)
+    assert [(c.ratio, c.precision) for c in world.done[:4]] == [(1, FLOAT), (1, INT8), (1, BF16), (0.5, INT8)]
+    assert len(set(world.done)) == len(world.done) > 10
+    chosen = found.chosen
+    assert chosen is not None
+    # At the edge of 0.3, INT8: at most two points are lost, and nothing of the best is left on the table.
+    assert (chosen.candidate.ratio, chosen.candidate.precision) in [(0.3, INT8), (0.35, INT8)]
+    assert found.results.misses(chosen, Goal(max_drop=2.0)) == {}
+    assert chosen in found.results.front()
+    assert found.path == tmp_path / "out" / INT8_GRAPH
+    assert (tmp_path / "out" / CHECKPOINT).read_text() == chosen.candidate.network
+    assert (tmp_path / "out" / PICTURE).read_bytes()[:4] == b"\x89PNG"
+    assert found.test is not None
+    assert (found.test.chosen.n, found.test.agreement, found.test.difference.points) == (12, 1.0, 0.0)
+    assert found.test.difference.low < 0 < found.test.difference.high
+    assert "0.5 points" not in capsys.readouterr().err
+    # Files of what is beaten were deleted meanwhile.
+    (place,) = (tmp_path / "out" / "search").iterdir()
+    unbeaten = {entry.candidate.network for entry in found.results.front()} | {"unpruned-28x28"}
+    assert {path.name for path in place.iterdir()} == unbeaten
+
+
+def test_hopeless_networks_are_not_recovered(go: Search) -> None:
+    world = World()
+    found = go(world, importances=("taylor", "fpgm"), minutes=10)
+    assert found.given_up
+    assert {candidate.importance for candidate, _ in found.given_up} == {"fpgm"}
+    assert not {candidate for candidate, _ in found.given_up} & set(world.done)
+
+
+@pytest.mark.parametrize(("minutes", "seconds", "epochs"), [(3.0, 20.0, 5.0), (5.0, 61.0, 19.0), (1.0, 7.0, 0.1)])
+def test_no_trial_begins_that_would_not_finish(go: Search, minutes: float, seconds: float, epochs: float) -> None:
+    world = World(seconds=seconds, epoch_seconds=epochs)
+    found = go(world, minutes=minutes)
+    assert found.seconds == pytest.approx(world.now)
+    assert found.seconds <= 60 * minutes
+    assert len(world.done) > 2
+    assert max(candidate.epochs for candidate in world.done) * epochs <= max(epochs, 0.2 * 60 * minutes)
+
+
+def test_however_little_time_there_is_the_artefact_itself_is_measured(go: Search, tmp_path: Path) -> None:
+    world = World()
+    found = go(world, minutes=0.001)
+    assert world.done == [Candidate(size=(28, 28))]
+    assert found.chosen == found.results.parent
+    assert found.path is None
+    assert not list((tmp_path / "out").glob("model.*"))
+
+
+@pytest.mark.parametrize(("at", "how"), [(0, Killed), (8, Killed), (3, KeyboardInterrupt)])
+def test_a_search_that_was_stopped_anywhere_goes_on(
+    go: Search,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
+    how: type[BaseException],
+) -> None:
+    # The clock stands still, so that time has no part in what is drawn.
+    whole, world = World(seconds=1.0, epoch_seconds=0.0), World(seconds=1.0, epoch_seconds=0.0, stop={at: how})
+    goal = Goal(max_drop=1.0)
+    whole_found = go(whole, goal, minutes=0.4, out="whole")
+    if how is Killed:
+        killed(monkeypatch, lambda: go(world, goal, minutes=0.4))
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            go(world, goal, minutes=0.4)
+        assert ("best so far: " in capsys.readouterr().err) == (at > 0)
+    found = go(world, goal, minutes=0.4)
+    # The same in the same order, as far as time goes: none twice, none left out.
+    assert world.done[: len(whole.done)] == whole.done[: len(world.done)]
+    assert len(world.done) >= at + 1
+    if how is KeyboardInterrupt:
+        assert found.seconds == pytest.approx(world.now)
+    assert whole_found.chosen is not None
+    assert found.chosen is not None
+
+
+def test_the_time_of_a_killed_trial_counts(go: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(stop={1: Killed})
+    killed(monkeypatch, lambda: go(world))
+    (trial,) = [t for t in study_of(tmp_path / "out").all if t.state == optuna.trial.TrialState.RUNNING]
+    assert trial.datetime_start is not None
+    sign = next((tmp_path / "out" / "search").rglob(GRAPH))
+    alive = trial.datetime_start.timestamp() + 50
+    os.utime(sign, (alive, alive))
+    found = go(world)
+    assert found.seconds == pytest.approx(world.now - 7 + 50, abs=1)
+
+
+def test_what_was_measured_just_before_a_kill_is_not_lost(
+    go: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    with monkeypatch.context() as patch:
+
+        def gone(*arguments: Any) -> None:
+            raise Killed
+
+        patch.setattr(Trials, "end", gone)
+        with pytest.raises(Killed):
+            go(world)
+    go(world)
+    assert world.done.count(Candidate(size=(28, 28))) == 1
+
+
+def test_what_kills_the_process_each_time_is_left_out(go: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    for _ in range(3):
+        world.stop = {1: Killed}
+        killed(monkeypatch, lambda: go(world))
+    found = go(world)
+    assert Candidate(size=(28, 28), precision=INT8) not in world.done
+    assert found.chosen is not None
+
+
+def test_the_test_split_is_read_once_and_after_the_choice(
+    go: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = make_dataset()
     gone = [dataclasses.replace(sample, source=Path("/gone.png")) for sample in dataset.splits["test"]]
-    return dataclasses.replace(dataset, splits={**dataset.splits, "test": gone})
-
-
-def test_the_chosen_files_are_all_that_stays(go: Callable[..., Found], tmp_path: Path) -> None:
-    found = go()
-    out = tmp_path / "out"
-    assert found.chosen is not None
-    assert found.chosen.task.ratio == pytest.approx(0.32, abs=0.03)
-    assert found.path == out / INT8_GRAPH
-    assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {*FILES, CANDIDATES, PICTURE}
-    assert (out / CHECKPOINT).read_text() == f"checkpoint of {found.chosen.task.name}"
-    assert graph.read_card(out / INT8_GRAPH).name == found.chosen.name
-    assert found.test is not None
-    assert found.test.chosen.n == 12
-    assert found.test.agreement == 1.0
-    assert found.test.drop == 0.0
-    assert found.test.margin > 0
-
-
-def test_the_test_split_is_not_touched_before_the_files_are_written(go: Callable[..., Found], tmp_path: Path) -> None:
+    unreadable = dataclasses.replace(dataset, splits={**dataset.splits, "test": gone})
+    world = World()
     with pytest.raises(DataError, match=r"gone\.png"):
-        go(dataset=unreadable_test())
-    assert {path.name for path in (tmp_path / "out").glob("model.*")} == FILES
-
-
-def test_the_test_split_is_read_once(
-    go: Callable[..., Found], bench: type[Pretended], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = go()
-    work = len(bench.done)
+        go(world, dataset=unreadable)
+    assert (tmp_path / "out" / INT8_GRAPH).is_file()
+    first = go(world)
+    done = list(world.done)
     read: list[str] = []
     monkeypatch.setattr(Sample, "read", lambda sample: read.append(sample.name))
-    second = go()
-    assert read == []
-    assert len(bench.done) == work
+    second = go(world)
+    assert (read, world.done) == ([], done)
     assert second == first
 
 
-@pytest.mark.parametrize("at", [0, 1, 3, 6, 9])
-def test_an_interrupted_search_ends_like_one_that_was_not(
-    go: Callable[..., Found], source: Path, tmp_path: Path, bench: type[Pretended], at: int
-) -> None:
-    whole_bench = type("Whole", (bench,), {"done": []})
-    whole = optimize(
-        source, tmp_path / "whole", OptimizeConfig(minutes=1000.0), dataset=make_dataset(), workbench=whole_bench
-    )
-    bench.fail_at = at
-    with pytest.raises(KeyboardInterrupt):
-        go()
-    assert not list((tmp_path / "out").glob("model.*"))
-    found = go()
-    assert bench.done == whole_bench.done
-    assert [entry.name for entry in found.candidates] == [entry.name for entry in whole.candidates]
-    assert found.chosen is not None
-    assert whole.chosen is not None
-    assert found.chosen.name == whole.chosen.name
-
-
-def test_after_an_interruption_fewer_minutes_take_the_best_so_far(
-    go: Callable[..., Found], bench: type[Pretended], capsys: pytest.CaptureFixture[str]
-) -> None:
-    bench.fail_at = 6
-    with pytest.raises(KeyboardInterrupt):
-        go()
-    assert "best so far:" in capsys.readouterr().err
-    found = go(minutes=0.01)
-    assert len(bench.done) <= 7  # at most timing again what was close
-    assert found.path is not None
-    assert found.path.is_file()
-
-
-def test_time_of_a_killed_task_counts(go: Callable[..., Found], tmp_path: Path, bench: type[Pretended]) -> None:
-    bench.fail_at = 1
-    with pytest.raises(KeyboardInterrupt):
-        go()
-    path = tmp_path / "out" / CANDIDATES
-    # As kill -9 leaves it: begun, never lost, and half a line.
-    lines = path.read_text().splitlines(keepends=True)
-    begun = json.loads(lines[-2])
-    assert begun["kind"] == "begun"
-    begun["content"]["time"] -= 50
-    path.write_text("".join(lines[:-2]) + json.dumps(begun) + "\n" + lines[-1][:20])
-    go()
-    lost = [json.loads(line)["content"] for line in path.read_text().splitlines() if '"lost"' in line]
-    assert len(lost) == 1
-    assert 49 <= lost[0] <= 60
-
-
 @pytest.mark.parametrize("missing", [CHECKPOINT, INT8_GRAPH])
-def test_a_killed_move_is_completed(
-    go: Callable[..., Found], tmp_path: Path, bench: type[Pretended], monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
-    replace = Path.replace
+def test_a_killed_copy_is_completed(go: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    world, replace = World(), Path.replace
 
-    def killed(self: Path, target: Path) -> Path:
-        if Path(target).name == missing and Path(target).parent.name == "out":
+    def stopped(self: Path, target: Path) -> Path:
+        if Path(target) == tmp_path / "out" / missing:
             raise KeyboardInterrupt
         return replace(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
-            go()
-    work = len(bench.done)
-    found = go()
-    assert len(bench.done) == work
-    assert found.path is not None
-    assert {path.name for path in (tmp_path / "out").glob("model.*")} == FILES
-
-
-def test_another_goal_uses_what_is_known_and_makes_deleted_files_again(
-    go: Callable[..., Found], bench: type[Pretended], tmp_path: Path
-) -> None:
-    go()
-    before = list(bench.done)
-    found = go(Goal(latency_ms=5.0))
+            go(world)
+    done = list(world.done)
+    found = go(world)
+    assert world.done == done
+    assert {path.name for path in (tmp_path / "out").glob("model.*")} == {CHECKPOINT, GRAPH, INT8_GRAPH}
     assert found.chosen is not None
-    assert found.chosen.ms <= 5.0
-    assert found.path is not None
-    again = [task for task in bench.done[len(before) :] if task in before]
-    assert again == [found.chosen.task]
-    assert (tmp_path / "out" / CHECKPOINT).read_text() == f"checkpoint of {found.chosen.task.name}"
 
 
-def test_another_seed_is_another_search(go: Callable[..., Found], bench: type[Pretended]) -> None:
-    go()
-    work = len(bench.done)
-    go(seed=1)
-    assert len(bench.done) == 2 * work
+def test_another_goal_goes_on_from_what_is_known(go: Search, tmp_path: Path) -> None:
+    world = World()
+    go(world)
+    done = len(world.done)
+    found = go(world, Goal(max_drop=100, megabytes=100.0, latency_ms=4.5))
+    assert found.chosen is not None
+    assert len(world.done) == done
+    assert found.results.ms(found.chosen) <= 4.5
+    assert (tmp_path / "out" / CHECKPOINT).read_text() == found.chosen.candidate.network
 
 
-def test_a_goal_that_nothing_meets_writes_nothing_and_says_what_would(go: Callable[..., Found], tmp_path: Path) -> None:
-    found = go(Goal(max_drop=0.5, latency_ms=0.4))
-    assert found.chosen is None
-    assert found.path is None
-    assert found.test is None
-    assert len(found.nearest) == 3
-    assert not list((tmp_path / "out").glob("model.*"))
-    assert "the nearest would with --" in found.advice(Goal(max_drop=0.5, latency_ms=0.4))
+def test_another_seed_or_engine_is_another_search(go: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    for _ in range(2):
+        go(world, minutes=0.01)
+    assert len(world.done) == 1
+    go(world, minutes=0.01, seed=1)
+    monkeypatch.setenv("POCKETZOO_ENGINE", "auto")
+    go(world, minutes=0.01)
+    assert len(world.done) == 3
+
+
+def test_a_goal_that_nothing_meets_writes_nothing_and_says_what_would(go: Search, tmp_path: Path) -> None:
+    goal = Goal(max_drop=0.5, latency_ms=0.1)
+    found = go(World(), goal, minutes=2)
+    assert (found.chosen, found.path, found.test, found.earlier) == (None, None, None, ())
+    assert "the nearest would with --" in found.advice(goal)
     assert found.picture.is_file()
-    assert found.earlier == ()
+    kept = go(World(), minutes=2)
+    assert kept.path is not None
+    assert go(World(), goal, minutes=2).earlier == (CHECKPOINT, GRAPH, INT8_GRAPH)
 
 
-def test_files_of_an_earlier_search_stay_and_are_told(go: Callable[..., Found], tmp_path: Path) -> None:
-    assert go().earlier == ()
-    before = {path: sha256_file(path) for path in (tmp_path / "out").glob("model.*")}
-    found = go(Goal(max_drop=0.5, latency_ms=0.4))
-    assert (found.chosen, found.path) == (None, None)
-    assert set(found.earlier) == FILES
-    assert {path: sha256_file(path) for path in (tmp_path / "out").glob("model.*")} == before
-
-
-def test_an_artefact_that_is_the_best_itself_is_not_written_again(
-    go: Callable[..., Found], bench: type[Pretended], tmp_path: Path
-) -> None:
-    bench.world = World(int8_loss=0.1, prunable=False)
-    found = go()
-    assert found.chosen == found.parent
-    assert found.path is None
-    assert not list((tmp_path / "out").glob("model.*"))
-
-
-@pytest.mark.parametrize("world", [World(int8_loss=0.1), World(int8_loss=0.0, int8_share=1.3)])
-def test_an_int8_file_that_misses_the_goal_or_is_slower_is_no_part_of_the_artefact(
-    go: Callable[..., Found], bench: type[Pretended], tmp_path: Path, world: World
-) -> None:
-    bench.world = world
-    found = go()
-    assert found.chosen is not None
-    assert found.chosen.precision == "float32"
-    assert found.chosen.task.importance
+def test_files_of_another_precision_do_not_stay(go: Search, tmp_path: Path) -> None:
+    assert go(World()).path == tmp_path / "out" / INT8_GRAPH
+    (tmp_path / "out" / "quantize.json").write_text("{}")
+    found = go(World(precisions=(FLOAT,)), Goal(max_drop=2.0), seed=6)
+    assert found.path == tmp_path / "out" / GRAPH
     assert {path.name for path in (tmp_path / "out").glob("model.*")} == {CHECKPOINT, GRAPH}
+    assert not (tmp_path / "out" / "quantize.json").exists()
 
 
-def test_files_of_beaten_candidates_are_deleted_meanwhile(
-    go: Callable[..., Found], tmp_path: Path, bench: type[Pretended]
+@pytest.mark.parametrize(
+    ("world", "changes", "forbidden"),
+    [
+        (World(refusal="grouped"), {}, lambda c: c.importance),
+        (World(sizes={1.0: (28, 28)}), {}, lambda c: c.size != (28, 28)),
+        (World(), {"resize": False}, lambda c: c.size != (28, 28)),
+        (World(), {"recover": False}, lambda c: c.epochs),
+        (World(precisions=(FLOAT, INT8)), {}, lambda c: c.precision == BF16),
+        (World(), {"importances": ("l1",)}, lambda c: c.importance not in ("", "l1")),
+    ],
+)
+def test_what_is_not_possible_or_wanted_is_not_tried(
+    go: Search, world: World, changes: dict[str, Any], forbidden: Callable[[Candidate], bool]
 ) -> None:
-    bench.fail_at = 10
-    with pytest.raises(KeyboardInterrupt):
-        go()
-    (search,) = (tmp_path / "out" / "search").iterdir()
-    journal = Journal(tmp_path / "out" / CANDIDATES, search.name)
-    unbeaten = {entry.task.name for entry in module.front(module.candidates(journal.records))}
-    assert {place.name for place in search.iterdir()} == unbeaten | {"parent"}
+    go(world, minutes=2, **changes)
+    assert len(world.done) > 2
+    assert not [candidate for candidate in world.done if forbidden(candidate)]
 
 
-def test_two_searches_do_not_share_a_folder(go: Callable[..., Found], tmp_path: Path) -> None:
+def test_what_cannot_be_made_is_told_and_not_tried_again(go: Search) -> None:
+    world = World(fails=INT8)
+    found = go(world, minutes=2)
+    assert {reason for _, reason in found.failed} == {"cannot be made"}
+    assert len(set(world.done)) == len(world.done)
+    with pytest.raises(UsageError, match="cannot be made"):
+        go(World(fails=FLOAT), seed=3)
+
+
+def test_two_searches_do_not_share_a_folder(go: Search, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
     with module._alone(tmp_path / "out"), pytest.raises(ArtefactError, match="another process is optimizing"):
-        go()
+        go(World())
 
 
-def test_an_artefact_is_not_overwritten(source: Path, tmp_path: Path, bench: type[Pretended]) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / CHECKPOINT).write_bytes(b"precious")
-    for out, words in ((source.parent, "is the artefact itself"), (other, "holds an artefact that no search made")):
+def test_an_artefact_is_not_overwritten(go: Search, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / CHECKPOINT).write_bytes(b"precious")
+    for out, words in (("net", "is the artefact itself"), ("other", "holds an artefact that no search made")):
         with pytest.raises(UsageError, match=words):
-            optimize(source, out, OptimizeConfig(), dataset=make_dataset(), workbench=bench)
-    assert (other / CHECKPOINT).read_bytes() == b"precious"
+            go(World(), out=out)
+    assert (tmp_path / "other" / CHECKPOINT).read_bytes() == b"precious"
 
 
-def test_few_images_are_warned_of(go: Callable[..., Found], capsys: pytest.CaptureFixture[str]) -> None:
-    go()
-    assert "0.5 points of 12 validation images are less than one image" in capsys.readouterr().err
-    assert images_needed(0.5) == 200
-    assert images_needed(3.0) == 34
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + bytes(200)])
+def test_a_broken_database_is_a_sentence(go: Search, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / STUDY).write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"search\.db: not the database of a search .* remove it to begin anew"):
+        go(World())
+
+
+def test_few_images_are_warned_of(go: Search, capsys: pytest.CaptureFixture[str]) -> None:
+    go(World(), minutes=0.01)
+    assert "0.5 points of 12 validation images are less than one image" in (err := capsys.readouterr().err)
+    assert "from 200 images on" in err
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"minutes": 0.0}, "--minutes"),
+        ({"minutes": float("inf")}, "--minutes"),
         ({"importances": ()}, "--importances"),
         ({"importances": ("l3",)}, "did you mean l"),
     ],
@@ -321,6 +340,11 @@ def test_few_images_are_warned_of(go: Callable[..., Found], capsys: pytest.Captu
 def test_settings_out_of_range(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         OptimizeConfig(**changes)
+
+
+def study_of(out: Path) -> Trials:
+    (place,) = (out / "search").iterdir()
+    return Trials(out / STUDY, place.name)
 
 
 def trained(config: dict[str, Any], **more: Any) -> Any:

@@ -13,9 +13,10 @@ from zoo.base.errors import UsageError
 from zoo.base.size import height_and_width
 from zoo.networks.cutting.truncate import truncate
 from zoo.networks.registry import build
-from zoo.networks.sizes import check_size, declared_size, run_on_shapes, smallest_input
+from zoo.networks.sizes import check_size, declared_size, run_on_shapes, smaller_size, smallest_input
 
 SMALL = {"channels": [8, 8, 16, 16]}
+PATCHES_OF_14 = TINY_VIT | {"dynamic_img_size": True, "patch_size": 14, "img_size": 56}
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,22 @@ def test_no_size_at_all():
     # Without pooling there is no vector that the classifier could read.
     with pytest.raises(UsageError, match="resnet10t took no square input of up to 1024 pixels"):
         smallest_input("resnet10t", SMALL | {"global_pool": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size", "scale", "smaller"),
+    [
+        ("resnet10t", SMALL, (224, 224), 0.86, (192, 192)),
+        ("resnet10t", SMALL, (224, 320), 0.71, (160, 224)),
+        ("resnet10t", SMALL, (32, 32), 0.86, (24, 24)),  # of strides of 8: of 32 there is nothing to round to
+        ("vit_tiny_patch16_224", PATCHES_OF_14, (56, 56), 0.71, (42, 42)),
+        ("vit_tiny_patch16_224", TINY_VIT, (32, 32), 0.86, None),
+        ("cnn5", {"img_size": 32}, (32, 32), 0.71, None),
+        ("lenet", {}, (28, 28), 0.86, None),
+        ("resnet10t", SMALL, (1, 1), 0.71, None),
+    ],
+)
+def test_smaller_sizes_are_whole_strides_that_the_network_takes(name, arguments, size, scale, smaller):
+    model = build(name, classes=2, channels=3, arguments=arguments)
+    spec = dataclasses.replace(make_input(32), size=size)
+    assert smaller_size(model, spec, scale) == smaller
