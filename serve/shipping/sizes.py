@@ -37,7 +37,7 @@ def openvino_bytes() -> int | None:
         more = set(pinned_requirements([OPENVINO])) - set(pinned_requirements())
     except ArtefactError:
         return None
-    return installed_bytes(more)
+    return installed_bytes(sorted(more))
 
 
 def told(sizes: Sizes, memory: Memory, models: int, engine: str) -> Iterator[str]:
