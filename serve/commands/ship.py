@@ -65,10 +65,16 @@ def ship(
         note(f"left out: {sentence}")
     if as_json:
         models = [model.target for model in shipment.models]
-        found = {"path": str(out), "name": name, "image": shipment.image, "models": models, "engine": shipment.engine}
         size, memory = shipment.sizes, shipment.memory
-        found["bytes"] = {"models": size.models, "packages": size.packages, "image": size.image}
-        found["memory_bytes"] = {"worker": memory.worker, "request": memory.request, "limit": memory.limit}
+        found = {
+            "path": str(out),
+            "name": name,
+            "image": shipment.image,
+            "models": models,
+            "engine": shipment.engine,
+            "bytes": {"models": size.models, "packages": size.packages, "image": size.image},
+            "memory_bytes": {"worker": memory.worker, "request": memory.request, "limit": memory.limit},
+        }
         print(json.dumps(found))
         return
     print(f"{short(out)}: {len(shipment.models)} models; image {shipment.image}")

@@ -19,7 +19,7 @@ __all__ = ["main"]
 def main() -> None:
     """Read what to load as JSON from standard input, and print the most bytes resident after each step as JSON."""
     job = json.load(sys.stdin)
-    Classifier.to_asgi()
+    Classifier.to_asgi()  # type: ignore[attr-defined]  # BentoML's decorator makes it a service
     peaks, models = [peak_bytes()], []
     slots = int(job["slots"])
     with ThreadPoolExecutor(slots) as callers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -57,7 +58,8 @@ def installed_bytes(pins: Iterable[str]) -> int:
     total = 0
     for pin in pins:
         installed = _installed(pin.partition("==")[0], "the server")
-        paths = (installed.locate_file(file) for file in installed.files or () if not file.name.startswith(_ONLY_GPU))
+        files = [file for file in installed.files or () if not file.name.startswith(_ONLY_GPU)]
+        paths = [Path(str(installed.locate_file(file))) for file in files]
         total += sum(path.stat().st_size for path in paths if path.is_file())
     return total
 

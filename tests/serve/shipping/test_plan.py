@@ -101,6 +101,28 @@ def test_the_server_is_imported_from_the_folder_alone(folder):
     subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, env=kept, check=True, timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("variables", "models"),
+    [
+        ({}, "bento/src/output"),
+        ({"POCKETZOO_MODELS": "elsewhere"}, "elsewhere"),
+        ({"POCKETZOO_OUTPUT": "made"}, "made"),
+        ({"POCKETZOO_OUTPUT": ""}, "bento/src/output"),
+    ],
+)
+def test_a_bento_serves_its_own_models_wherever_it_is_called(folder, tmp_path, variables, models):
+    source = tmp_path / "bento" / "src"
+    shutil.copytree(folder, source)
+    (tmp_path / "bento" / "bento.yaml").write_text("")
+    code = "import serve.service; from serve.settings import read_settings; print(read_settings().models.absolute())"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("POCKETZOO_", "PYTHONPATH"))}
+    run = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}"]
+    done = subprocess.run(
+        run, cwd=tmp_path, env=kept | variables, check=True, timeout=60, capture_output=True, text=True
+    )
+    assert Path(done.stdout.strip()) == tmp_path / models
+
+
 def test_a_module_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "serve").mkdir()
     (tmp_path / "serve" / "a.py").write_text("def torn(")
