@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.memory import SMALL_BYTES
 from serve.settings import PREFIX, Settings
 from serve.shipping.sources import PROJECT
 from zoo.base.errors import ArtefactError
@@ -18,7 +19,7 @@ from zoo.base.errors import ArtefactError
 __all__ = ["Memory", "measure_memory"]
 
 _BYTES_PER_PIXEL = 20
-"""While a WebP image with transparency is decoded and composited, the costliest kind (measured: 19.6)."""
+"""Of the costliest kind, WebP: what zoo.artefact.decode asks for."""
 _MARGIN = 1.1
 """Fragments of the heap, connections, and what is written to /tmp where that is memory."""
 _STEP = 64 << 20
@@ -34,16 +35,23 @@ class Memory:
     models: int
     """All that a worker keeps loaded, the largest ones, each having answered in all slots at the same time."""
     largest: int
-    """Of it, the largest model, which the supervisor may load to check it."""
+    """Of it, the largest model, which a process of its own loads to check it."""
+    loaded: int
+    """POCKETZOO_LOADED_BYTES: all that a worker keeps loaded, as it counts: their files, twice for two sessions."""
     decoding: int
-    """The largest images that are accepted, decoded in all slots at the same time."""
+    """POCKETZOO_DECODE_BYTES: the largest image that is accepted, beside small ones in all slots."""
     bodies: int
     """Requests that a worker receives at the same time."""
     workers: int = 1
 
     @property
     def supervisor(self) -> int:
-        """What starts the workers, after it checked the default model."""
+        """What starts the workers."""
+        return self.imported
+
+    @property
+    def check(self) -> int:
+        """The process that checks a model, at most."""
         return self.imported + self.largest
 
     @property
@@ -59,8 +67,8 @@ class Memory:
     @property
     def limit(self) -> int:
         """What a container may take with the costliest requests, and a tenth more, in steps of 64 MiB."""
-        busy = self.worker + self.decoding + self.bodies
-        return _rounded(_MARGIN * (self.supervisor + self.workers * busy))
+        workers = self.workers * (self.worker + self.bodies)
+        return _rounded(_MARGIN * (self.supervisor + self.check + workers + self.decoding))
 
 
 def measure_memory(paths: Sequence[Path], *, engine: str, cores: int, settings: Settings) -> Memory:
@@ -94,7 +102,8 @@ def measure_memory(paths: Sequence[Path], *, engine: str, cores: int, settings: 
         imported=imported,
         models=peaks[-1] - imported,
         largest=peaks[0] - imported,
-        decoding=cores * settings.max_pixels * _BYTES_PER_PIXEL,
+        loaded=2 * sum(path.stat().st_size for path in kept),
+        decoding=settings.max_pixels * _BYTES_PER_PIXEL + max(2, cores) * SMALL_BYTES,
         bodies=settings.max_buffered_bytes,
         workers=settings.workers,
     )

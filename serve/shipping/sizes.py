@@ -56,8 +56,8 @@ def told(sizes: Sizes, memory: Memory, models: int, engine: str) -> Iterator[str
         f"{memory.workers} worker x {_mib(memory.worker)}, {_mib(memory.models)} of it the models), measured here"
     )
     yield (
-        f"limit: {_mib(memory.limit)} with the costliest requests at the same time ({_mib(memory.decoding)} to decode "
-        f"images, {_mib(memory.bodies)} of bodies) and a tenth more"
+        f"limit: {_mib(memory.limit)}: a model being checked ({_mib(memory.check)}), {_mib(memory.decoding)} to decode "
+        f"images, {_mib(memory.bodies)} of bodies for each worker, and a tenth more"
     )
 
 

@@ -88,6 +88,8 @@ def compose(
         "pip_options": "--require-hashes " if hashes else "",
         "cores": sizing.cores,
         "cpu_request": f"{500 * sizing.cores}m",
+        "decode_bytes": sizing.memory.decoding,
+        "loaded_bytes": sizing.memory.loaded,
         "memory_request": sizing.memory.request >> 20,
         "memory_limit": sizing.memory.limit >> 20,
         "tmp_limit": _TMP_MIB,

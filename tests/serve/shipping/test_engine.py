@@ -60,7 +60,9 @@ def test_the_image_has_openvino_only_where_it_was_asked_for(tmp_path, artefact_o
 
 
 def test_sizes_are_told_in_sentences():
-    memory = Memory(imported=100 << 20, models=40 << 20, largest=10 << 20, decoding=500 << 20, bodies=128 << 20)
+    memory = Memory(
+        imported=100 << 20, models=40 << 20, largest=10 << 20, loaded=1, decoding=500 << 20, bodies=128 << 20
+    )
     sizes = Sizes(models=3_000_000, packages=280_000_000, sources=400_000, openvino=None)
     lines = list(told(sizes, memory, 2, "onnxruntime"))
     assert lines[0] == (
@@ -68,6 +70,6 @@ def test_sizes_are_told_in_sentences():
     )
     assert lines[1].endswith("--engine openvino would add a size unknown here, where it is not installed")
     assert lines[2].startswith(
-        "memory: 256 MiB waiting (supervisor 110 MiB, 1 worker x 140 MiB, 40 MiB of it the models)"
+        "memory: 256 MiB waiting (supervisor 100 MiB, 1 worker x 140 MiB, 40 MiB of it the models)"
     )
-    assert lines[3].startswith("limit: 1024 MiB ")
+    assert lines[3].startswith("limit: 1088 MiB: ")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from serve.access.key_file import add_key, parse_keys
+from serve.memory import Memory as Room
 from serve.settings import Settings, read_settings
 from serve.shipping.plan import plan_shipment, write_shipment
 from tests.serve.conftest import BENTOML_WARNINGS
@@ -137,7 +138,14 @@ def test_a_container_gets_what_its_models_and_cores_want(output, tmp_path, cores
     shipment = plan_shipment([output / "good"], root=output, cores=cores)
     write_shipment(shipment, tmp_path / "out")
     limit, request = shipment.memory.limit >> 20, shipment.memory.request >> 20
-    assert shipment.memory.decoding == cores * Settings().max_pixels * 20
+    variables = dict(re.findall(r"(\w+)=(\S*)", (tmp_path / "out" / "Containerfile").read_text()))
+    settings = read_settings({**variables, "POCKETZOO_SLOTS": f"{cores}"})
+    assert settings.loaded_bytes == 2 * (output / "good" / "model.onnx").stat().st_size
+    assert settings.decode_bytes == shipment.memory.decoding
+    # A WebP image of as many pixels as are accepted.
+    room = Room(settings)
+    with room.large():
+        room.take(20 * settings.max_pixels, "largest")
     for file, kind in (("kubernetes.yaml", "Deployment"), ("kserve.yaml", "InferenceService")):
         spec = _manifests(tmp_path / "out" / file)[kind]["spec"]
         pod = spec["template"]["spec"] if "template" in spec else spec["predictor"]

@@ -11,13 +11,15 @@ MIB = 1 << 20
 
 
 def test_a_limit_is_the_sum_of_its_parts_and_a_tenth():
-    memory = Memory(imported=100 * MIB, models=40 * MIB, largest=10 * MIB, decoding=500 * MIB, bodies=128 * MIB)
-    assert (memory.supervisor, memory.worker) == (110 * MIB, 140 * MIB)
-    assert memory.request == 256 * MIB  # 250
-    assert memory.limit == 1024 * MIB  # 1.1 x 878 = 966
+    memory = Memory(
+        imported=100 * MIB, models=40 * MIB, largest=10 * MIB, loaded=1, decoding=500 * MIB, bodies=128 * MIB
+    )
+    assert (memory.supervisor, memory.check, memory.worker) == (100 * MIB, 110 * MIB, 140 * MIB)
+    assert memory.request == 256 * MIB  # 240
+    assert memory.limit == 1088 * MIB  # 1.1 x 978 = 1076
     twice = Memory(**{**vars(memory), "workers": 2})
-    assert twice.request == 448 * MIB  # 390
-    assert twice.limit == 1856 * MIB  # 1.1 x 1646 = 1811
+    assert twice.request == 384 * MIB  # 380
+    assert twice.limit == 1408 * MIB  # 1.1 x 1246 = 1371
 
 
 def test_models_are_measured_as_a_worker_loads_them(tmp_path, large_artefact):
@@ -33,7 +35,8 @@ def test_models_are_measured_as_a_worker_loads_them(tmp_path, large_artefact):
     # Two sessions, as the file is below 64 MB.
     assert 1.5 * large.stat().st_size < both.models - one.models < 6 * large.stat().st_size
     assert both.largest > one.largest + large.stat().st_size
-    assert (both.decoding, both.bodies, both.workers) == (2 * 20_000_000, 64 << 20, 1)
+    assert (both.decoding, both.bodies, both.workers) == (20_000_000 + 2 * (32 << 20), 64 << 20, 1)
+    assert both.loaded == 2 * (small.stat().st_size + large.stat().st_size)
     kept = measure_memory([small, large], engine="onnxruntime", cores=2, settings=Settings(max_loaded=1))
     assert kept.models == kept.largest > large.stat().st_size
 
