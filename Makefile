@@ -96,7 +96,7 @@ soak: setup
 	$(RUN)python -m tests.soak.attacks
 	$(RUN)python -m pytest -m hypothesis --hypothesis-profile soak
 	POCKETZOO_FUZZ_EXAMPLES=2000 $(RUN)python -m pytest tests/serve/test_fuzz.py
-	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/test_shipping.py tests/serve/test_shipping_manifests.py \
+	POCKETZOO_SOAK=1 $(RUN)python -m pytest tests/serve/shipping \
 		tests/invariants/test_timm_families.py
 
 clean:

@@ -14,9 +14,9 @@ from serve.settings import Settings
 from zoo.base.errors import ImageSizeError, PocketzooError
 from zoo.base.machine import available_memory
 
-__all__ = ["Large", "Memory"]
+__all__ = ["SMALL_BYTES", "Large", "Memory"]
 
-_SMALL_BYTES = 32 << 20
+SMALL_BYTES = 32 << 20
 """What an image may take in a slot: about three megapixels."""
 
 _MOST_BYTES = 4 << 30
@@ -33,7 +33,7 @@ class Memory:
     def __init__(self, settings: Settings) -> None:
         """`settings.decode_bytes`, of which each worker has its part, and of this each slot a small one."""
         whole = (settings.decode_bytes or min(_MOST_BYTES, available_memory() // 2)) // settings.workers
-        self._small = min(_SMALL_BYTES, whole // (2 * settings.slots))
+        self._small = min(SMALL_BYTES, whole // (2 * settings.slots))
         self._most = self._free = whole - settings.slots * self._small
         self._seconds = settings.timeout_seconds
         self._turn = threading.Lock()

@@ -36,6 +36,11 @@ __all__ = ["Classifier"]
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 do_not_track.cache_clear()
 
+# The models of a bento are beside these sources in it, wherever `bentoml serve` was called.
+_SOURCES = Path(__file__).resolve().parents[1]
+if (_SOURCES.parent / "bento.yaml").is_file() and not os.environ.get("POCKETZOO_OUTPUT"):
+    os.environ.setdefault("POCKETZOO_MODELS", str(_SOURCES / "output"))
+
 
 def _settings_or_defaults() -> Settings:
     """The settings; the defaults where they are wrong, which :meth:`Classifier.check_default_model` says."""

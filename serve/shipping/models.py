@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.models.folder import SUFFIXES, scan
-from zoo.artefact.engines import REFERENCE
+from zoo.artefact.engines import ENGINES, REFERENCE
+from zoo.artefact.golden import answer_of
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import graph_paths
@@ -27,6 +28,8 @@ class ShippedModel:
     bytes: int
     labels: int
     """Classes."""
+    engines: tuple[str, ...]
+    """Names of zoo.artefact.engines that have a golden answer in the file, without which none may answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,14 @@ class Choice:
     """A sentence per file that was found but cannot be served."""
 
 
-def choose_models(artefacts: Sequence[Path], root: Path) -> Choice:
+def choose_models(artefacts: Sequence[Path], root: Path, engine: str = REFERENCE) -> Choice:
     """The files of `artefacts`, which are folders or ONNX files; none: all that the server serves of `root`.
 
-    Every file is loaded and answers its golden question, as when the server starts.
+    Every file is loaded by `engine` and answers its golden question, as when the server starts.
 
     Raises:
-        UsageError: two artefacts with one name, or a file that the server does not look for.
+        UsageError: two artefacts with one name, a file that the server does not look for, or an engine that a named
+            artefact has no golden answer of.
         ArtefactError: a named artefact that cannot be served, or none at all.
     """
     paths = [path for artefact in artefacts for path in graph_paths(artefact)] or _found(root)
@@ -53,7 +57,7 @@ def choose_models(artefacts: Sequence[Path], root: Path) -> Choice:
     for path in paths:
         try:
             # What is found is called as the server calls it, whatever it is a link to.
-            model = _checked(path.resolve() if artefacts else path.absolute())
+            model = _checked(path.resolve() if artefacts else path.absolute(), engine)
         except PocketzooError as error:
             if artefacts:
                 raise
@@ -82,15 +86,16 @@ def _names() -> str:
     return f"{', '.join(first)} or {last}"
 
 
-def _checked(path: Path) -> ShippedModel:
+def _checked(path: Path, engine: str) -> ShippedModel:
     if path.name not in SUFFIXES:
         raise UsageError(f"{path}: expected a file called {_names()}, which are those that the server serves")
-    # The engine of the image, which holds no other one.
-    predictor = Predictor(path, threads=1, engine=REFERENCE)
+    predictor = Predictor(path, threads=1, engine=engine)
+    golden = predictor.card.use.golden
     return ShippedModel(
         path=path,
         target=f"output/{path.parent.name}/{path.name}",
         digest=predictor.digest,
         bytes=path.stat().st_size,
         labels=len(predictor.card.use.labels),
+        engines=tuple(name for name in ENGINES if golden is not None and answer_of(golden, name) is not None),
     )

@@ -11,10 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from serve.settings import Settings
+from serve.shipping.engine import engine_in_image
+from serve.shipping.hashes import with_hashes
+from serve.shipping.memory import Memory, measure_memory
 from serve.shipping.models import ShippedModel, choose_models
-from serve.shipping.requirements import pinned_requirements
+from serve.shipping.requirements import installed_bytes, pinned_requirements
+from serve.shipping.sizes import Sizes, openvino_bytes, told
 from serve.shipping.sources import server_sources
-from serve.shipping.texts import compose
+from serve.shipping.texts import Sizing, compose
+from zoo.artefact.engines import REFERENCE
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import code_commit, sha256_file
 
@@ -45,6 +51,10 @@ class Shipment:
     models: tuple[ShippedModel, ...]
     left_out: tuple[str, ...]
     """A sentence per artefact that cannot be served and was not asked for by name."""
+    engine: str
+    """As POCKETZOO_ENGINE takes it."""
+    sizes: Sizes
+    memory: Memory
     copies: Mapping[str, Path]
     """Path in the folder -> file that is copied."""
     texts: Mapping[str, str]
@@ -58,6 +68,9 @@ def plan_shipment(
     name: str = "pocketzoo",
     image: str | None = None,
     replicas: int = 2,
+    cores: int = 2,
+    engine: str = REFERENCE,
+    hashes: bool = True,
     keys_file: Path | None = None,
 ) -> Shipment:
     """Choose and check the models, and compose the files; writes nothing.
@@ -68,22 +81,43 @@ def plan_shipment(
         name: of the objects in the cluster, and of the bento.
         image: `registry/path:tag`; default: `name`, and a tag drawn from the contents.
         replicas: the least that the autoscaler keeps; it goes up to four times as many.
+        cores: of a container at most; half of them are reserved for it.
+        engine: what computes in the image, and is installed there: as zoo.artefact.predictor.Predictor takes it. `auto`
+            is OpenVINO besides ONNX Runtime if a model has a golden answer of it.
+        hashes: whether the requirements have the hashes of their wheels, for which pip may have to ask its index.
         keys_file: API keys, which go into a Secret and not into the image; default: none.
 
     Raises:
         UsageError: a name, image, number or file of keys that does not fit.
-        ArtefactError: an artefact that cannot be served, or a package that is not installed.
+        ArtefactError: an artefact that cannot be served, a package that is not installed, or hashes that are not known.
     """
-    _check(name, image, replicas)
-    choice = choose_models(artefacts, root)
+    _check(name, image, replicas, cores)
+    choice = choose_models(artefacts, root, engine)
+    engine, also = engine_in_image(engine, choice.models)
     sources = server_sources()
-    requirements = "".join(f"{line}\n" for line in pinned_requirements())
-    image = image or f"{name}:{_digest(sources, choice.models, requirements)[:12]}"
+    pins = pinned_requirements(also)
+    requirements = "".join(f"{line}\n" for line in (with_hashes(pins) if hashes else pins))
+    image = image or f"{name}:{_digest(sources, choice.models, requirements, engine)[:12]}"
+    paths = [model.path for model in choice.models]
+    memory = measure_memory(paths, engine=engine, cores=cores, settings=Settings())
+    sizes = Sizes(
+        models=sum(model.bytes for model in choice.models),
+        packages=installed_bytes(pins),
+        sources=sum(path.stat().st_size for path in sources.values()),
+        openvino=openvino_bytes(),
+    )
     texts = compose(
         name=name,
         image=image,
         replicas=replicas,
         models="\n".join(f"- `{model.target}`, {model.bytes / 1e6:.1f} MB" for model in choice.models),
+        engine=engine,
+        hashes=hashes,
+        sizing=Sizing(
+            cores=cores,
+            memory=memory,
+            sizes="\n".join(f"- {line}" for line in told(sizes, memory, len(choice.models), engine)),
+        ),
         keys_file=keys_file,
     )
     return Shipment(
@@ -91,6 +125,9 @@ def plan_shipment(
         image=image,
         models=choice.models,
         left_out=choice.left_out,
+        engine=engine,
+        sizes=sizes,
+        memory=memory,
         copies={**sources, **{model.target: model.path for model in choice.models}},
         texts={**texts, "requirements.txt": requirements, MANIFEST: _manifest(name, image, choice.models)},
     )
@@ -131,7 +168,7 @@ def _fill(folder: Path, shipment: Shipment) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _check(name: str, image: str | None, replicas: int) -> None:
+def _check(name: str, image: str | None, replicas: int, cores: int) -> None:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"--name {name!r}: expected lower-case letters, digits and hyphens, a letter first, at most 58 of them"
@@ -140,13 +177,15 @@ def _check(name: str, image: str | None, replicas: int) -> None:
         raise UsageError(f"--image {image!r}: expected registry/path:tag, like ghcr.io/me/pocketzoo:1")
     if not 1 <= replicas <= 1000:
         raise UsageError(f"--replicas {replicas}: expected a number from 1 to 1000")
+    if not 1 <= cores <= 256:
+        raise UsageError(f"--cores {cores}: expected a number from 1 to 256")
 
 
-def _digest(sources: Mapping[str, Path], models: Sequence[ShippedModel], requirements: str) -> str:
+def _digest(sources: Mapping[str, Path], models: Sequence[ShippedModel], requirements: str, engine: str) -> str:
     parts = {target: sha256_file(path) for target, path in sources.items()}
     parts |= {model.target: model.digest for model in models}
     lines = [f"{target} {digest}\n" for target, digest in sorted(parts.items())]
-    return hashlib.sha256("".join([*lines, requirements]).encode()).hexdigest()
+    return hashlib.sha256("".join([*lines, requirements, engine]).encode()).hexdigest()
 
 
 def _manifest(name: str, image: str, models: Sequence[ShippedModel]) -> str:

@@ -23,6 +23,7 @@ from tests.soak.decompression_bombs import fault_bomb
 from tests.soak.harness import Case, Result
 from tests.soak.models import fault_broken_artefacts, fault_disk_full, fault_hot_swap
 from tests.soak.processes import fault_kill, fault_sigterm
+from tests.soak.rolling import fault_rolling_update
 from tests.soak.slow import fault_slow_clients
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.progress import note
@@ -41,10 +42,11 @@ FAULTS: dict[str, Callable[[Case], Result]] = {
     "kill": fault_kill,
     "disk-full": fault_disk_full,
     "sigterm": fault_sigterm,
+    "rolling-update": fault_rolling_update,
 }
 """By their names on the command line; most share a server, which has to survive one after the other."""
 
-_OTHER_WORKERS = frozenset({"kill", "disk-full", "sigterm"})
+_OTHER_WORKERS = frozenset({"kill", "disk-full", "sigterm", "rolling-update"})
 """Faults whose workers are not those of the others."""
 
 _GROWTH_MB = 100.0

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from serve.access.key_file import add_key, parse_keys
+from serve.memory import Memory as Room
 from serve.settings import Settings, read_settings
 from serve.shipping.plan import plan_shipment, write_shipment
 from tests.serve.conftest import BENTOML_WARNINGS
-from tests.serve.container_steps import KNOWN, read_instructions
+from tests.serve.shipping.container_steps import KNOWN, read_instructions
 
 pytestmark = BENTOML_WARNINGS
 
@@ -132,6 +133,44 @@ def test_containers_have_no_rights_and_known_settings(folder, file):
     assert {entry["name"] for entry in container["env"]} <= fields | {"PROTOCOL"}
 
 
+@pytest.mark.parametrize("cores", [2, 5])
+def test_a_container_gets_what_its_models_and_cores_want(output, tmp_path, cores):
+    shipment = plan_shipment([output / "good"], root=output, cores=cores)
+    write_shipment(shipment, tmp_path / "out")
+    limit, request = shipment.memory.limit >> 20, shipment.memory.request >> 20
+    variables = dict(re.findall(r"(\w+)=(\S*)", (tmp_path / "out" / "Containerfile").read_text()))
+    settings = read_settings({**variables, "POCKETZOO_SLOTS": f"{cores}"})
+    assert settings.loaded_bytes == 2 * (output / "good" / "model.onnx").stat().st_size
+    assert settings.decode_bytes == shipment.memory.decoding
+    # A WebP image of as many pixels as are accepted.
+    room = Room(settings)
+    with room.large():
+        room.take(20 * settings.max_pixels, "largest")
+    for file, kind in (("kubernetes.yaml", "Deployment"), ("kserve.yaml", "InferenceService")):
+        spec = _manifests(tmp_path / "out" / file)[kind]["spec"]
+        pod = spec["template"]["spec"] if "template" in spec else spec["predictor"]
+        (container,) = pod["containers"]
+        assert container["resources"] == {
+            "requests": {"cpu": f"{cores * 500}m", "memory": f"{request}Mi"},
+            "limits": {"cpu": f"{cores}", "memory": f"{limit}Mi"},
+        }
+        # What the engine cache and BentoML write; there is no other volume, and the root is read-only.
+        assert [volume["emptyDir"] for volume in pod["volumes"]] == [{"sizeLimit": "32Mi"}]
+        assert pod["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    threads = {
+        entry["value"] for entry in container["env"] if entry["name"] in ("POCKETZOO_THREADS", "POCKETZOO_SLOTS")
+    }
+    assert threads == {f"{cores}"}
+    read_me = (tmp_path / "out" / "README.md").read_text()
+    assert f"docker run --read-only --tmpfs /tmp:size=32m --memory {limit}m --cpus {cores} -p 3000:3000 " in read_me
+
+
+def test_the_read_me_says_how_to_roll_back(folder):
+    read_me = (folder / "README.md").read_text()
+    for way in ("kubectl rollout undo deployment/pocketzoo", "canaryTrafficPercent: 0", "put the old file back"):
+        assert way in read_me
+
+
 def test_the_inference_service_fits_the_models_of_kserve(folder, with_keys):
     for path in (folder, with_keys):
         (document,) = yaml.safe_load_all((path / "kserve.yaml").read_text())
@@ -164,7 +203,9 @@ def test_the_container_file_copies_what_is_there_and_drops_its_rights(folder):
     assert names.index("USER") > max(place for place, name in enumerate(names) if name in {"RUN", "COPY"})
     environment = dict(re.findall(r"(\w+)=(\S*)", last["ENV"]))
     assert read_settings(environment).models == Path("/app/output")
-    for variable in ("BENTOML_HOME", "PROMETHEUS_MULTIPROC_DIR"):
+    assert environment["POCKETZOO_ENGINE"] == "onnxruntime"
+    assert ("RUN", "pip install --require-hashes -r requirements.txt") in instructions
+    for variable in ("BENTOML_HOME", "POCKETZOO_CACHE", "PROMETHEUS_MULTIPROC_DIR"):
         assert environment[variable].startswith("/tmp/")
     assert json.loads(last["CMD"])[:3] == ["bentoml", "serve", "serve.service:Classifier"]
     assert "torch" not in (folder / "Containerfile").read_text() + (folder / "requirements.txt").read_text()

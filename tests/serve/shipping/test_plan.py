@@ -23,7 +23,7 @@ from serve.shipping.plan import MANIFEST, plan_shipment, write_shipment
 from serve.shipping.requirements import pinned_requirements
 from serve.shipping.sources import server_sources
 from tests.serve.conftest import BENTOML_WARNINGS, write_artefact
-from tests.serve.container_steps import Container
+from tests.serve.shipping.container_steps import Container
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import sha256_file
@@ -73,6 +73,7 @@ def test_the_sources_are_enough_and_no_more(folder):
     ]
     distributions = importlib.metadata.packages_distributions()
     pinned = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()}
+    assert len(pinned) > 50
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -98,6 +99,28 @@ def test_the_server_is_imported_from_the_folder_alone(folder):
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("POCKETZOO_", "PYTHONPATH"))}
     subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, env=kept, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("variables", "models"),
+    [
+        ({}, "bento/src/output"),
+        ({"POCKETZOO_MODELS": "elsewhere"}, "elsewhere"),
+        ({"POCKETZOO_OUTPUT": "made"}, "made"),
+        ({"POCKETZOO_OUTPUT": ""}, "bento/src/output"),
+    ],
+)
+def test_a_bento_serves_its_own_models_wherever_it_is_called(folder, tmp_path, variables, models):
+    source = tmp_path / "bento" / "src"
+    shutil.copytree(folder, source)
+    (tmp_path / "bento" / "bento.yaml").write_text("")
+    code = "import serve.service; from serve.settings import read_settings; print(read_settings().models.absolute())"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("POCKETZOO_", "PYTHONPATH"))}
+    run = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(source)!r}); {code}"]
+    done = subprocess.run(
+        run, cwd=tmp_path, env=kept | variables, check=True, timeout=60, capture_output=True, text=True
+    )
+    assert Path(done.stdout.strip()) == tmp_path / models
 
 
 def test_a_module_that_cannot_be_read_is_an_error(tmp_path):
@@ -234,6 +257,7 @@ def test_the_tag_names_the_contents(output, tmp_path):
         *(("name", value) for value in ("", "Zoo", "1zoo", "zoo-", "z" * 59, "a_b", "zoo\n")),
         *(("image", value) for value in ("", "Zoo", "zoo:", "zoo:a b", "ghcr.io//zoo", "http://zoo", "zoo\nRUN x")),
         *(("replicas", value) for value in (0, -1, 1001)),
+        *(("cores", value) for value in (0, -2, 257)),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(output, option, value):
@@ -249,10 +273,19 @@ def test_the_command_writes_the_folder(output, tmp_path, monkeypatch, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert answer["models"] == ["output/good/model.onnx"]
     assert answer["image"].startswith("zoo:")
+    assert answer["engine"] == "onnxruntime"
+    assert answer["bytes"]["models"] == (output / "good" / "model.onnx").stat().st_size
+    assert answer["bytes"]["models"] + answer["bytes"]["packages"] < answer["bytes"]["image"] < 600e6
+    memory = answer["memory_bytes"]
+    assert 60e6 < memory["worker"] < memory["request"] < memory["limit"]
     assert (tmp_path / "out" / "Containerfile").is_file()
     ship(tmp_path / "out", None)
     printed = capsys.readouterr()
     assert "3 models" in printed.out
+    read_me = (tmp_path / "out" / "README.md").read_text()
+    for beginning in ("image: ", "engine: ONNX Runtime; --engine openvino would add ", "memory: ", "limit: "):
+        (line,) = [line for line in printed.out.splitlines() if line.startswith(beginning)]
+        assert f"- {line}" in read_me
     assert "left out: " in printed.err
 
 
@@ -384,7 +417,8 @@ def test_a_bento_of_the_folder_is_built_and_answers(container, folder, output, d
     models = {path.relative_to(folder) for path in folder.glob("output/*/*.onnx")}
     assert {path.relative_to(bento.parent / "src") for path in (bento.parent / "src").glob("output/*/*")} == models
     packages = (bento.parent / "env" / "python" / "requirements.txt").read_text()
-    assert (folder / "requirements.txt").read_text() in packages
+    for line in (folder / "requirements.txt").read_text().splitlines():
+        assert all(word in packages for word in line.split()), line
     assert "torch" not in packages
     command = [str(bentoml), "serve", "pocketzoo:latest", "--port", "3000"]
     with _running(command, cwd=container.root / "tmp", env=environment) as (process, port):

@@ -45,7 +45,7 @@ class Container:
             getattr(self, f"_{name.lower()}")(arguments)
 
     def _from(self, image: str) -> None:
-        assert image == f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+        assert image == f"--platform=linux/amd64 python:{sys.version_info.major}.{sys.version_info.minor}-slim"
         subprocess.run([sys.executable, "-m", "venv", self.root / "venv"], check=True)
         (self.root / "tmp").mkdir()
         self.environment = {"PATH": f"{self.python.parent}:/usr/bin:/bin", "HOME": "/nonexistent"}
