@@ -219,14 +219,14 @@ def _taylor(structure: Structure, parts: Sequence[Part], images: DecodedImages) 
     recalibrated, or with a bias. And the logits are divided by _TEMPERATURE, since a network that fits its training
     images has no slope left on most of them.
     """
-    model = structure.model
+    # Of a copy: networks keep what they computed in evaluation, here with gradients.
+    structure = structure.copy()
+    model = structure.model.eval()
     device = next(model.parameters()).device
     gates = [_gates(structure, part) for part in parts]
     taps = {(layer, side): _Tap(layer, side) for found in gates for layer, side, _, _ in found}
     prepare = Normalise(images.spec, device)
     size = max(1, min(64, _PIXELS // (images.spec.size[0] * images.spec.size[1])))
-    training = model.training
-    model.eval()
     try:
         for batch, labels in track(images.in_order(size), total=-(-len(images) // size), description="Gradients"):
             with torch.enable_grad():
@@ -240,7 +240,6 @@ def _taylor(structure: Structure, parts: Sequence[Part], images: DecodedImages) 
     finally:
         for tap in taps.values():
             tap.close()
-        model.train(training)
     changes = {key: tap.changes() for key, tap in taps.items()}
     totals = []
     for part, found in zip(parts, gates, strict=True):
