@@ -23,7 +23,7 @@ from zoo.artefact.card import Input
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.networks.shrink import keep_channels, keep_slices, qkv_width, set_heads, update
 
-__all__ = ["Cut", "Part", "Structure", "shape_of"]
+__all__ = ["Cut", "Kept", "Part", "Structure", "shape_of"]
 
 
 def shape_of(spec: Input | torch.Tensor) -> tuple[int, ...]:
