@@ -214,7 +214,7 @@ class _GatedError(_UnclearError):
         self.reader, self.width = reader, reader.in_features
 
 
-def _group(graph: tp.DependencyGraph, module: nn.Module) -> Any:
+def _group(graph: tp.DependencyGraph, module: nn.Linear | nn.modules.conv._ConvNd) -> Any:
     function = graph.get_pruner_of_module(module).prune_out_channels
     try:
         return graph.get_pruning_group(module, function, list(range(module.weight.shape[_out_axis(module)])))
@@ -261,7 +261,7 @@ def _cuts(
     owners: dict[nn.Parameter, str],
 ) -> list[Cut]:
     """What a group reaches; nothing where a width would be lost that the artefact's file could not tell."""
-    found = []
+    found: list[Cut] = []
     for item in group:
         target, axis = item.dep.target.module, None
         if isinstance(target, nn.Parameter):
