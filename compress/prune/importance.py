@@ -6,6 +6,7 @@ it (input side). C channels of a group, U units, B images, F weights of a layer 
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -220,10 +221,9 @@ def _taylor(structure: Structure, parts: Sequence[Part], images: DecodedImages) 
     images has no slope left on most of them.
     """
     # Of a copy: networks keep what they computed in evaluation, here with gradients.
-    structure = structure.copy()
-    model = structure.model.eval()
+    model = copy.deepcopy(structure.model).eval()
     device = next(model.parameters()).device
-    gates = [_gates(structure, part) for part in parts]
+    gates = [_gates(model, structure.cuts(part), part) for part in parts]
     taps = {(layer, side): _Tap(layer, side) for found in gates for layer, side, _, _ in found}
     prepare = Normalise(images.spec, device)
     size = max(1, min(64, _PIXELS // (images.spec.size[0] * images.spec.size[1])))
@@ -254,7 +254,7 @@ _Gate = tuple[nn.Module, str, list[int], torch.Tensor]
 """A layer, its side, indices [n] there, and the unit of each [n]."""
 
 
-def _gates(structure: Structure, part: Part) -> list[_Gate]:
+def _gates(model: nn.Module, cuts: Sequence[Cut], part: Part) -> list[_Gate]:
     """Where the features of a part's units are seen: at the layers that read them.
 
     Queries and keys are read by no layer, so that the gates of a head's dimensions are at what puts them out.
@@ -263,8 +263,8 @@ def _gates(structure: Structure, part: Part) -> list[_Gate]:
     for index, unit in enumerate(part.units):
         owner[list(unit)] = index
     found: list[_Gate] = []
-    for cut in structure.cuts(part):
-        layer = structure.model.get_submodule(cut.path)
+    for cut in cuts:
+        layer = model.get_submodule(cut.path)
         if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) and cut.axis is None:
             found.append((layer, cut.name, list(cut.channels), owner[list(cut.roots)]))
     wanted = "out" if part.kind == "head dimension" else "in"
