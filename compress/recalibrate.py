@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from zoo.artefact.card import Input, LineageEntry, advance, allow
+from zoo.artefact.card import LineageEntry, advance, allow
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
@@ -83,25 +83,21 @@ def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, datase
     # The classes stand one after the other in a split; a batch of one class has the wrong statistics.
     random.Random(0).shuffle(samples)
     images = DecodedImages(samples[: config.images], card.use.input)
-    before = _top1(model, card.use.input, dataset)
+    known = card.metrics("validation")
+    if known is None or known.dataset != dataset.name:
+        known = measured(model, card, dataset, test=False).metrics("validation")
     layers = recalibrate_model(model, images, batch_size=config.batch_size)
-    after = _top1(model, card.use.input, dataset)
-    done = Recalibration(layers=layers, images=len(images), top1_before=before, top1_after=after)
     entry = LineageEntry(
         stage="recalibrate",
         config=dataclasses.asdict(config),
         parent=sha256_file(source),
         commit=code_commit(),
-        summary=dataclasses.asdict(done),
         seconds=round(time.perf_counter() - begin, 1),
     )
-    save(model, measured(model, advance(card, entry), dataset, test=False), target)
+    card = measured(model, advance(card, entry), dataset, test=False)
+    after = card.metrics("validation")
+    assert known is not None and after is not None
+    done = Recalibration(layers=layers, images=len(images), top1_before=known.top1, top1_after=after.top1)
+    entry = dataclasses.replace(entry, summary=dataclasses.asdict(done))
+    save(model, dataclasses.replace(card, lineage=(*card.lineage[:-1], entry)), target)
     return done
-
-
-def _top1(model: nn.Module, spec: Input, dataset: Dataset) -> float:
-    from zoo.training.evaluate import torch_logits
-
-    images = DecodedImages(dataset.splits["validation"], spec)
-    logits = torch_logits(model, images)
-    return float((logits.argmax(axis=1) == images.labels.numpy()).mean())

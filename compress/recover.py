@@ -1,13 +1,17 @@
 """Recovery: a short fine-tuning of the pruned network, taught by the unpruned one.
 
 Distillation as in Hinton et al. 2015 (arXiv 1503.02531): KL divergence of the softened answers, times T squared,
-beside cross-entropy with the labels. A large learning rate matters more than a long training (Renda et al. 2020,
-arXiv 2003.02389; Le & Hua 2021, arXiv 2105.03193).
+beside cross-entropy with the labels, and the similarities between the images of a batch in the features before the
+classifier, which may have other widths (Tung & Mori 2019, arXiv 1907.09682). A large learning rate matters more than a
+long training (Renda et al. 2020, arXiv 2003.02389; Le & Hua 2021, arXiv 2105.03193).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +24,7 @@ from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas
 from zoo.networks.checkpoint import load, save
+from zoo.networks.registry import last_layers
 from zoo.training.evaluate import check_labels
 from zoo.training.loop.distributed import pick_device
 from zoo.training.loop.fit import FitReport, fit
@@ -31,28 +36,80 @@ from zoo.training.stage import measured
 __all__ = ["distillation", "recover"]
 
 
-def distillation(teacher: nn.Module, config: RecoverConfig) -> Loss:
-    """The loss (1 - w) CE(labels) + w T^2 KL(teacher || student), both softened by T.
+Seen = list[torch.Tensor]
+"""The features [B, F] of the last batch that a network saw."""
+
+
+@contextmanager
+def features_of(model: nn.Module) -> Iterator[Seen]:
+    """What a network's classifier reads, kept at every call meanwhile.
 
     Raises:
-        UsageError: a weight outside [0, 1] or a temperature that is not positive.
+        UsageError: the network has no classifier.
+    """
+    layers = last_layers(model)
+    if not layers:
+        raise UsageError(
+            f"{type(model).__name__} has no classifier whose features could be taught; recover.features = 0"
+        )
+    seen: Seen = []
+
+    def note_features(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[:] = [inputs[0].flatten(1)]
+
+    handle = layers[0].register_forward_pre_hook(note_features)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def similarity_loss(features: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the cosines between the images of a batch, a scalar.
+
+    Tung & Mori 2019, equation 4, with cosines instead of rows of products that are normalised afterwards.
+
+    Args:
+        features: float32 [B, F].
+        wanted: float32 [B, F'] of the same images.
+    """
+    one, other = (functional.normalize(values - values.mean(0), dim=1) for values in (features, wanted))
+    return functional.mse_loss(one @ one.T, other @ other.T)
+
+
+def distillation(teacher: nn.Module, config: RecoverConfig, seen: tuple[Seen, Seen] | None = None) -> Loss:
+    """The loss (1 - w) CE(labels) + w T^2 KL(teacher || student), both softened by T, and that of their features.
+
+    Args:
+        teacher: gets no gradients.
+        config: the weights.
+        seen: the student's features and the teacher's, where `config.features` asks for them.
+
+    Raises:
+        UsageError: a weight of the answers outside [0, 1], a negative one of the features, or a temperature that is
+            not positive.
     """
     weight, temperature, smoothing = config.distill, config.temperature, config.fit.label_smoothing
     if not 0 <= weight <= 1 or temperature <= 0:
         raise UsageError(
             f"recover.distill must be in [0, 1] and its temperature positive, got {weight} and {temperature}"
         )
+    if not 0 <= config.features < math.inf:
+        raise UsageError(f"recover.features must be 0 or a positive weight, got {config.features}")
     teacher = teacher.eval().requires_grad_(False)
 
     def loss(inputs: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         hard = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if weight == 0:
+        if weight == 0 and not config.features:
             return hard
         with torch.no_grad():
             wanted = functional.log_softmax(teacher(inputs) / temperature, dim=1)
         given = functional.log_softmax(logits / temperature, dim=1)
         soft = functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
-        return (1 - weight) * hard + weight * soft
+        total = (1 - weight) * hard + weight * soft
+        if config.features and seen is not None:
+            total = total + config.features * similarity_loss(*(found[0].float() for found in seen))
+        return total
 
     return loss
 
@@ -67,7 +124,7 @@ def recover(
     resume: bool = True,
     test: bool = True,
 ) -> FitReport:
-    """Fine-tune a pruned checkpoint into another one; the best epoch on validation data counts, or none of them.
+    """Fine-tune a pruned checkpoint into another one; `config.fit.keep` says which epoch counts, or none of them.
 
     Args:
         source: the pruned checkpoint.
@@ -90,18 +147,19 @@ def recover(
         raise UsageError(f"{teacher} has other labels or another input than {source}, so it cannot teach it")
     check_labels(card, dataset)
     spec = card.use.input
-    report = fit(
-        model,
-        train=DecodedImages(dataset.splits["train"], canvas(spec)),
-        validation=DecodedImages(dataset.splits["validation"], spec),
-        spec=spec,
-        config=config.fit,
-        folder=target.parent,
-        resume=resume,
-        loss=distillation(parent.to(pick_device()), config),
-        title=card.name,
-        identity=[dataclasses.asdict(config), sha256_file(teacher)],
-    )
+    with features_of(model) as own, features_of(parent) as wanted:
+        report = fit(
+            model,
+            train=DecodedImages(dataset.splits["train"], canvas(spec)),
+            validation=DecodedImages(dataset.splits["validation"], spec),
+            spec=spec,
+            config=config.fit,
+            folder=target.parent,
+            resume=resume,
+            loss=distillation(parent.to(pick_device()), config, (own, wanted)),
+            title=card.name,
+            identity=[dataclasses.asdict(config), sha256_file(teacher)],
+        )
     before = card.metrics("validation")
     if before and before.top1 > report.validation_top1:
         # No epoch was better than none: recalibration may leave little to recover.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,6 +150,10 @@ def _show(done: Plan) -> None:
     console().print(table)
     console().print()
     console().print(totals)
+    for reason, count in Counter(kept.reason for kept in done.kept).items():
+        first = next(kept.layer for kept in done.kept if kept.reason == reason)
+        more = f" and {count - 1} other layers" if count > 1 else ""
+        print(f"{first}{more}: kept whole, as {reason}")
     if done.latency_ms is not None:
         print(f"{done.latency_ms:.2f} ms per image in ONNX Runtime on this machine")
 

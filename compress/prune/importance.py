@@ -6,6 +6,7 @@ it (input side). C channels of a group, U units, B images, F weights of a layer 
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -219,14 +220,13 @@ def _taylor(structure: Structure, parts: Sequence[Part], images: DecodedImages) 
     recalibrated, or with a bias. And the logits are divided by _TEMPERATURE, since a network that fits its training
     images has no slope left on most of them.
     """
-    model = structure.model
+    # Of a copy: networks keep what they computed in evaluation, here with gradients.
+    model = copy.deepcopy(structure.model).eval()
     device = next(model.parameters()).device
-    gates = [_gates(structure, part) for part in parts]
+    gates = [_gates(model, structure.cuts(part), part) for part in parts]
     taps = {(layer, side): _Tap(layer, side) for found in gates for layer, side, _, _ in found}
     prepare = Normalise(images.spec, device)
     size = max(1, min(64, _PIXELS // (images.spec.size[0] * images.spec.size[1])))
-    training = model.training
-    model.eval()
     try:
         for batch, labels in track(images.in_order(size), total=-(-len(images) // size), description="Gradients"):
             with torch.enable_grad():
@@ -240,7 +240,6 @@ def _taylor(structure: Structure, parts: Sequence[Part], images: DecodedImages) 
     finally:
         for tap in taps.values():
             tap.close()
-        model.train(training)
     changes = {key: tap.changes() for key, tap in taps.items()}
     totals = []
     for part, found in zip(parts, gates, strict=True):
@@ -255,7 +254,7 @@ _Gate = tuple[nn.Module, str, list[int], torch.Tensor]
 """A layer, its side, indices [n] there, and the unit of each [n]."""
 
 
-def _gates(structure: Structure, part: Part) -> list[_Gate]:
+def _gates(model: nn.Module, cuts: Sequence[Cut], part: Part) -> list[_Gate]:
     """Where the features of a part's units are seen: at the layers that read them.
 
     Queries and keys are read by no layer, so that the gates of a head's dimensions are at what puts them out.
@@ -264,8 +263,8 @@ def _gates(structure: Structure, part: Part) -> list[_Gate]:
     for index, unit in enumerate(part.units):
         owner[list(unit)] = index
     found: list[_Gate] = []
-    for cut in structure.cuts(part):
-        layer = structure.model.get_submodule(cut.path)
+    for cut in cuts:
+        layer = model.get_submodule(cut.path)
         if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) and cut.axis is None:
             found.append((layer, cut.name, list(cut.channels), owner[list(cut.roots)]))
     wanted = "out" if part.kind == "head dimension" else "in"

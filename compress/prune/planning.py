@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.prune.cutting import Part, Structure, shape_of
+from compress.prune.cutting import Kept, Part, Structure, shape_of
 from compress.prune.importance import check_importance, comparable, scores
 from compress.prune.macs import Costs
 from compress.prune.network_latency import network_ms
@@ -65,6 +65,8 @@ class Plan:
     bytes_before: int
     """Of all tensors."""
     bytes_after: int
+    kept: tuple[Kept, ...] = ()
+    """Layers that stay whole because what their channels hang together with is not understood, or was not proved."""
     latency_ms: float | None = None
     """Of the pruned network in ONNX Runtime on this machine, where that was the goal."""
 
@@ -111,8 +113,10 @@ def reduce(
         pruned, done = _within(ready, goal, value)
     except OutOfReachError as error:
         unit = {"macs": "multiply-accumulates", "params": "parameters"}[goal]
+        kept = ready.structure.kept
+        why = f" ({len(kept)} layers stay whole, first {kept[0].layer}: {kept[0].reason})" if kept else ""
         raise UsageError(
-            f"the narrowest layers still leave {error.share:.0%} of the {unit}, {value:.0%} is out of reach; "
+            f"the narrowest layers still leave {error.share:.0%} of the {unit}, {value:.0%} is out of reach{why}; "
             f"raise prune.{goal} or lower prune.round_to ({config.round_to})"
         ) from error
     _check_promise(model, done, goal, value)
@@ -217,6 +221,7 @@ def _within(ready: _Ready, goal: str, share: float) -> tuple[nn.Module, Plan]:
             for name in ready.names
             if left[name] < ready.whole[name]
         ),
+        kept=ready.structure.kept,
         macs_before=costs.whole["macs"],
         macs_after=macs,
         parameters_before=_parameters(model),

@@ -108,6 +108,7 @@ def prune(
             "macs_ratio": round(done.ratio, 4),
             "parameters_ratio": round(done.parameters_after / done.parameters_before, 4),
             "parts": len(done.steps),
+            "kept": len(done.kept),
             "latency_ms": done.latency_ms,
             "top1_before": before.top1 if before else None,
         },

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from compress import recover as module
-from compress.recover import distillation, recover
+from compress.recover import distillation, features_of, recover, similarity_loss
 from tests.zoo.factories import make_card, make_dataset, make_input
 from zoo.artefact.card import Metrics
 from zoo.base.errors import UsageError
 from zoo.networks import checkpoint
 from zoo.networks.checkpoint import read_card, save
-from zoo.networks.registry import build
+from zoo.networks.registry import build, last_layers
 from zoo.training.loop.config import FitConfig
 from zoo.training.loop.fit import EpochResult, fit
 from zoo.training.loop.state import STATE
@@ -101,10 +101,55 @@ def test_an_interrupted_recovery_ends_with_the_same_bits(tmp_path: Path, monkeyp
     assert not (broken.parent / STATE).exists()
 
 
-@pytest.mark.parametrize("config", [RecoverConfig(distill=1.5), RecoverConfig(temperature=0.0)])
-def test_settings_out_of_range(config: RecoverConfig) -> None:
-    with pytest.raises(UsageError, match=r"must be in \[0, 1\]"):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RecoverConfig(distill=1.5), r"must be in \[0, 1\]"),
+        (RecoverConfig(temperature=0.0), r"must be in \[0, 1\]"),
+        (RecoverConfig(features=-1.0), "recover.features must be 0 or a positive weight, got -1.0"),
+        (RecoverConfig(features=float("inf")), "recover.features must be 0 or a positive weight, got inf"),
+    ],
+)
+def test_settings_out_of_range(config: RecoverConfig, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         distillation(nn.Linear(1, 1), config)
+
+
+def test_similarities_are_cosines_around_the_mean_whatever_the_widths() -> None:
+    features = torch.tensor([[2.0, 1.0], [0.0, 1.0], [1.0, 4.0], [1.0, -2.0]])  # around (1, 1)
+    wanted = torch.tensor([[3.0, 0.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, -5.0, 0.0]])
+    assert similarity_loss(features, wanted).item() == pytest.approx(0, abs=1e-12)
+    # The third image stands where the first one does: its cosines with the four are 1, -1, 1 and 0 instead of 0, 0, 1
+    # and -1, so that of the 16 pairs (0, 2), (1, 2), (2, 3) and their mirror images differ by 1.
+    other = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    assert similarity_loss(other, wanted).item() == pytest.approx((6 + 1) / 16)
+
+
+def test_features_are_what_the_classifier_reads() -> None:
+    model = build("lenet", classes=3, channels=1)
+    with features_of(model) as seen:
+        logits = model(torch.rand(2, 1, 28, 28))
+    (features,) = seen
+    assert torch.allclose(last_layers(model)[0](features), logits)
+    model(torch.rand(3, 1, 28, 28))
+    assert seen[0] is features  # no hook is left
+
+
+def test_a_teacher_with_other_features_is_followed(tmp_path: Path) -> None:
+    dataset, source, target = make_dataset(), tmp_path / "source.safetensors", tmp_path / "made" / "model.safetensors"
+    card = make_card(spec=make_input(28, "L"), stages=("train", "prune"))
+    torch.manual_seed(0)
+    model = build("lenet", classes=3, channels=1)
+    save(model, card, source)
+    weights = []
+    for features in (0.0, 50.0):
+        config = RecoverConfig(fit=FitConfig(epochs=2, batch_size=6, keep="last"), features=features)
+        report = recover(source, source, target, config, dataset=dataset, test=False, resume=False)
+        assert report.best_epoch == 2
+        weights.append(torch.cat([tensor.flatten() for tensor in checkpoint.load(target)[0].state_dict().values()]))
+    start = torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+    # The teacher is the network itself: the pull to its features holds the weights back.
+    assert 0 < (weights[1] - start).norm() < (weights[0] - start).norm()
 
 
 @pytest.mark.parametrize("before", [0.0, 1.0])

@@ -134,6 +134,8 @@ class RecoverConfig:
     """Weight of the teacher's answers against the labels."""
     temperature: float = 2.0
     """Both answers are softened by it."""
+    features: float = 0.0
+    """Weight of the teacher's features beside all that: how alike the images of a batch are to each other."""
 
 
 @dataclass(frozen=True, kw_only=True)

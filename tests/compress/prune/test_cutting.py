@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress.prune.cutting import Part, Structure, _randomize
+from compress.prune.cutting import Part, Structure
 from compress.prune.masking import mask
+from compress.prune.proof import randomize
 from tests.zoo.factories import TINY_VIT, make_card, make_input
 from zoo.base.errors import UsageError
 from zoo.networks import checkpoint
@@ -99,7 +100,7 @@ def _build(family: Family) -> nn.Module:
     torch.manual_seed(0)
     channels = 1 if family.name == "lenet" else 3
     model = build(family.name, classes=3, channels=channels, arguments=family.arguments)
-    _randomize(model)
+    randomize(model)
     return model.eval()
 
 
@@ -249,7 +250,7 @@ def test_grouped_convolutions_keep_their_groups_by_hand() -> None:
 @pytest.mark.parametrize("fused", [True, False])
 def test_heads_and_their_dimensions_by_hand(fused: bool) -> None:
     model = build("vit_tiny_patch16_224", classes=3, channels=3, arguments=_ONE_BLOCK)
-    _randomize(model)
+    randomize(model)
     attention = model.eval().blocks[0].attn
     attention.fused_attn = fused
     structure = Structure(model, make_input(32))

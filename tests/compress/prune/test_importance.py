@@ -224,12 +224,12 @@ def test_norms_agree_with_torch_pruning_where_both_count_the_same(name: str) -> 
     made = Structure(model, make_input(32))
     theirs = tp.importance.GroupMagnitudeImportance(p=int(name[1]), normalizer=None)
     assert len(made.parts) > 5
-    with traced(model, (3, 32, 32)) as (graph, _):
-        for found in made.parts:
-            layer = model.get_submodule(found.name)
-            function = graph.get_pruner_of_module(layer).prune_out_channels
-            wanted = theirs(graph.get_pruning_group(layer, function, list(range(len(found.units)))))
-            assert torch.allclose(score(made, found, name), wanted, rtol=1e-4)
+    followed = traced(model, (3, 32, 32))
+    for found in made.parts:
+        layer = followed.model.get_submodule(found.name)
+        function = followed.graph.get_pruner_of_module(layer).prune_out_channels
+        wanted = theirs(followed.graph.get_pruning_group(layer, function, list(range(len(found.units)))))
+        assert torch.allclose(score(made, found, name), wanted, rtol=1e-4)
 
 
 def test_comparable_scores_keep_the_order_within_a_part() -> None:

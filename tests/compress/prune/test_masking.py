@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from compress.prune.cutting import Structure, verify
+from compress.prune.cutting import Structure
 from compress.prune.masking import mask
+from compress.prune.proof import provable
 from zoo.base.errors import ArtefactError
 
 
@@ -41,16 +43,20 @@ def test_channels_followed_to_the_wrong_place_are_found(channels: tuple[int, ...
     cuts = structure.cuts(part)
     (reader,) = (cut for cut in cuts if (cut.path, cut.name) == ("3", "in"))
     cuts[cuts.index(reader)] = dataclasses.replace(reader, channels=channels)
-    with pytest.raises(ArtefactError, match=r"Sequential cannot be pruned: removing the hidden units of 0 is not"):
-        verify(structure, (4,))
+    proved, (wrong,) = provable(structure, structure.parts, (4,))
+    assert [found.name for found in proved] == ["3"] and wrong.layer == "0"
+    assert re.fullmatch(
+        r"removing hidden units is not the same as masking them \(the answers differ .*\), so .*", wrong.reason
+    )
 
 
 def test_a_forgotten_layer_is_found() -> None:
     structure = Structure(_net(), torch.zeros(1, 4))
     cuts = structure.cuts(structure.parts[1])
     del cuts[1]
-    with pytest.raises(ArtefactError, match=r"the hidden units of 3 is not the same as masking them \(RuntimeError"):
-        verify(structure, (4,))
+    proved, (wrong,) = provable(structure, structure.parts, (4,))
+    assert [found.name for found in proved] == ["0"] and wrong.layer == "3"
+    assert "is not the same as masking them (RuntimeError" in wrong.reason
 
 
 def test_units_that_no_answer_depends_on_prove_nothing() -> None:

@@ -51,6 +51,9 @@ class FitConfig:
     """Largest norm of the gradient; 0: no limit."""
     ema: float = 0.0
     """Decay of an average of the weights, which is then what is validated and kept; 0: none."""
+    keep: str = "best"
+    """best: the weights of the epoch that validates best, whose accuracy there is then the largest of several; last:
+    those after the last epoch."""
     loss: str = "cross-entropy"
     """cross-entropy or focal."""
     focal_gamma: float = 2.0
@@ -88,6 +91,7 @@ class FitConfig:
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must be a decay in (0, 1) like 0.999, or 0 for none; got {self.ema}")
         for name, known in (
+            ("keep", ("best", "last")),
             ("loss", ("cross-entropy", "focal")),
             ("class_weights", ("none", "balanced")),
             ("sampler", ("shuffled", "balanced")),

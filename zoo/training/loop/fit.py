@@ -35,7 +35,7 @@ class FitReport:
     """What training did."""
 
     best_epoch: int
-    """Counted from 1; 0 where a recovery kept the network it began with."""
+    """Counted from 1, the last one where that is kept; 0 where a recovery kept the network it began with."""
     validation_top1: float
     epochs: int
     seconds: float
@@ -61,7 +61,7 @@ def fit(
     mask: Mask | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> FitReport:
-    """Train `model` in place and leave it with the weights of its best epoch on the validation images.
+    """Train `model` in place and leave it with the weights of its best epoch on the validation images, or its last.
 
     What is random in a step (order, augmentation, dropout) is drawn from (seed, epoch, step) alone, so a run that was
     killed anywhere ends with the same weights as one that was not. Ctrl-C ends after the step that it came in.

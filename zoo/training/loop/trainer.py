@@ -344,7 +344,7 @@ class Trainer:
             truth = self.pictures.validation.labels
             top1 = (logits.argmax(dim=1) == truth).double().mean().item()
             validation_loss = nn.functional.cross_entropy(logits, truth).item()
-            if (top1, -validation_loss) > (state.best_top1, -state.best_loss):
+            if self.config.keep == "last" or (top1, -validation_loss) > (state.best_top1, -state.best_loss):
                 state.best_epoch, state.best_top1, state.best_loss = epoch, top1, validation_loss
                 self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         seconds = time.perf_counter() - begin

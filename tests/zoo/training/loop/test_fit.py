@@ -304,6 +304,16 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert not model.training and report.epochs == 5
 
 
+def test_the_last_epoch_is_kept_where_that_is_asked_for(tmp_path):
+    model = _net()
+    config = _config(epochs=5, lr=0.03, schedule="constant", augment=Augment(), keep="last")
+    report = _fit(tmp_path, model, config, validation=TRAIN, loss=_after(2 * STEPS, -1.0))
+    top1 = [float(row["validation_top1"]) for row in _log(tmp_path)]
+    assert report.best_epoch == 5 and report.validation_top1 == top1[-1] < max(top1)
+    found = torch_logits(model, TRAIN)
+    assert (found.argmax(1) == TRAIN.labels.numpy()).mean() == top1[-1]
+
+
 def test_equal_accuracy_is_decided_by_the_loss(tmp_path):
     one = DecodedImages(make_samples(1, 1), SPEC)
     config = _config(schedule="constant", augment=Augment())
