@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,20 @@ class Checks:
             PocketzooError: it failed.
         """
         if self._seconds and self._known.passed(artefact.path) is None:
-            self.begin(artefact, soon=True).result()
+            self.wait(artefact, soon=True)
+
+    def wait(self, artefact: Artefact, *, soon: bool) -> None:
+        """Wait for the check of a file; arguments as :meth:`begin`.
+
+        Raises:
+            PocketzooError: it failed, or was called off as the file is another one by now.
+        """
+        try:
+            self.begin(artefact, soon=soon).result()
+        except CancelledError:
+            raise ArtefactError(
+                f"{artefact.path}: was changed while it was checked; it is checked again when it is complete"
+            ) from None
 
     def forget(self, artefact: Artefact) -> None:
         """Let a file that could not be read for a passing reason be checked again."""

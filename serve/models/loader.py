@@ -182,7 +182,7 @@ class Live:
         """Note whether a file can be served, before anybody asks for it."""
         self._untidy = True
         try:
-            self.checks.begin(artefact, soon=False).result()
+            self.checks.wait(artefact, soon=False)
         except PocketzooError as error:
             self._note(artefact, error)
         else:

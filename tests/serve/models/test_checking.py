@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,24 @@ def test_stopping_ends_a_check(tmp_path, known):
     with pytest.raises(ArtefactError, match="ended with SIGKILL"):
         running.result(10)
     assert time.monotonic() - begun < 10
+
+
+def test_a_check_that_is_called_off_is_a_sentence(tmp_path, known, monkeypatch):
+    monkeypatch.setattr(serve.models.checking, "_AT_ONCE", 1)
+    for name in "ab":
+        write_endless(tmp_path / name / "model.onnx")
+    one, before = checks(known), scan(tmp_path)
+    one.begin(before["a"], soon=True)
+    waiting = one.begin(before["b"], soon=True)
+    write_artefact(tmp_path / "b" / "model.onnx", seed=1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(one.wait, before["b"], soon=True)
+        time.sleep(0.3)
+        one.begin(scan(tmp_path)["b"], soon=True)
+        with pytest.raises(ArtefactError, match="was changed while it was checked"):
+            asked.result(10)
+    assert waiting.cancelled()
+    one.stop()
 
 
 def test_a_changed_file_is_not_known(tmp_path, known):
