@@ -184,6 +184,13 @@ def test_every_family(module: str, tmp_path: Path) -> None:
 
 
 NOT_PRUNED: dict[str, str] = {
+    # torch-pruning cannot tell how wide the parts of some concatenations and splits are.
+    "coat": "cannot be run and followed on inputs of shape .* unsupported operand",
+    "cspnet": "cannot be run and followed on inputs of shape .* unsupported operand",
+    # The gains of standardised convolutions are no layer that it follows.
+    "nfnet": r"out of reach \(\d+ layers stay whole, first stem.conv1: removing channels is not the same as",
+    "shvit": "cannot be run and followed on inputs of shape .* division",
+    "tnt": "cannot be run and followed on inputs of shape .* unsupported operand",
     "sequencer": r"because of stages.0.blocks.0.rnn_tokens.rnn_v \(LSTM\): how the channels of recurrent layers",
     "sknet": r"out of reach \(12 layers stay whole, first conv1: removing channels is not the same as masking them",
 }

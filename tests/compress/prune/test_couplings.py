@@ -268,6 +268,15 @@ def test_what_is_not_understood_is_kept_and_the_rest_pruned(family: str, tmp_pat
         assert torch.equal(loaded(images), smaller.eval()(images))
 
 
+def test_a_search_that_would_not_end_is_given_up() -> None:
+    # EfficientViM mixes pixels and channels in reshapes, where torch-pruning's lists of channels grow with every turn.
+    arguments = {"embed_dim": [8, 8, 8], "depths": [1, 1, 1], "state_dim": [4, 4, 4]}
+    model = build("efficientvim_m1", classes=3, channels=3, arguments=arguments)
+    structure = Structure(model, make_input(64))
+    assert any(kept.reason.startswith("no end of what its channels go together with") for kept in structure.kept)
+    assert structure.parts
+
+
 def test_groups_that_would_not_stay_equally_wide() -> None:
     class Halves(nn.Module):
         def __init__(self) -> None:
