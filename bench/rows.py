@@ -15,6 +15,7 @@ from zoo.base.files import write_bytes
 
 __all__ = [
     "ACCURACY",
+    "ATTACKS",
     "COMPARE",
     "LATENCY",
     "LOAD",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 ACCURACY = "accuracy.jsonl"
+ATTACKS = "attacks.jsonl"
 COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
 LOAD = "load.jsonl"
@@ -53,7 +55,9 @@ _STARTED = {"convert_seconds", "setup_seconds", "startup_seconds", "first_ms", "
 _SURE = {"low_ms", "high_ms", "reference", "ratio", "ratio_low", "ratio_high"}
 _PACED = {"pace_seconds", "paced_p50_ms", "paced_low_ms", "paced_high_ms", "paced_p95_ms", "paced_round_ms"}
 _HOW = {"engine", "hint", "weights", "load"}
+_ATTACKED = {"attack", "n", "failed", "p99_alone_ms", "p99_ms", "times", "grew_mb", "attackers", "ok", "seconds"}
 REQUIRED = {
+    ATTACKS: frozenset({"run", "environment", "time", "honest_per_second"}) | _ATTACKED,
     ACCURACY: _KNOWN | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
     COMPARE: _TIMED | _RUN | _ANSWERED | _STARTED | _SURE | _PACED | _HOW,
     LATENCY: _TIMED | _KNOWN,

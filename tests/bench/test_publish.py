@@ -24,10 +24,14 @@ RESULTS = PROJECT / "bench" / "results"
 DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\nafter\n"
 
 
-def test_the_readme_says_what_the_kept_rows_say():
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("document", "least"),
+    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving", "attacks"})],
+)
+def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):
+    text = (PROJECT / document).read_text(encoding="utf-8")
     names = re.findall(r"<!-- rows: (\S+) -->", text)
-    assert set(names) >= {"mnist5k", "hymenoptera", "compare"}
+    assert set(names) >= least
     assert text.count("<!-- end of rows -->") == len(names)
     for name in names:
         assert render(name, RESULTS) in text, f"{name}: `pocketzoo bench publish` makes it anew"
@@ -39,7 +43,7 @@ def test_the_picture_was_drawn_from_the_kept_rows():
 
 
 def test_every_kept_row_is_complete_and_names_its_commit():
-    for name in (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD):
+    for name in (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD, kinds.ATTACKS):
         found = kinds.read(RESULTS / name)
         assert found, name
         assert all(row["environment"]["commit"] and row["environment"]["flags"] for row in found)
