@@ -197,10 +197,10 @@ def noise_sentence(rows: Sequence[Row]) -> str:
         return "noise: not measured"
     middles = sorted(one.value for one in found)
     ends = [end for one in found for end in (one.low, one.high) if end is not None]
-    spread = f", their intervals {min(ends):.2f} to {max(ends):.2f}" if ends else ""
+    spread = f", intervals {min(ends):.2f} to {max(ends):.2f}" if ends else ""
     return (
-        f"noise: the same file in ONNX Runtime, measured twice, is {middles[0]:.2f} to {middles[-1]:.2f} times as fast"
-        f"{spread} (n = {len(found)} networks); a ratio within that says nothing"
+        f"noise: one file in ONNX Runtime twice is {middles[0]:.2f} to {middles[-1]:.2f} times as fast{spread} "
+        f"(n = {len(found)} networks)"
     )
 
 
@@ -216,7 +216,7 @@ def summary_table(rows: Sequence[Row]) -> str:
     last = [row for members in _by_family(rows).values() for row in members if row["run"] == members[-1]["run"]]
     parts = [f"{title}\n{plain(rich_table(*_summarised(part)))}" for title, part in _parts(last)]
     remarks = (f"accuracy: {_counted(last)}", noise_sentence(last))
-    return "\n\n".join([*parts, *("\n".join(textwrap.wrap(remark, 118)) for remark in remarks)]) + "\n"
+    return "\n\n".join([*parts, "\n".join(textwrap.fill(remark, 118) for remark in remarks)])
 
 
 def _summarised(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

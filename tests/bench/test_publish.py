@@ -26,7 +26,7 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
 
 @pytest.mark.parametrize(
     ("document", "least"),
-    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving", "attacks"})],
+    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving"})],
 )
 def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):
     text = (PROJECT / document).read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_the_picture_was_drawn_from_the_kept_rows():
 
 
 def test_every_kept_row_is_complete_and_names_its_commit():
-    for name in (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD, kinds.ATTACKS):
+    for name in (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD):
         found = kinds.read(RESULTS / name)
         assert found, name
         assert all(row["environment"]["commit"] and row["environment"]["flags"] for row in found)

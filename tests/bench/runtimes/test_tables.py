@@ -135,7 +135,7 @@ def test_the_same_file_twice_says_what_a_ratio_is_worth() -> None:
         (1.0, 10 / 12, 1.25),
         (0.5, 5 / 12, 0.625),
     ]
-    assert "0.50 to 1.00 times as fast, their intervals 0.42 to 1.25 (n = 2 networks)" in peers_text.markdown(rows, "x")
+    assert "0.50 to 1.00 times as fast, intervals 0.42 to 1.25 (n = 2 networks)" in peers_text.markdown(rows, "x")
     assert "noise: not measured" in peers_text.markdown(family(without=("ort-again",)), "x")
 
 
@@ -215,9 +215,7 @@ cat     FP32         OpenVINO     90.0  10.00  OpenVINO       same         90.0 
                                                OpenVINO INT8  unpruned     90.0  5.000  2.50x (2.50-2.50)
 
 accuracy: n = 12 images of tiny, split validation
-
-noise: the same file in ONNX Runtime, measured twice, is 1.00 to 1.00 times as fast, their intervals 1.00 to 1.00 (n =
-2 networks); a ratio within that says nothing
+noise: one file in ONNX Runtime twice is 1.00 to 1.00 times as fast, intervals 1.00 to 1.00 (n = 2 networks)\
 """
 
 
