@@ -1,7 +1,7 @@
 """Measured rows that are kept with the code, and what is made from them alone: the README's tables and an image.
 
-A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts) or
-`compare` (the summary of the comparison with other runtimes).
+A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts),
+`compare` (the summary of the comparison with other runtimes), `serving` or `attacks`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 from bench.artefact_table import Line, collect, lines_of
 from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
-from bench.rows import ACCURACY, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
+from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
 from bench.runtimes.tables import summary_table
+from bench.serving.attacks_table import table as attacks_table
+from bench.serving.tables import markdown as serving_table
 from zoo.base.errors import ArtefactError, unknown_name
 from zoo.base.files import write_bytes
 from zoo.base.tables import plain
@@ -36,6 +38,7 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     SERVING: lambda row: (row["artefact"], row["file"]),
     LOAD: lambda row: (row["model"], row["scenario"]),
     SCORE: lambda row: row["artefact"],
+    ATTACKS: lambda row: row["attack"],
 }
 """What a newer run replaces an older one of."""
 
@@ -119,20 +122,28 @@ def render(name: str, results: Path) -> str:
         UsageError: there are no such rows; lists close names.
     """
     lines = groups(results)
-    compared = read(results / COMPARE)
-    if name == "compare" and compared:
+    others = {"compare": COMPARE, "serving": SERVING, "attacks": ATTACKS}
+    measured = {key: rows for key, file in others.items() if (rows := read(results / file))}
+    if name in lines:
+        return _fenced(plain(table_of(lines[name])))
+    if name not in measured:
+        raise unknown_name("rows", name, [*lines, *measured])
+    rows = measured[name]
+    if name == "compare":
         # Times of other batches and threads are kept, too, and cannot stand beside these.
-        return summary_table([row for row in compared if row["batch"] == 1 and row["threads"] == _cores(row)])
-    if name not in lines:
-        raise unknown_name("rows", name, [*lines, *(["compare"] if compared else [])])
-    return plain(table_of(lines[name]))
+        return _fenced(summary_table([row for row in rows if row["batch"] == 1 and row["threads"] == _cores(row)]))
+    return {"serving": serving_table, "attacks": attacks_table}[name](rows)
+
+
+def _fenced(text: str) -> str:
+    return f"```\n{text}\n```"
 
 
 def filled(document: str, results: Path) -> str:
     """A document with its tables made anew; errors as :func:`render`."""
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}```\n{render(match[2], results)}\n```\n{match[3]}"
+        return f"{match[1]}{render(match[2], results)}\n{match[3]}"
 
     return _BLOCK.sub(block, document)
 

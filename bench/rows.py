@@ -15,6 +15,7 @@ from zoo.base.files import write_bytes
 
 __all__ = [
     "ACCURACY",
+    "ATTACKS",
     "COMPARE",
     "LATENCY",
     "LOAD",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 ACCURACY = "accuracy.jsonl"
+ATTACKS = "attacks.jsonl"
 COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
 LOAD = "load.jsonl"
@@ -51,9 +53,13 @@ _SCENARIO = {"scenario", "metric", "value", "unit", "valid", "seconds", "setting
 _ANSWERED = {"dataset", "split", "pictures", "top1", "low", "high", "agreement"}
 _STARTED = {"convert_seconds", "setup_seconds", "startup_seconds", "first_ms", "peak_mb"}
 _SURE = {"low_ms", "high_ms", "reference", "ratio", "ratio_low", "ratio_high"}
+_PACED = {"pace_seconds", "paced_p50_ms", "paced_low_ms", "paced_high_ms", "paced_p95_ms", "paced_round_ms"}
+_HOW = {"engine", "hint", "weights", "load"}
+_ATTACKED = {"attack", "n", "failed", "p99_alone_ms", "p99_ms", "times", "grew_mb", "attackers", "ok", "seconds"}
 REQUIRED = {
+    ATTACKS: frozenset({"run", "environment", "time", "honest_per_second"}) | _ATTACKED,
     ACCURACY: _KNOWN | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
-    COMPARE: _TIMED | _RUN | _ANSWERED | _STARTED | _SURE,
+    COMPARE: _TIMED | _RUN | _ANSWERED | _STARTED | _SURE | _PACED | _HOW,
     LATENCY: _TIMED | _KNOWN,
     LOAD: _ANSWERING | _SCENARIO | {"n", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms", "histogram"},
     PYTEST: _TIMED,

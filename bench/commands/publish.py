@@ -18,7 +18,8 @@ __all__ = ["publish"]
 def publish(
     results: Annotated[Path, typer.Option(help="Folder of the kept rows.")] = Path("bench/results"),
     document: Annotated[
-        list[Path] | None, typer.Option(help="Markdown file with tables. Repeatable. Default: README.md.")
+        list[Path] | None,
+        typer.Option(help="Markdown file with tables. Repeatable. Default: README.md, serve/README.md."),
     ] = None,
 ) -> None:
     """Keep the latest rows, and make the README's tables of them.
@@ -27,5 +28,5 @@ def publish(
     """
     from bench.publish import publish as keep
 
-    for path in keep(output_root(), results, document or [Path("README.md")]):
+    for path in keep(output_root(), results, document or [Path("README.md"), Path("serve/README.md")]):
         print(short(path))

@@ -19,24 +19,37 @@ import numpy.typing as npt
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH
 
-__all__ = ["DEFAULTS", "INSTALL", "PEERS", "REFERENCE", "Classifier", "Inputs", "Peer"]
+__all__ = ["AGAIN", "DEFAULTS", "INSTALL", "PEERS", "REFERENCE", "Inputs", "Loaded", "Peer"]
 
 INSTALL = "pip install '.[peers]'"
 
 REFERENCE = "ort"
 """ONNX Runtime with its defaults: needs no extra, so that it is always measured, and ratios are to it."""
 
+AGAIN = "ort-again"
+"""The same file in the same runtime once more: what its ratio is away from one is the noise of all others."""
+
 Inputs = npt.NDArray[np.float32]
-Classifier = Callable[[Inputs], Inputs]
 
 _CPU = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A network that is ready to answer."""
+
+    classify: Callable[[Inputs], Inputs]
+    """From float32 [B, C, H, W] to logits [B, K]."""
+    engine: str
+    hint: str = "f32"
+    """What it computes in where the graph says float32: f32 or bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     """One way of running a network."""
 
-    load: Callable[[Path, int, tuple[int, ...] | None], Classifier]
+    load: Callable[[Path, int, tuple[int, ...] | None], Loaded]
     """From a file, a number of threads and the input's shape (None: batches of any size), to what answers."""
     convert: Callable[[Path, Sequence[Inputs], Path], Path] | None = None
     """From the artefact's file and calibration images [1, C, H, W], writes into a folder what `load` reads."""
@@ -45,13 +58,15 @@ class Peer:
     precision: str = "float32"
     needs: tuple[str, ...] = ()
     """Optional packages."""
+    obstacle: Callable[[], str] = lambda: ""
+    """Why this machine cannot run it though the packages are there; empty: it can."""
     calibrated: bool = False
     ours: bool = False
 
 
 def _torch(
     path: Path, threads: int, shape: tuple[int, ...] | None, *, channels_last: bool = False, compiled: bool = False
-) -> Classifier:
+) -> Loaded:
     import torch
 
     from zoo.networks.checkpoint import load as load_checkpoint
@@ -67,10 +82,10 @@ def _torch(
         with torch.no_grad() if compiled else torch.inference_mode():
             return np.asarray(model(torch.from_numpy(images).contiguous(memory_format=memory_format)).numpy())
 
-    return classify
+    return Loaded(classify=classify, engine="torch")
 
 
-def _ort(path: Path, threads: int, shape: tuple[int, ...] | None) -> Classifier:
+def _ort(path: Path, threads: int, shape: tuple[int, ...] | None) -> Loaded:
     """A plain session, as its documentation has it: all optimizations, threads that spin."""
     import onnxruntime as ort
 
@@ -78,17 +93,24 @@ def _ort(path: Path, threads: int, shape: tuple[int, ...] | None) -> Classifier:
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(path), options, providers=list(_CPU))
     name = session.get_inputs()[0].name
-    return lambda images: np.asarray(session.run(None, {name: images})[0], dtype=np.float32)
+    return Loaded(
+        classify=lambda images: np.asarray(session.run(None, {name: images})[0], dtype=np.float32),
+        engine="onnxruntime",
+    )
 
 
-def _predictor(path: Path, threads: int, shape: tuple[int, ...] | None) -> Classifier:
-    from zoo.artefact.predictor import Predictor
+def _predictor(path: Path, threads: int, shape: tuple[int, ...] | None) -> Loaded:
+    from zoo.artefact.predictor import Predictor, default_providers
 
+    # Everything here runs on the processor. Where nothing else could, the engine is chosen as it is for a server.
+    providers = None if tuple(default_providers()) == _CPU else _CPU
     # The golden check infers, which would count for the start and make the first inference a second one.
-    return Predictor(path, threads=threads, check=False, providers=_CPU).logits
+    predictor = Predictor(path, threads=threads, check=False, providers=providers)
+    name, _, precision = predictor.engine.partition("-")
+    return Loaded(classify=predictor.logits, engine=name, hint=precision or "f32")
 
 
-def _openvino(path: Path, threads: int, shape: tuple[int, ...] | None, *, full: bool = True) -> Classifier:
+def _openvino(path: Path, threads: int, shape: tuple[int, ...] | None, *, hint: str | None = "f32") -> Loaded:
     openvino = _optional("openvino")
     core = openvino.Core()
     network = core.read_model(str(path))
@@ -96,9 +118,9 @@ def _openvino(path: Path, threads: int, shape: tuple[int, ...] | None, *, full: 
         # A fixed shape is the faster way, and the one its documentation recommends.
         network.reshape(list(shape))
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    if full:
-        # Processors with bfloat16 instructions would compute in that.
-        options["INFERENCE_PRECISION_HINT"] = "f32"
+    if hint is not None:
+        # Processors with bfloat16 instructions compute in that unless they are told otherwise.
+        options["INFERENCE_PRECISION_HINT"] = hint
     compiled = core.compile_model(network, "CPU", options)
     # One request on the caller's own array: on tiny networks, calling the compiled model costs a quarter more.
     request = compiled.create_infer_request()
@@ -108,7 +130,13 @@ def _openvino(path: Path, threads: int, shape: tuple[int, ...] | None, *, full: 
         request.infer()
         return np.array(request.get_output_tensor().data, dtype=np.float32)
 
-    return classify
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return Loaded(classify=classify, engine="openvino", hint=used)
+
+
+def _no_bfloat16() -> str:
+    found = _optional("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "" if "BF16" in found else "this processor has no bfloat16 instructions"
 
 
 def _to_openvino(source: Path, images: Sequence[Inputs], folder: Path) -> Path:
@@ -183,10 +211,18 @@ PEERS: dict[str, Peer] = {
         load=lambda path, threads, shape: _torch(path, threads, shape, compiled=True), reads=CHECKPOINT
     ),
     "ort": Peer(load=_ort),
+    AGAIN: Peer(load=_ort),
     "ort-defaults-int8": Peer(load=_ort, convert=_to_ort_int8, precision="int8", calibrated=True),
     "openvino": Peer(load=_openvino, convert=_to_openvino, needs=("openvino",)),
+    "openvino-bf16": Peer(
+        load=lambda path, threads, shape: _openvino(path, threads, shape, hint="bf16"),
+        convert=_to_openvino,
+        precision="bfloat16",
+        needs=("openvino",),
+        obstacle=_no_bfloat16,
+    ),
     "openvino-int8": Peer(
-        load=lambda path, threads, shape: _openvino(path, threads, shape, full=False),
+        load=lambda path, threads, shape: _openvino(path, threads, shape, hint=None),
         convert=_to_nncf,
         precision="int8",
         needs=("openvino", "nncf"),
@@ -197,5 +233,5 @@ PEERS: dict[str, Peer] = {
 }
 """Name -> how it is run. Those of ours are always measured, where the artefact has the file."""
 
-DEFAULTS = tuple(name for name, peer in PEERS.items() if not peer.ours and name != "torch-compile")
-"""All but the one that takes half a minute to compile each network."""
+DEFAULTS = tuple(name for name, peer in PEERS.items() if not peer.ours and name not in (AGAIN, "torch-compile"))
+"""All but the one that takes half a minute to compile each network, and the one that is always there."""

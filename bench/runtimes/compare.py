@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from bench.rows import stamp
-from bench.runtimes.baselines import DEFAULTS, INSTALL, PEERS, REFERENCE
+from bench.runtimes.baselines import AGAIN, DEFAULTS, INSTALL, PEERS, REFERENCE
 from bench.runtimes.families import Network
 from bench.runtimes.measurements import measured, with_ratios
-from bench.runtimes.measuring_process import Job
+from bench.runtimes.measuring_process import PACE_SECONDS, Job
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.clock import alternate
+from zoo.artefact.environment import load_average
 from zoo.artefact.latency import LatencyConfig
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, GRAPH, sha256_file
@@ -37,6 +38,8 @@ from zoo.networks import checkpoint
 from zoo.training.evaluate import accuracy
 
 __all__ = ["ALL", "CompareConfig", "compare"]
+
+_PREPARED = ("bytes", "convert_seconds", "setup_seconds", "engine", "hint")
 
 TRUTH = "pocketzoo"
 """The exported graph in zoo.artefact.predictor: what the other answers are held against."""
@@ -55,7 +58,7 @@ class CompareConfig:
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
-        known = [name for name, peer in PEERS.items() if not peer.ours]
+        known = [name for name, peer in PEERS.items() if not peer.ours and name != AGAIN]
         for name in self.peers:
             if name == ALL:
                 continue
@@ -63,18 +66,21 @@ class CompareConfig:
                 raise unknown_name("peer", name, [*known, ALL])
             if absent := _absent(name):
                 raise UsageError(f"--peers {name}: {absent} is not installed; {INSTALL}")
+            if reason := PEERS[name].obstacle():
+                raise UsageError(f"--peers {name}: {reason}")
 
     @property
     def chosen(self) -> list[str]:
         """Names of the peers to measure, then ours."""
-        always = (REFERENCE, *(name for name, peer in PEERS.items() if peer.ours))
-        return [name for name in PEERS if name in always or (name in self._asked and not _absent(name))]
+        always, absent = (REFERENCE, AGAIN, *(name for name, peer in PEERS.items() if peer.ours)), self.absent
+        return [name for name in PEERS if name in always or (name in self._asked and name not in absent)]
 
     @property
     def absent(self) -> dict[str, str]:
         """Peers that would be measured, were they installed: what each lacks, and the command that installs it."""
         missing = {name: _absent(name) for name in self._asked}
-        return {name: f"{package} is not installed; {INSTALL}" for name, package in missing.items() if package}
+        lacking = {name: f"{package} is not installed; {INSTALL}" for name, package in missing.items() if package}
+        return lacking | {name: why for name in self._asked if name not in lacking and (why := PEERS[name].obstacle())}
 
     @property
     def _asked(self) -> tuple[str, ...]:
@@ -111,6 +117,7 @@ def compare(
         known = {
             key: _what(network, peer) for network in family for peer in PEERS if (key := _key(network, peer)) in jobs
         }
+        load = load_average()
         turns = _times(jobs, config.latency.rounds)
         logits = _answers(jobs, questions) if pictures else {}
     common: dict[str, Any] = {
@@ -119,13 +126,15 @@ def compare(
         "threads": config.latency.threads or cores(),
         "rounds": config.latency.rounds,
         "warmup": config.latency.warmup,
+        "pace_seconds": PACE_SECONDS,
+        "load": load,
     } | stamp("torch", "timm", "openvino", "nncf")
     common["environment"] = common["environment"] | {"provider": "CPUExecutionProvider"}
     rows = [
         common
         | known[key]
         | measured(turns[key])
-        | {name: prepared[key][name] for name in ("bytes", "convert_seconds", "setup_seconds")}
+        | {name: prepared[key][name] for name in _PREPARED}
         | {"difference": _difference(prepared[key], prepared[_key(network, TRUTH)])}
         | _accuracy(network, peer, logits, pictures)
         for network in family
@@ -238,9 +247,15 @@ def _what(network: Network, name: str) -> dict[str, Any]:
         "digest": sha256_file(path),
         "variant": name,
         "precision": PEERS[name].precision,
+        "weights": "trained" if _trained(network) else "random",
         "macs": inform.macs,
         "parameters": inform.parameters,
     }
+
+
+def _trained(network: Network) -> bool:
+    """Whether its weights are of anything but a generator of random numbers."""
+    return network.card.inform.source != "random" or any(entry.stage == "train" for entry in network.card.lineage)
 
 
 def _difference(found: Mapping[str, Any], reference: Mapping[str, Any]) -> float:

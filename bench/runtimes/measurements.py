@@ -15,13 +15,21 @@ __all__ = ["measured", "with_ratios"]
 
 
 def measured(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Times (zoo.artefact.clock.Timing), how a variant begins, as medians over the rounds, and the most memory it held.
+    """Times (zoo.artefact.clock.Timing), one upon another and paced; how a variant begins; the most memory it held.
+
+    How it begins are medians over the rounds.
 
     Args:
         turns: what each process measured, by round: see bench.runtimes.measuring_process.timed.
     """
+    paced = summarise([turn["paced_ms"] for turn in turns])
     return {
         **dataclasses.asdict(summarise([turn["samples_ms"] for turn in turns])),
+        "paced_p50_ms": paced.p50_ms,
+        "paced_low_ms": paced.low_ms,
+        "paced_high_ms": paced.high_ms,
+        "paced_p95_ms": paced.p95_ms,
+        "paced_round_ms": paced.round_ms,
         "startup_seconds": round(statistics.median(turn["startup_seconds"] for turn in turns), 4),
         "first_ms": round(statistics.median(turn["first_ms"] for turn in turns), 4),
         "peak_mb": max(turn["peak_mb"] for turn in turns),

@@ -24,9 +24,11 @@ from zoo.artefact.clock import sample_ms, since_start
 from zoo.base.files import GRAPH
 from zoo.base.machine import peak_bytes
 
-__all__ = ["Job", "answer", "prepare", "timed"]
+__all__ = ["PACE_SECONDS", "Job", "answer", "prepare", "timed"]
 
 _BATCH = 32
+PACE_SECONDS = 0.005
+"""Long enough for threads to fall asleep and caches to be used by others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ def prepare(job: Job) -> dict[str, Any]:
     """Convert and load a network once.
 
     Returns:
-        `convert_seconds`, `setup_seconds` (until the first answer), `bytes` of what is loaded, and its `logits` for a
-        image that is the same for all peers.
+        `convert_seconds`, `setup_seconds` (until the first answer), `bytes` of what is loaded, its `logits` for an
+        image that is the same for all peers, and the `engine` and precision (`hint`) that computed them.
     """
     from zoo.artefact.onnx_file import read_card
     from zoo.artefact.preprocess import golden_image, preprocess
@@ -72,10 +74,11 @@ def prepare(job: Job) -> dict[str, Any]:
     converted = time.perf_counter()
     inputs = np.repeat(preprocess(golden_image(0), spec)[None], job.batch, axis=0)
     with _quiet():
-        logits = peer.load(file, job.threads, inputs.shape)(inputs)
+        loaded = peer.load(file, job.threads, inputs.shape)
+        logits = loaded.classify(inputs)
     ended = time.perf_counter()
     if peer.ours:
-        # The golden self-check once, as what is timed goes without.
+        # The golden self-check and the choice of an engine once, as what is timed goes without.
         from zoo.artefact.predictor import Predictor
 
         Predictor(file)
@@ -86,6 +89,8 @@ def prepare(job: Job) -> dict[str, Any]:
         "setup_seconds": round(ended - converted, 3),
         "bytes": sum(path.stat().st_size for path in parts),
         "logits": logits[0].astype(float).tolist(),
+        "engine": loaded.engine,
+        "hint": loaded.hint,
     }
 
 
@@ -97,7 +102,7 @@ def answer(job: Job) -> dict[str, Any]:
     spec = read_card(Path(job.folder) / GRAPH).use.input
     pictures = _pictures(job)
     with _quiet():
-        classify = PEERS[job.peer].load(_file(job), job.threads, None)
+        classify = PEERS[job.peer].load(_file(job), job.threads, None).classify
         parts = [
             classify(batch([path.read_bytes() for path in pictures[start : start + _BATCH]], spec))
             for start in range(0, len(pictures), _BATCH)
@@ -114,20 +119,23 @@ def timed(job: Job) -> dict[str, Any]:
 
     Returns:
         `startup_seconds` from the start of the process to its first answer, `first_ms` of that inference alone,
-        `samples_ms` of those after the warm-up, and `peak_mb`, the most memory so far in 10^6 bytes.
+        `samples_ms` of those after the warm-up, one upon another, `paced_ms` of others that come PACE_SECONDS after the
+        last answer, as requests do, and `peak_mb`, the most memory so far in 10^6 bytes.
     """
     shape = (job.batch, *job.shape)
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with _quiet():
-        classify = PEERS[job.peer].load(_file(job), job.threads, shape)
+        classify = PEERS[job.peer].load(_file(job), job.threads, shape).classify
         begin = time.perf_counter()
         classify(images)
         first, started = time.perf_counter() - begin, since_start()
         samples = sample_ms(lambda: classify(images), seconds=job.seconds, warmup=job.warmup)
+        paced = sample_ms(lambda: classify(images), seconds=job.seconds, warmup=0, pause=PACE_SECONDS)
     return {
         "startup_seconds": round(started, 4),
         "first_ms": round(1000 * first, 4),
         "samples_ms": [round(sample, 5) for sample in samples],
+        "paced_ms": [round(sample, 5) for sample in paced],
         "peak_mb": round(peak_bytes() / 1e6, 2),
     }
 

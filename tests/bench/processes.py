@@ -18,8 +18,10 @@ MS = {
     "torch-channels-last": 20.0,
     "torch-compile": 16.0,
     "ort": 10.0,
+    "ort-again": 10.0,
     "ort-defaults-int8": 9.0,
     "openvino": 8.0,
+    "openvino-bf16": 6.0,
     "openvino-int8": 5.0,
     "pocketzoo": 10.0,
     "pocketzoo-int8": 4.0,
@@ -47,13 +49,14 @@ class Processes:
     @staticmethod
     def prepare(job: Job, number: int) -> dict[str, Any]:
         logits = [0.0, 1.0, 2.0 + 0.25 * (PEERS[job.peer].precision == "int8")]
-        return {"convert_seconds": 1.5, "setup_seconds": 0.5, "bytes": 1_000_000, "logits": logits}
+        how = {"engine": "openvino" if "pocketzoo" in job.peer else "some", "hint": "f32"}
+        return how | {"convert_seconds": 1.5, "setup_seconds": 0.5, "bytes": 1_000_000, "logits": logits}
 
     def time(self, job: Job, number: int) -> dict[str, Any]:
         self.rounds.append(f"{number} {Path(job.folder).name} {job.peer}")
         pace = MS[job.peer] * (number + 1) / (2 if job.folder.endswith("pruned") else 1)
         started = {"startup_seconds": 0.5 + number, "first_ms": 2 * pace, "peak_mb": 100.0 + number}
-        return started | {"samples_ms": [pace, pace, 3 * pace]}
+        return started | {"samples_ms": [pace, pace, 3 * pace], "paced_ms": [4 * pace]}
 
     @staticmethod
     def answer(job: Job, number: int) -> dict[str, Any]:

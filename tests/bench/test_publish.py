@@ -24,10 +24,14 @@ RESULTS = PROJECT / "bench" / "results"
 DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\nafter\n"
 
 
-def test_the_readme_says_what_the_kept_rows_say():
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("document", "least"),
+    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving"})],
+)
+def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):
+    text = (PROJECT / document).read_text(encoding="utf-8")
     names = re.findall(r"<!-- rows: (\S+) -->", text)
-    assert set(names) >= {"mnist5k", "hymenoptera", "compare"}
+    assert set(names) >= least
     assert text.count("<!-- end of rows -->") == len(names)
     for name in names:
         assert render(name, RESULTS) in text, f"{name}: `pocketzoo bench publish` makes it anew"

@@ -1,15 +1,17 @@
 """The attacks in their shortest form: that they are what they say, and that the table says what was not survived."""
 
-import json
 import threading
 
 import pytest
 
+from bench.rows import ATTACKS as KEPT
+from bench.rows import read
+from bench.serving.attacks_table import table
 from bench.serving.server import serving
 from tests.soak import attacks
 from tests.soak.artefacts import photograph, write_tiny, write_working
 from tests.soak.attackers import Attack, bomb_files
-from tests.soak.attacks import ATTACKS, main, run, table
+from tests.soak.attacks import ATTACKS, main, run
 from tests.soak.harness import exchange, head, until
 from zoo.artefact.decode import FORMATS, decode, sniff
 from zoo.artefact.predictor import Predictor
@@ -58,6 +60,7 @@ def test_the_working_network_answers(tmp_path):
 
 def _row(name, **changed):
     row = {"attack": name, "n": 9, "failed": 0, "p99_alone_ms": 2.0, "p99_ms": 6.0, "times": 3.0, "grew_mb": 1.0}
+    row |= {"seconds": 1.0, "honest_per_second": 9.0}
     return {**row, "attackers": {"408": 2}, "ok": True, **changed}
 
 
@@ -65,8 +68,11 @@ def _row(name, **changed):
 def test_the_command_writes_rows_and_says_what_was_not_survived(monkeypatch, capsys, tmp_path, ok):
     rows = [_row("idle connections"), _row("slow readers", failed=1, p99_ms=None, ok=ok)]
     monkeypatch.setattr(attacks, "run", lambda names, **_: iter(rows))
-    assert main(["--rows", str(tmp_path / "rows.jsonl")]) == (0 if ok else 1)
-    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    assert main([]) == (0 if ok else 1)
+    kept = read(tmp_path / "bench" / KEPT)
+    assert [{key: row[key] for key in rows[0]} for row in kept] == rows
+    assert len({row["run"] for row in kept}) == 1
     said = capsys.readouterr().out
     assert said.strip() == table(rows).strip()
     assert ("NO" in said) is not ok

@@ -63,8 +63,17 @@ def summarise(rounds_ms: Sequence[Sequence[float]]) -> Timing:
     )
 
 
-def sample_ms(call: Callable[[], object], *, seconds: float, warmup: int, at_least: int = 20) -> list[float]:
+def sample_ms(
+    call: Callable[[], object], *, seconds: float, warmup: int, at_least: int = 20, pause: float = 0.0
+) -> list[float]:
     """Call repeatedly for about `seconds` (and at least `at_least` times) after `warmup` uncounted calls.
+
+    Args:
+        call: what to time.
+        seconds: for all calls, the pauses included.
+        warmup: calls that are not counted.
+        at_least: calls that are.
+        pause: seconds between the end of a call and the next one.
 
     Returns:
         The duration of each counted call in milliseconds.
@@ -74,6 +83,7 @@ def sample_ms(call: Callable[[], object], *, seconds: float, warmup: int, at_lea
     samples: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < at_least or time.perf_counter() < end:
+        time.sleep(pause)
         begin = time.perf_counter()
         call()
         samples.append((time.perf_counter() - begin) * 1000)

@@ -12,7 +12,7 @@ import pytest
 
 from bench.rows import COMPARE, REQUIRED, read
 from bench.runtimes import compare as peers
-from bench.runtimes.baselines import DEFAULTS
+from bench.runtimes.baselines import PEERS
 from bench.runtimes.compare import CompareConfig, compare
 from bench.runtimes.families import families
 from bench.runtimes.measuring_process import Job
@@ -35,6 +35,8 @@ def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Processes:
     found = Processes()
     monkeypatch.setattr(peers, "alternate", found)
     monkeypatch.setattr(peers, "_absent", lambda name: None)
+    able = dataclasses.replace(PEERS["openvino-bf16"], obstacle=lambda: "")
+    monkeypatch.setitem(PEERS, "openvino-bf16", able)
     monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path / "output"))
     return found
 
@@ -90,7 +92,7 @@ def test_files_are_identified_before_they_are_measured(files: dict[str, Path], p
 def test_rows_are_complete_and_processes_take_turns(files: dict[str, Path], processes: Processes) -> None:
     (found,) = families([files["pruned"].parent])
     rows = compare(found, CONFIG, calibration=make_samples(3))
-    variants = [*DEFAULTS, "pocketzoo", "pocketzoo-int8"]
+    variants = [name for name in PEERS if name != "torch-compile"]
     assert [(row["artefact"], row["variant"]) for row in rows] == [
         (name, variant) for name in ("cat", "cat-pruned") for variant in variants
     ]
@@ -133,7 +135,7 @@ def test_calibration_and_settings_reach_the_process(files: dict[str, Path], proc
     assert seen[0] == [sample.read() for sample in samples]
     job = processes.jobs[-1]
     assert (job.action, job.threads, job.batch, job.seconds, job.warmup) == ("time", 3, 4, 0.2, 7)
-    assert {job.peer for job in processes.jobs} == {"ort", "pocketzoo", "pocketzoo-int8"}
+    assert {job.peer for job in processes.jobs} == {"ort", "ort-again", "pocketzoo", "pocketzoo-int8"}
 
 
 def test_accuracy_of_every_variant(files: dict[str, Path], processes: Processes) -> None:
@@ -163,10 +165,10 @@ def test_what_is_left_out_is_said(
     assert CONFIG.absent == {"openvino-int8": "nncf is not installed; pip install '.[peers]'"}
     exported(files["parent"].with_name("model.safetensors"), seed=9)  # the INT8 file is of the graph before
     (files["pruned"].with_name("model.safetensors")).unlink()
-    processes.fail.add("openvino")
+    processes.fail |= {"openvino", "openvino-bf16"}
     (network,) = families([files["parent"].parent])[0]
     rows = compare([network], CONFIG)
-    assert [row["variant"] for row in rows] == ["torch", "torch-channels-last", "ort", "pocketzoo"]
+    assert [row["variant"] for row in rows] == ["torch", "torch-channels-last", "ort", "ort-again", "pocketzoo"]
     said = capsys.readouterr().err
     assert (
         "cat: ort-defaults-int8 is left out: there are no images to calibrate it with; add --calibrate FOLDER" in said
@@ -185,7 +187,7 @@ def test_an_int8_file_that_was_never_made_is_no_news(
 ) -> None:
     files["int8"].unlink()
     rows = compare(families([files["parent"]])[0], CompareConfig(peers=("torch",)), calibration=make_samples(1))
-    assert [row["variant"] for row in rows] == ["torch", "ort", "pocketzoo"]
+    assert [row["variant"] for row in rows] == ["torch", "ort", "ort-again", "pocketzoo"]
     assert capsys.readouterr().err == ""
 
 
@@ -194,11 +196,11 @@ def test_a_checkpoint_of_another_training_is_left_out(
 ) -> None:
     rewrite(files["parent"].with_name("model.safetensors"))  # another digest, the same lineage
     config = CompareConfig(peers=("torch",))
-    assert len(compare(families([files["parent"]])[0], config)) == 4
+    assert len(compare(families([files["parent"]])[0], config)) == 5
     quantized(files["parent"], seed=4)
     (network,) = families([files["parent"]])[0]
     other = dataclasses.replace(network, card=dataclasses.replace(network.card, lineage=network.card.lineage[1:]))
-    assert [row["variant"] for row in compare([other], config)] == ["ort", "pocketzoo", "pocketzoo-int8"]
+    assert [row["variant"] for row in compare([other], config)] == ["ort", "ort-again", "pocketzoo", "pocketzoo-int8"]
     assert "is not what model.onnx was exported from; export it again" in capsys.readouterr().err
 
 
@@ -217,12 +219,23 @@ def test_unknown_and_missing_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--peers openvino: openvino is not installed; pip install '\.\[peers\]'"):
         CompareConfig(peers=("openvino",))
     assert CompareConfig().chosen == [
-        *("torch", "torch-channels-last", "ort", "ort-defaults-int8"),
+        *("torch", "torch-channels-last", "ort", "ort-again", "ort-defaults-int8"),
         *("pocketzoo", "pocketzoo-int8"),
     ]
     everything = CompareConfig(peers=("all",))
     assert "torch-compile" in everything.chosen
-    assert set(everything.absent) == {"openvino", "openvino-int8"}
+    assert set(everything.absent) == {"openvino", "openvino-bf16", "openvino-int8"}
+
+
+def test_a_processor_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_absent", lambda name: None)
+    unable = dataclasses.replace(PEERS["openvino-bf16"], obstacle=lambda: "no such instructions")
+    monkeypatch.setitem(PEERS, "openvino-bf16", unable)
+    config = CompareConfig()
+    assert config.absent == {"openvino-bf16": "no such instructions"}
+    assert "openvino-bf16" not in config.chosen
+    with pytest.raises(UsageError, match="--peers openvino-bf16: no such instructions"):
+        CompareConfig(peers=("openvino-bf16",))
 
 
 def test_numbers_by_hand(files: dict[str, Path], processes: Processes) -> None:
@@ -242,6 +255,9 @@ def test_numbers_by_hand(files: dict[str, Path], processes: Processes) -> None:
     assert (row["low_ms"], row["high_ms"]) == (4.0, 8.0)
     assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (2.5, 2.5, 2.5)
     assert (row["startup_seconds"], row["first_ms"], row["peak_mb"]) == (1.0, 12.0, 101.0)
+    # Paced, 16 and 32 ms.
+    assert (row["paced_p50_ms"], row["paced_round_ms"], row["pace_seconds"]) == (24.0, (16.0, 32.0), 0.005)
+    assert (row["engine"], row["hint"], row["weights"]) == ("openvino", "f32", "trained")
 
 
 def test_a_single_round_has_no_interval(files: dict[str, Path], processes: Processes) -> None:
@@ -273,7 +289,7 @@ def test_the_command(files: dict[str, Path], processes: Processes, birds: Path, 
     for heading in ("vs ORT (range)", "times as fast as", "fastest peer"):
         assert heading in done.output
     assert max(len(line.rstrip()) for line in done.output.splitlines() if "/" not in line) <= 160
-    assert len(read(folder / COMPARE)) == 16
+    assert len(read(folder / COMPARE)) == 20
     page = (folder / "compare.md").read_text()
     assert (
         f"`pocketzoo bench compare {files['pruned'].parent} --calibration-images 256 --accuracy --data {birds}" in page
@@ -283,9 +299,9 @@ def test_the_command(files: dict[str, Path], processes: Processes, birds: Path, 
     options = ("--peers", "ort, torch", "--calibrate", birds, "--images", birds, "--json")
     lines = run_cli("bench", "compare", *options).output.splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["variant"] for row in rows] == 2 * ["torch", "ort", "pocketzoo", "pocketzoo-int8"]
+    assert [row["variant"] for row in rows] == 2 * ["torch", "ort", "ort-again", "pocketzoo", "pocketzoo-int8"]
     assert {row["pictures"] for row in rows} == {30}
-    assert len(read(folder / COMPARE)) == 16 + 8
+    assert len(read(folder / COMPARE)) == 20 + 10
 
 
 def test_accuracy_is_measured_where_the_data_is_known(
@@ -296,7 +312,7 @@ def test_accuracy_is_measured_where_the_data_is_known(
     run_cli("bench", "compare", files["parent"], *options)
     assert all(row["top1"] is not None for row in read(folder / COMPARE))
     run_cli("bench", "compare", files["parent"], *options, "--no-accuracy")
-    assert all(row["top1"] is None for row in read(folder / COMPARE)[-3:])
+    assert all(row["top1"] is None for row in read(folder / COMPARE)[-4:])
     assert " --no-accuracy" in (folder / "compare.md").read_text()
 
 
@@ -313,7 +329,7 @@ def test_the_command_calibrates_with_the_images_that_quantize_takes(
     files: dict[str, Path], processes: Processes, birds: Path
 ) -> None:
     run_cli("bench", "compare", files["parent"], "--data", birds, "--calibration-images", "5", "--rounds", "1")
-    assert sum(job.action == "prepare" for job in processes.jobs) == 8
+    assert sum(job.action == "prepare" for job in processes.jobs) == 10
     run_cli("bench", "compare", files["parent"], "--peers", "ort-defaults-int8", "--rounds", "1")
     assert processes.jobs[-1].peer == "pocketzoo-int8"
 
