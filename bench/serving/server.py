@@ -130,8 +130,11 @@ def serving(models: Path, **variables: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def watching(server: Server, *, every: float = 0.1, settle: float = 0.3) -> Iterator[Watch]:
-    """Sample the workers' memory while the block runs, and once `settle` seconds after it."""
+def watching(server: Server, *, every: float = 0.1, settle: float = 1.5) -> Iterator[Watch]:
+    """Sample the workers' memory while the block runs, and once `settle` seconds after it.
+
+    A server gives memory back once a second at most.
+    """
     watch, over = Watch(), threading.Event()
     samples = [server.resident_mb()]
 

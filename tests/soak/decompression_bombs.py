@@ -41,7 +41,7 @@ def fault_bomb(case: Case) -> Result:
     files, rounds = _files(case), case.many(5, 1)
     # A file of megabytes is held as a body, as an image and, for a while, once more by its decoder.
     largest = 3 * max(len(data) for _, _, data, _ in files) / 1e6
-    with case.same_workers(result), watching(case.server, every=0.02, settle=1.0) as watch, probing(case) as probe:
+    with case.same_workers(result), watching(case.server, every=0.02) as watch, probing(case) as probe:
         for name, media, data, allowed in files * rounds:
             for path in ("/v1/predict", "/predict"):
                 found = exchange(case.server.port, _upload(path, media, data), timeout=_ANSWER_SECONDS)
