@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ Seen = list[torch.Tensor]
 
 
 @contextmanager
-def features_of(model: nn.Module) -> Iterator[Seen]:
+def features_read(model: nn.Module) -> Iterator[Seen]:
     """What a network's classifier reads, kept at every call meanwhile.
 
     Raises:
@@ -147,7 +147,10 @@ def recover(
         raise UsageError(f"{teacher} has other labels or another input than {source}, so it cannot teach it")
     check_labels(card, dataset)
     spec = card.use.input
-    with features_of(model) as own, features_of(parent) as wanted:
+    with ExitStack() as stack:
+        seen = None
+        if config.features:
+            seen = stack.enter_context(features_read(model)), stack.enter_context(features_read(parent))
         report = fit(
             model,
             train=DecodedImages(dataset.splits["train"], canvas(spec)),
@@ -156,7 +159,7 @@ def recover(
             config=config.fit,
             folder=target.parent,
             resume=resume,
-            loss=distillation(parent.to(pick_device()), config, (own, wanted)),
+            loss=distillation(parent.to(pick_device()), config, seen),
             title=card.name,
             identity=[dataclasses.asdict(config), sha256_file(teacher)],
         )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress import recover as module
-from compress.recover import distillation, features_of, recover, similarity_loss
+from compress.recover import distillation, features_read, recover, similarity_loss
 from tests.zoo.factories import make_card, make_dataset, make_input
 from zoo.artefact.card import Metrics
 from zoo.base.errors import UsageError
@@ -127,7 +127,7 @@ def test_similarities_are_cosines_around_the_mean_whatever_the_widths() -> None:
 
 def test_features_are_what_the_classifier_reads() -> None:
     model = build("lenet", classes=3, channels=1)
-    with features_of(model) as seen:
+    with features_read(model) as seen:
         logits = model(torch.rand(2, 1, 28, 28))
     (features,) = seen
     assert torch.allclose(last_layers(model)[0](features), logits)
@@ -150,6 +150,19 @@ def test_a_teacher_with_other_features_is_followed(tmp_path: Path) -> None:
     start = torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
     # The teacher is the network itself: the pull to its features holds the weights back.
     assert 0 < (weights[1] - start).norm() < (weights[0] - start).norm()
+
+
+def test_a_network_without_a_classifier_is_recovered_by_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.recover.last_layers", lambda model: [])
+    source, target = tmp_path / "source.safetensors", tmp_path / "made" / "model.safetensors"
+    save(build("lenet", classes=3, channels=1), make_card(spec=make_input(28, "L"), stages=("train", "prune")), source)
+    config = RecoverConfig(fit=FitConfig(epochs=1))
+    assert recover(source, source, target, config, dataset=make_dataset(), test=False).epochs == 1
+    taught = dataclasses.replace(config, features=1.0)
+    with pytest.raises(UsageError, match=r"has no classifier whose features could be taught; recover\.features = 0"):
+        recover(source, source, target, taught, dataset=make_dataset(), test=False)
 
 
 @pytest.mark.parametrize("before", [0.0, 1.0])
