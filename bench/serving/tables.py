@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from zoo.artefact.environment import environment_text
 from zoo.base.tables import markdown_table, rich_table
 
 __all__ = ["facts", "markdown", "render"]
@@ -20,9 +21,18 @@ def render(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The same table in Markdown, with its facts as a list below."""
-    table = markdown_table(_HEADINGS, [_cells(row) for row in rows])
-    return "\n".join([table, "", *(f"- {fact}" for fact in facts(rows))])
+    """The same in Markdown: of each file a table, with its facts as a list below."""
+    files = {(row["artefact"], row["file"]): row for row in rows}
+    parts = []
+    for (artefact, file), row in files.items():
+        own = [other for other in rows if (other["artefact"], other["file"]) == (artefact, file)]
+        parts += [
+            f"{artefact}/{file}, {row['image']['name']} ({row['image']['bytes'] / 1e3:.0f} kB); "
+            f"{environment_text(row['environment'])}:",
+            markdown_table(_HEADINGS, [_cells(other) for other in own]),
+            "\n".join(f"- {fact}" for fact in facts(own)),
+        ]
+    return "\n\n".join(parts)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -47,6 +47,7 @@ def test_every_kept_row_is_complete_and_names_its_commit():
         found = kinds.read(RESULTS / name)
         assert found, name
         assert all(row["environment"]["commit"] and row["environment"]["flags"] for row in found)
+        assert not any(row["environment"]["commit"].endswith("-dirty") for row in found)
 
 
 def test_publishing_keeps_rows_and_fills_documents(chain: Path, tmp_path: Path):
