@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bench.artefact_fields import identity
 from bench.rows import ACCURACY, LATENCY, read
-from zoo.artefact.engines import REFERENCE
+from zoo.artefact.engines.runtimes import REFERENCE
 from zoo.base.files import GRAPH, INT8_GRAPH
 from zoo.base.machine import cores
 from zoo.base.statistics.intervals import ratio

@@ -16,9 +16,9 @@ from onnx import ModelProto
 
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
-from zoo.artefact.engine_choice import AUTOMATIC, VARIABLE
-from zoo.artefact.engines import ENGINES, OTHERS, REFERENCE, Engine, How, lacking, preference
-from zoo.artefact.golden import add_engine, candidates, draw_golden
+from zoo.artefact.engines.choice import AUTOMATIC, VARIABLE
+from zoo.artefact.engines.golden import add_engine, candidates, draw_golden
+from zoo.artefact.engines.runtimes import ENGINES, OTHERS, REFERENCE, Engine, How, lacking, preference
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError
 from zoo.base.machine import cores

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.artefact.engines import AUTO, preference
+from zoo.artefact.engines.runtimes import AUTO, preference
 from zoo.artefact.preprocess import FORMATS
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.files import output_root
@@ -41,7 +41,7 @@ class Settings:
     threads: int | None = None
     """Threads of one inference that runs alone; default: the cores the server may use."""
     engine: str = AUTO
-    """`auto`: the fastest that passes the self-check; or names of zoo.artefact.engines, separated by commas: the first
+    """`auto`: the fastest that passes the self-check; or names of zoo.artefact.engines.runtimes, with commas: the first
     that is installed and has a golden answer in a model's file."""
     slots: int = field(default_factory=_slots)
     """Requests computed at the same time in one worker, the others wait; default: the cores, 2 to 16."""

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
-from zoo.artefact.engines import DISABLED
+from zoo.artefact.engines.runtimes import DISABLED
 from zoo.base.machine import cores
 
 __all__ = ["Feed", "Feeds", "logits", "observe", "session"]

@@ -26,8 +26,8 @@ from compress.quantize.variants import Variants
 from zoo.artefact import onnx_file as graph
 from zoo.artefact.card import Card
 from zoo.artefact.clock import Timing, summarise
-from zoo.artefact.engine_choice import AUTOMATIC, VARIABLE
-from zoo.artefact.engines import REFERENCE, lacking, preference
+from zoo.artefact.engines.choice import AUTOMATIC, VARIABLE
+from zoo.artefact.engines.runtimes import REFERENCE, lacking, preference
 from zoo.artefact.latency import LatencyConfig, timings
 from zoo.artefact.predictor import Predictor, default_providers
 from zoo.base.errors import ArtefactError, CheckError

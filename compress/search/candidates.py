@@ -94,7 +94,7 @@ class Measured:
 
     @property
     def engine(self) -> str:
-        """What computes it: a name of zoo.artefact.engines."""
+        """What computes it: a name of zoo.artefact.engines.runtimes."""
         return str(self.metrics.engine)
 
     @property

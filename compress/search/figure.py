@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.search.candidates import PRECISIONS, Goal, Measured, Results
-from zoo.artefact.environment import machine
 from zoo.base.figures import axes
+from zoo.base.machine import processor
 from zoo.base.statistics.intervals import sureness
 
 __all__ = ["draw"]
@@ -58,7 +58,7 @@ def draw(results: Results, goal: Goal, chosen: Measured | None, path: Path, *, t
                 plot.scatter([x], [y], s=area, facecolors="none", edgecolors="black", lw=area / 160, label=name)
         rounds = min(len(entry.ms) for entry in results.entries)
         plot.set_xlabel(
-            f"ms of one image on {machine()['cpu']}, {machine()['cores']} cores ({sureness(rounds)} of the rounds)"
+            f"ms of one image on {processor()['cpu']}, {processor()['cores']} cores ({sureness(rounds)} of the rounds)"
         )
         plot.set_ylabel(f"validation top-1 %, n = {n} (Wilson 95 % interval)")
         plot.set_title(title)

@@ -29,11 +29,11 @@ from compress.search.final import FinalTest, bring, compare
 from compress.search.trials import EPOCHS, SPACE, Plan, Trials
 from compress.search.workbench import Settings, Workbench
 from zoo.artefact.card import Card, allow
-from zoo.artefact.engine_choice import VARIABLE
-from zoo.artefact.environment import machine
+from zoo.artefact.engines.choice import VARIABLE
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError, CheckError, TrainingError, UsageError
 from zoo.base.files import CHECKPOINT, GRAPH, INT8_GRAPH, sha256_file
+from zoo.base.machine import processor
 from zoo.base.progress import note
 from zoo.data.dataset import Dataset
 from zoo.networks.checkpoint import read_card
@@ -204,7 +204,7 @@ def _identity(source: Path, dataset: Dataset, settings: Settings) -> str:
     """Of what decides about every number: with another of these, the trials would be others."""
     space = {name: distribution_to_json(values) for name, values in SPACE.items()}
     parts = [sha256_file(source), dataset.digest, dataclasses.asdict(settings), space]
-    content = json.dumps([*parts, machine(), os.environ.get(VARIABLE, "")], sort_keys=True)
+    content = json.dumps([*parts, processor(), os.environ.get(VARIABLE, "")], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

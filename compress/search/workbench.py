@@ -25,8 +25,8 @@ from compress.recover import recover
 from compress.search.candidates import BF16, BF16_ENGINE, FLOAT, INT8, Candidate, Measured
 from compress.search.trials import SCALES
 from zoo.artefact.card import Card, Input, LineageEntry, Metrics, advance
-from zoo.artefact.engine_choice import VARIABLE
-from zoo.artefact.engines import lacking, preference
+from zoo.artefact.engines.choice import VARIABLE
+from zoo.artefact.engines.runtimes import lacking, preference
 from zoo.artefact.latency import LatencyConfig, latencies
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, GRAPH, code_commit, sha256_file, write_atomically

@@ -21,7 +21,7 @@ from serve.bulk.partial_results import Parts, check_out, count, opened_parts, re
 from serve.bulk.process_pool import Scored, in_processes
 from serve.bulk.scorer import Job
 from serve.settings import read_settings
-from zoo.artefact.engines import AUTO, preference
+from zoo.artefact.engines.runtimes import AUTO, preference
 from zoo.artefact.environment import environment
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError, unknown_name

@@ -51,7 +51,7 @@ class Job:
     threads: int
     """Of one inference."""
     engine: str
-    """What computes: one name of zoo.artefact.engines, so that all workers compute alike."""
+    """What computes: one name of zoo.artefact.engines.runtimes, so that all workers compute alike."""
     batch: int
     """Rows of one inference; unreadable ones leave it smaller."""
     top: int

@@ -21,7 +21,7 @@ from serve.models.folder import Artefact
 from serve.models.known import Known
 from serve.models.model import Stamp, load_model
 from serve.settings import Settings
-from zoo.artefact.engines import default_providers
+from zoo.artefact.engines.runtimes import default_providers
 from zoo.artefact.onnx_file import read_card
 from zoo.base import errors
 from zoo.base.errors import ArtefactError, CheckError, PocketzooError

@@ -80,7 +80,7 @@ class Model:
 
     @property
     def engine(self) -> str:
-        """What computes, in both; a name of zoo.artefact.engines."""
+        """What computes, in both; a name of zoo.artefact.engines.runtimes."""
         return self._alone.engine
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve.shipping.models import ShippedModel
-from zoo.artefact.engines import AUTO, OTHERS, REFERENCE, preference
+from zoo.artefact.engines.runtimes import AUTO, OTHERS, REFERENCE, preference
 
 __all__ = ["OPENVINO", "engine_in_image"]
 
@@ -17,7 +17,7 @@ def engine_in_image(wanted: str, models: Sequence[ShippedModel]) -> tuple[str, t
     """POCKETZOO_ENGINE and the packages that it needs besides.
 
     Args:
-        wanted: `auto`, a name of zoo.artefact.engines, or several, separated by commas.
+        wanted: `auto`, a name of zoo.artefact.engines.runtimes, or several, separated by commas.
         models: what goes into the image; `auto` is ONNX Runtime alone if none has a golden answer of another engine.
     """
     names = preference(wanted)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.models.folder import SUFFIXES, scan
-from zoo.artefact.engines import ENGINES, REFERENCE
-from zoo.artefact.golden import answer_of
+from zoo.artefact.engines.golden import answer_of
+from zoo.artefact.engines.runtimes import ENGINES, REFERENCE
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
 from zoo.base.files import graph_paths
@@ -29,7 +29,7 @@ class ShippedModel:
     labels: int
     """Classes."""
     engines: tuple[str, ...]
-    """Names of zoo.artefact.engines that have a golden answer in the file, without which none may answer."""
+    """Names of zoo.artefact.engines.runtimes that have a golden answer in the file, without which none may answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from serve.shipping.requirements import installed_bytes, pinned_requirements
 from serve.shipping.sizes import Sizes, openvino_bytes, told
 from serve.shipping.sources import server_sources
 from serve.shipping.texts import Sizing, compose
-from zoo.artefact.engines import REFERENCE
+from zoo.artefact.engines.runtimes import REFERENCE
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import code_commit, sha256_file
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from serve.shipping.engine import OPENVINO
 from serve.shipping.memory import Memory
 from serve.shipping.requirements import PYTHON, installed_bytes, pinned_requirements
-from zoo.artefact.engines import REFERENCE
+from zoo.artefact.engines.runtimes import REFERENCE
 from zoo.base.errors import ArtefactError
 
 __all__ = ["Sizes", "openvino_bytes", "told"]

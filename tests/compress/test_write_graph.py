@@ -13,7 +13,7 @@ from compress import write_graph
 from compress.write_graph import AGREEMENT, publish
 from tests.zoo.factories import make_card, make_dataset, make_graph
 from zoo.artefact.card import Card
-from zoo.artefact.engines import ENGINES, REFERENCE
+from zoo.artefact.engines.runtimes import ENGINES, REFERENCE
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError

@@ -237,7 +237,7 @@ class Golden:
     probabilities: tuple[float, ...]
     """ONNX Runtime's, one per label."""
     engines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Other engine (zoo.artefact.engines) -> its probabilities. One that has none may not answer."""
+    """Other engine (zoo.artefact.engines.runtimes) -> its probabilities. One that has none may not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +289,7 @@ class Metrics:
     top5: float | None = None
     """Absent for fewer than six labels."""
     engine: str | None = None
-    """What computed the answers, a name of zoo.artefact.engines or `torch`; None: the file is older than this key."""
+    """What computed the answers, a name of zoo.artefact.engines.runtimes or `torch`; None: older than this key."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,34 +6,16 @@ import functools
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy
 import onnxruntime
 
-from zoo.artefact.engines import default_providers
+from zoo.artefact.engines.runtimes import default_providers
 from zoo.base.files import code_commit
-from zoo.base.machine import cores
+from zoo.base.machine import installed_version, processor
 
-__all__ = ["environment", "environment_text", "installed_version", "load_average", "machine"]
-
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
-
-
-@functools.cache
-def machine() -> dict[str, Any]:
-    """Processor, instruction sets, cores and system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    flags = set(info.get("flags", info.get("Features", "")).split())
-    return {
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
-        "flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+__all__ = ["environment", "environment_text", "load_average"]
 
 
 @functools.cache
@@ -43,7 +25,7 @@ def environment(*packages: str) -> dict[str, Any]:
     Args:
         packages: others whose version belongs to the number; those that are not installed are left out.
     """
-    return machine() | {
+    return processor() | {
         "provider": default_providers()[0],
         "versions": {
             "python": platform.python_version(),
@@ -70,12 +52,4 @@ def load_average() -> float | None:
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows has none
-        return None
-
-
-def installed_version(package: str) -> str | None:
-    """Of a Python package; None: it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.artefact.clock import alternate
-from zoo.artefact.engines import REFERENCE
+from zoo.artefact.engines.runtimes import REFERENCE
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import UsageError
 from zoo.base.machine import cores

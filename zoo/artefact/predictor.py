@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zoo.artefact import golden
 from zoo.artefact.card import Golden
-from zoo.artefact.engine_choice import File, choose
-from zoo.artefact.engines import default_providers
-from zoo.artefact.golden import softmax, tolerance
+from zoo.artefact.engines import golden
+from zoo.artefact.engines.choice import File, choose
+from zoo.artefact.engines.golden import softmax, tolerance
+from zoo.artefact.engines.runtimes import default_providers
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.preprocess import batch
 from zoo.base.files import sha256_file
@@ -61,10 +61,10 @@ class Predictor:
             callers: threads that are going to call at the same time, each for an inference of its own. They need not
                 wait for each other then; ONNX Runtime's never do.
             check: run the golden self-check. Only a stage that is about to record the golden answer goes without.
-            engine: names of zoo.artefact.engines in order of preference, separated by commas, or `auto`: the fastest
-                that passes the self-check; default: POCKETZOO_ENGINE, else `auto`.
+            engine: names of zoo.artefact.engines.runtimes in order of preference, separated by commas, or `auto`: the
+                fastest that passes the self-check; default: POCKETZOO_ENGINE, else `auto`.
             providers: ONNX Runtime execution providers, which leave no other engine to choose; default:
-                zoo.artefact.engines.default_providers.
+                zoo.artefact.engines.runtimes.default_providers.
 
         Raises:
             UsageError: an unknown engine, or none of those that are named is installed.
@@ -90,7 +90,7 @@ class Predictor:
 
     @property
     def engine(self) -> str:
-        """What computes, and in which precision: a name of zoo.artefact.engines."""
+        """What computes, and in which precision: a name of zoo.artefact.engines.runtimes."""
         return self._engine.name
 
     @property
@@ -129,5 +129,5 @@ class Predictor:
 
 
 def draw_golden(predictor: Predictor) -> Golden:
-    """See zoo.artefact.golden.draw_golden."""
+    """See zoo.artefact.engines.golden.draw_golden."""
     return golden.draw_golden(predictor.logits, predictor.card)

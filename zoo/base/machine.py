@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import platform
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-__all__ = ["available_memory", "cores", "keep_freed_memory", "peak_bytes"]
+__all__ = ["available_memory", "cores", "installed_version", "keep_freed_memory", "peak_bytes", "processor"]
 
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -22,6 +26,20 @@ _MALLOPT = {
     "MALLOC_TOP_PAD_": (-2, 64 << 20),
 }
 """mallopt(3): variables, parameters, bytes. Only an allocation of a GiB is still given back at once."""
+
+
+@functools.cache
+def processor() -> dict[str, Any]:
+    """Processor, instruction sets, cores and system."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = set(info.get("flags", info.get("Features", "")).split())
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def cores() -> int:
@@ -130,3 +148,11 @@ def _left(group: Path, limit: str, usage: str, cached: str) -> int | None:
     except (OSError, ValueError):
         return None
     return None if most == "max" else int(most) - used + int(statistics.get(cached, 0))
+
+
+def installed_version(package: str) -> str | None:
+    """Of a Python package; None: it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

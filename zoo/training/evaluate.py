@@ -131,7 +131,7 @@ class Answered:
     digest: str
     """SHA-256 of the file."""
     engine: str
-    """A name of zoo.artefact.engines; `torch` for a checkpoint."""
+    """A name of zoo.artefact.engines.runtimes; `torch` for a checkpoint."""
     engine_reason: str
     """A sentence."""
 

@@ -24,8 +24,8 @@ from bench.runtimes.measuring_process import Job, answer, prepare, timed
 from compress.export import export
 from tests.bench.artefacts import TRAIN, write_checkpoint
 from tests.zoo.factories import make_samples
-from zoo.artefact import engine_choice
 from zoo.artefact.clock import alternate
+from zoo.artefact.engines import choice
 from zoo.artefact.preprocess import batch, golden_image
 from zoo.base.errors import ArtefactError
 from zoo.base.files import GRAPH
@@ -119,7 +119,7 @@ def test_times(job: Job, peer: str) -> None:
 
 def test_our_first_inference_is_the_first(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[Path] = []
-    monkeypatch.setattr(engine_choice, "check_golden", lambda engine, card, path: checks.append(path))
+    monkeypatch.setattr(choice, "check_golden", lambda engine, card, path: checks.append(path))
     timed(dataclasses.replace(job, peer="pocketzoo"))
     assert not checks
     prepare(dataclasses.replace(job, peer="pocketzoo"))

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serve.shipping import plan
 from tests.serve import conftest
-from zoo.artefact.engines import ENGINES, How
-from zoo.artefact.golden import add_engine
+from zoo.artefact.engines.golden import add_engine
+from zoo.artefact.engines.runtimes import ENGINES, How
 from zoo.artefact.onnx_file import read_card, write
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.zoo.factories import write_artefact
-from zoo.artefact import engine_choice, engine_speed, engines
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.engine_speed import Speed
-from zoo.artefact.engines import ENGINES, REFERENCE
+from zoo.artefact.engines import choice, runtimes, speed
+from zoo.artefact.engines.runtimes import ENGINES, REFERENCE
+from zoo.artefact.engines.speed import Speed
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, CheckError, UsageError
 
@@ -44,11 +44,11 @@ def openvino(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
     monkeypatch.setenv("POCKETZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(ENGINES, "openvino", Fake)
     monkeypatch.setattr(Fake, "offset", 0.0)
-    monkeypatch.setattr(engine_choice, "lacking", lambda name: "")
-    monkeypatch.setattr(engine_choice, "measure", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(choice, "lacking", lambda name: "")
+    monkeypatch.setattr(choice, "measure", lambda *given: pytest.fail("measured"))
 
     def measured(speed: Speed = RATIO) -> None:
-        monkeypatch.setattr(engine_choice, "measure", lambda *given: speed)
+        monkeypatch.setattr(choice, "measure", lambda *given: speed)
 
     return measured
 
@@ -92,7 +92,7 @@ def test_a_file_is_measured_once_per_number_of_threads(
     path: Path, openvino: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(engine_choice, "measure", lambda *given: calls.append(1) or RATIO)
+    monkeypatch.setattr(choice, "measure", lambda *given: calls.append(1) or RATIO)
     assert [Predictor(path, threads=threads).engine for threads in (1, 1, 2, 1)] == ["openvino"] * 4
     assert len(calls) == 2
 
@@ -128,7 +128,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     if place == "a file":
         (path.parent / "cache").write_text("in the way")
     else:
-        monkeypatch.setattr(engine_speed, "cache_folder", lambda: None)
+        monkeypatch.setattr(speed, "cache_folder", lambda: None)
     assert [Predictor(path).engine for _ in range(2)] == ["openvino"] * 2
 
 
@@ -198,7 +198,7 @@ def test_the_variable_is_obeyed_and_an_argument_comes_first(
 
 def test_what_is_not_installed_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POCKETZOO_ENGINE")
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     predictor = Predictor(path)
     assert predictor.engine_reason == "onnxruntime: openvino is not installed (pip install 'pocketzoo[openvino]')"
     with pytest.raises(UsageError, match=r"can answer: openvino is not installed .*; or name onnxruntime"):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.zoo.factories import make_card, write_artefact
-from zoo.artefact import engines
 from zoo.artefact import onnx_file as graph
-from zoo.artefact.engines import ENGINES, How, lacking, preference
+from zoo.artefact.engines import runtimes
+from zoo.artefact.engines.runtimes import ENGINES, How, lacking, preference
 from zoo.base.errors import ArtefactError, UsageError
 
 
@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def _load(name: str, path: Path, **how: int) -> engines.Engine:
+def _load(name: str, path: Path, **how: int) -> runtimes.Engine:
     if name != "onnxruntime":
         pytest.importorskip("openvino")
     if reason := lacking(name):
@@ -109,7 +109,7 @@ def test_what_no_engine_is_called(text: str, message: str) -> None:
 
 
 def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     assert lacking("onnxruntime") == ""
     for name in ("openvino", "openvino-bf16"):
         assert lacking(name) == "is not installed (pip install 'pocketzoo[openvino]')"
@@ -120,8 +120,8 @@ def test_bfloat16_needs_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch)
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(engines, "_core", Core)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(runtimes, "_core", Core)
     assert lacking("openvino-bf16") == "needs a processor with bfloat16 instructions"
     assert lacking("openvino") == ""
 
@@ -134,7 +134,7 @@ from pathlib import Path
 from zoo.artefact.predictor import Predictor
 Predictor(Path({str(path)!r}), engine="onnxruntime")
 assert "openvino" not in sys.modules
-from zoo.artefact.engines import ENGINES, How
+from zoo.artefact.engines.runtimes import ENGINES, How
 from zoo.artefact.onnx_file import read_card
 ENGINES["openvino"](Path({str(path)!r}), read_card(Path({str(path)!r})), How(threads=1))
 assert "openvino" in sys.modules
@@ -142,7 +142,7 @@ assert sys.modules["openvino_telemetry"] is None
 """
     home = tmp_path / "home"
     home.mkdir()
-    environment = {"HOME": str(home), "PATH": "", "PYTHONPATH": str(Path(engines.__file__).parents[2])}
+    environment = {"HOME": str(home), "PATH": "", "PYTHONPATH": str(Path(runtimes.__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(home.iterdir()) == []

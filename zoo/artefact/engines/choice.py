@@ -11,11 +11,11 @@ from typing import Any
 import onnxruntime
 
 from zoo.artefact.card import Card
-from zoo.artefact.engine_speed import Speed, measure, recall, remember
-from zoo.artefact.engines import ENGINES, REFERENCE, Engine, How, default_providers, lacking, preference
-from zoo.artefact.environment import installed_version, machine
-from zoo.artefact.golden import answer_of, check_golden
+from zoo.artefact.engines.golden import answer_of, check_golden
+from zoo.artefact.engines.runtimes import ENGINES, REFERENCE, Engine, How, default_providers, lacking, preference
+from zoo.artefact.engines.speed import Speed, measure, recall, remember
 from zoo.base.errors import ArtefactError, CheckError, UsageError
+from zoo.base.machine import installed_version, processor
 
 __all__ = ["AUTOMATIC", "VARIABLE", "Chosen", "File", "choose"]
 
@@ -135,4 +135,4 @@ def _kept(reference: Engine, known: Speed) -> Chosen:
 def _machine(threads: int) -> dict[str, Any]:
     """What speed depends on besides the file."""
     versions = {REFERENCE: onnxruntime.__version__, AUTOMATIC: installed_version(AUTOMATIC)}
-    return machine() | {"versions": versions, "threads": threads}
+    return processor() | {"versions": versions, "threads": threads}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.zoo.factories import make_card
-from zoo.artefact import engine_speed
-from zoo.artefact.engine_speed import Speed, cache_folder, forget, measure, recall, remember
+from zoo.artefact.engines import speed
+from zoo.artefact.engines.speed import Speed, cache_folder, forget, measure, recall, remember
 
 SPEED = Speed(engine="openvino", ratio=1.5, low=1.4, high=1.6, measured="2026-11-30")
 
@@ -43,7 +43,7 @@ class Engine:
 
 def _measure(monkeypatch: pytest.MonkeyPatch, one: list[float], other: list[float]) -> tuple[Speed, int]:
     clock = Clock()
-    monkeypatch.setattr(engine_speed, "time", clock)
+    monkeypatch.setattr(speed, "time", clock)
     engines = Engine("onnxruntime", clock, one), Engine("openvino", clock, other)
     return measure(*engines, make_card()), engines[0].calls
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from zoo.artefact.card import Card
-from zoo.artefact.engines import Engine
+from zoo.artefact.engines.runtimes import Engine
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError
 from zoo.base.files import write_bytes

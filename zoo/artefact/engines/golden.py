@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.artefact.card import Card, Golden
-from zoo.artefact.engines import REFERENCE, Engine
+from zoo.artefact.engines.runtimes import REFERENCE, Engine
 from zoo.artefact.preprocess import GOLDEN_RULE, golden_image, preprocess
 from zoo.base.errors import ArtefactError, CheckError
 
