@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -199,24 +200,23 @@ def test_a_speed_that_the_rounds_do_not_tell_from_the_parents_is_called_so(
     assert done.report["measured"]["speedup_low"] == pytest.approx(speedup - spread)
 
 
+def _lose(monkeypatch: pytest.MonkeyPatch, top1: Callable[[int], float]) -> None:
+    """Let a trial have a top-1 that depends on how many of its nodes are in float; its parent's is 1."""
+    real = trials.Trials._try
+
+    def worse(self: trials.Trials, method: str, model: onnx.ModelProto, *rest: Any) -> trials.Trial:
+        trial = real(self, method, model, *rest)
+        lost = dataclasses.replace(trial.comparison, top1_parent=1.0, top1=top1(len(trial.floats)))
+        return dataclasses.replace(trial, comparison=lost)
+
+    monkeypatch.setattr(trials.Trials, "_try", worse)
+
+
 def test_nodes_that_cost_most_stay_in_float_until_the_budget_holds(
     networks: dict[str, Path], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The budget is made to hold from three nodes in float on."""
-    real = trials.Trials._try
-
-    def worse(
-        self: trials.Trials,
-        method: str,
-        model: onnx.ModelProto,
-        floats: Sequence[str] = (),
-        halves: slice = slice(None),
-    ) -> trials.Trial:
-        trial = real(self, method, model, floats, halves)
-        lost = dataclasses.replace(trial.comparison, top1_parent=1.0, top1=0.9 if len(floats) < 3 else 1.0)
-        return dataclasses.replace(trial, comparison=lost)
-
-    monkeypatch.setattr(trials.Trials, "_try", worse)
+    _lose(monkeypatch, lambda floats: 0.9 if floats < 3 else 1.0)
     done = quantize(networks["cnn"], tmp_path / "out.onnx", _lax(max_drop=0.5), dataset=dataset)
     rows = done.report["sensitivity"]
     assert [row["kept"] for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
@@ -232,20 +232,7 @@ def test_nodes_that_cost_most_stay_in_float_until_the_budget_holds(
 def test_a_budget_that_nothing_meets_is_said_with_the_nearest_candidate(
     networks: dict[str, Path], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trials.Trials._try
-
-    def worse(
-        self: trials.Trials,
-        method: str,
-        model: onnx.ModelProto,
-        floats: Sequence[str] = (),
-        halves: slice = slice(None),
-    ) -> trials.Trial:
-        trial = real(self, method, model, floats, halves)
-        lost = dataclasses.replace(trial.comparison, top1_parent=1.0, top1=0.9 + 0.01 * (len(floats) == 2))
-        return dataclasses.replace(trial, comparison=lost)
-
-    monkeypatch.setattr(trials.Trials, "_try", worse)
+    _lose(monkeypatch, lambda floats: 0.9 + 0.01 * (floats == 2))
     done = quantize(networks["cnn"], tmp_path / "out.onnx", _lax(max_drop=0.5), dataset=dataset)
     assert (done.written, done.report["verdict"]) == (False, "worse")
     assert "it loses 9.00 points even with 2 of" in done.report["reason"]

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serve.shipping import plan
+from serve.shipping.plan import plan_shipment, write_shipment
 from tests.serve import conftest
 from zoo.artefact.engines.golden import add_engine
 from zoo.artefact.engines.runtimes import ENGINES, How
@@ -72,3 +73,15 @@ def large_artefact(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(conftest, "_model", model)
         return conftest.write_artefact(tmp_path / "large" / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def shipment(output):
+    return plan_shipment((), root=output, image="ghcr.io/me/zoo:1", replicas=3)
+
+
+@pytest.fixture(scope="module")
+def folder(shipment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ship") / "out"
+    write_shipment(shipment, out)
+    return out

@@ -39,18 +39,6 @@ KSERVE_PREDICTOR = {
 
 
 @pytest.fixture(scope="module")
-def shipment(output):
-    return plan_shipment((), root=output, image="ghcr.io/me/zoo:1", replicas=3)
-
-
-@pytest.fixture(scope="module")
-def folder(shipment, tmp_path_factory):
-    out = tmp_path_factory.mktemp("ship") / "out"
-    write_shipment(shipment, out)
-    return out
-
-
-@pytest.fixture(scope="module")
 def with_keys(output, tmp_path_factory):
     root = tmp_path_factory.mktemp("keys")
     add_key(root / "keys.toml", "phone")

@@ -31,18 +31,6 @@ from zoo.base.files import sha256_file
 pytestmark = BENTOML_WARNINGS
 
 
-@pytest.fixture(scope="module")
-def shipment(output):
-    return plan_shipment((), root=output, image="ghcr.io/me/zoo:1", replicas=3)
-
-
-@pytest.fixture(scope="module")
-def folder(shipment, tmp_path_factory):
-    out = tmp_path_factory.mktemp("ship") / "out"
-    write_shipment(shipment, out)
-    return out
-
-
 def _files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
