@@ -14,8 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from zoo.artefact.engines.speed import cache_folder
-from zoo.base.files import sha256_file, write_bytes
+from zoo.base.files import cache_folder, sha256_file, write_bytes
 
 __all__ = ["Known"]
 
@@ -27,7 +26,7 @@ class Known:
     """Digests and passed checks by device, inode, size and times of a file. Threads may call its methods."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """`path`: the file to keep it in; default: one in zoo.artefact.engines.speed.cache_folder."""
+        """`path`: the file to keep it in; default: one in zoo.base.files.cache_folder."""
         folder = cache_folder()
         self._path = path or (folder / "checked.json" if folder else None)
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "INT8_GRAPH",
     "PROJECT",
     "UNMERGED",
+    "cache_folder",
     "checkpoint_path",
     "code_commit",
     "graph_paths",
@@ -44,6 +46,23 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 _BARRED = {errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EISDIR}
 """Errors that more room on the disk would not mend."""
+
+
+def cache_folder() -> Path | None:
+    """Where is kept what can be found out again: None where this user has no home.
+
+    POCKETZOO_CACHE, else `pocketzoo` below XDG_CACHE_HOME, LOCALAPPDATA (Windows), ~/Library/Caches (macOS) or ~/.cache.
+    """
+    try:
+        if named := os.environ.get("POCKETZOO_CACHE"):
+            return Path(named)
+        if base := os.environ.get("XDG_CACHE_HOME"):
+            return Path(base) / "pocketzoo"
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "pocketzoo"
+        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "pocketzoo"
+    except RuntimeError:
+        return None
 
 
 def output_root() -> Path:

@@ -14,6 +14,7 @@ import pytest
 
 from zoo.base.errors import ArtefactError
 from zoo.base.files import (
+    cache_folder,
     checkpoint_path,
     code_commit,
     graph_paths,
@@ -143,3 +144,26 @@ def test_a_place_that_cannot_be_written_has_its_own_remedy(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ArtefactError, match="name a folder that can be, then run the same command again"):
         write_bytes(tmp_path / "file" / "x.png", b"")
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "place"),
+    [
+        ("linux", {}, "{home}/.cache/pocketzoo"),
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/pocketzoo"),
+        ("darwin", {}, "{home}/Library/Caches/pocketzoo"),
+        ("win32", {"LOCALAPPDATA": "/l"}, "/l/pocketzoo"),
+        ("win32", {}, "{home}/AppData/Local/pocketzoo"),
+        ("linux", {"POCKETZOO_CACHE": "/c", "XDG_CACHE_HOME": "/x"}, "/c"),
+    ],
+)
+def test_the_folder_of_caches_is_the_platforms(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, variables: dict[str, str], place: str
+) -> None:
+    for name in ("POCKETZOO_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(sys, "platform", platform)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(place.format(home=tmp_path))

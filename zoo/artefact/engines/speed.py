@@ -1,20 +1,16 @@
 """How much faster than ONNX Runtime another engine is with one file on this machine, measured once and remembered.
 
-That is a fact of the machine and not of the file, so it is kept in a folder of the user's: POCKETZOO_CACHE, else
-`pocketzoo` below XDG_CACHE_HOME, LOCALAPPDATA (Windows), ~/Library/Caches (macOS) or ~/.cache.
+That is a fact of the machine and not of the file, so it is kept in the user's folder: zoo.base.files.cache_folder.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +19,10 @@ from zoo.artefact.card import Card
 from zoo.artefact.engines.runtimes import Engine
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import ArtefactError
-from zoo.base.files import write_bytes
+from zoo.base.files import cache_folder, write_bytes
 from zoo.base.statistics.intervals import ratio
 
-__all__ = ["Speed", "cache_folder", "forget", "measure", "recall", "remember"]
+__all__ = ["Speed", "forget", "measure", "recall", "remember"]
 
 _ROUNDS = 5
 _LEAST_ROUNDS = 3
@@ -89,20 +85,6 @@ def _turn(engine: Engine, images: Any) -> float:
         engine.logits(images)
         taken.append(time.perf_counter() - begin)
     return statistics.median(taken)
-
-
-def cache_folder() -> Path | None:
-    """Where measurements are kept; None where this user has no home."""
-    try:
-        if named := os.environ.get("POCKETZOO_CACHE"):
-            return Path(named)
-        if base := os.environ.get("XDG_CACHE_HOME"):
-            return Path(base) / "pocketzoo"
-        if sys.platform == "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "pocketzoo"
-        return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "pocketzoo"
-    except RuntimeError:
-        return None
 
 
 def recall(digest: str, machine: Mapping[str, Any]) -> Speed | None:

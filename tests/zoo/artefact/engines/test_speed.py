@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.zoo.factories import make_card
 from zoo.artefact.engines import speed
-from zoo.artefact.engines.speed import Speed, cache_folder, forget, measure, recall, remember
+from zoo.artefact.engines.speed import Speed, forget, measure, recall, remember
 
 SPEED = Speed(engine="openvino", ratio=1.5, low=1.4, high=1.6, measured="2026-11-30")
 
@@ -88,29 +87,6 @@ def test_what_was_measured_belongs_to_file_and_machine(monkeypatch: pytest.Monke
     assert recall("a" * 64, machine) is None
 
 
-@pytest.mark.parametrize(
-    ("platform", "variables", "place"),
-    [
-        ("linux", {}, "{home}/.cache/pocketzoo"),
-        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/pocketzoo"),
-        ("darwin", {}, "{home}/Library/Caches/pocketzoo"),
-        ("win32", {"LOCALAPPDATA": "/l"}, "/l/pocketzoo"),
-        ("win32", {}, "{home}/AppData/Local/pocketzoo"),
-        ("linux", {"POCKETZOO_CACHE": "/c", "XDG_CACHE_HOME": "/x"}, "/c"),
-    ],
-)
-def test_the_folder_is_the_platforms(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, variables: dict[str, str], place: str
-) -> None:
-    for name in ("POCKETZOO_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(sys, "platform", platform)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert cache_folder() == Path(place.format(home=tmp_path))
-
-
 def test_nobody_home(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -118,7 +94,7 @@ def test_nobody_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POCKETZOO_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", home)
-    assert cache_folder() is None
+    assert recall("a" * 64, {}) is None
     remember("a" * 64, {}, SPEED)
     forget("a" * 64)
     assert recall("a" * 64, {}) is None
