@@ -51,7 +51,7 @@ _BARRED = {errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, 
 def cache_folder() -> Path | None:
     """Where is kept what can be found out again: None where this user has no home.
 
-    POCKETZOO_CACHE, else `pocketzoo` below XDG_CACHE_HOME, LOCALAPPDATA (Windows), ~/Library/Caches (macOS) or ~/.cache.
+    POCKETZOO_CACHE, else `pocketzoo` in XDG_CACHE_HOME, LOCALAPPDATA (Windows), ~/Library/Caches (macOS) or ~/.cache.
     """
     try:
         if named := os.environ.get("POCKETZOO_CACHE"):
