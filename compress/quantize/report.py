@@ -78,7 +78,8 @@ def sentence(report: Mapping[str, Any], path: Path = Path(HALF_GRAPH)) -> str:
     points = f"{-measured['drop']:+z.1f} points" + ("" if measured["drop_of"] == "top-1" else " expected")
     # Reports of earlier versions have no intervals.
     if speed is not None and "speedup_low" in measured:
-        fast += f" ({measured['speedup_low']:.2f} to {measured['speedup_high']:.2f})"
+        low, high = measured["speedup_low"], measured["speedup_high"]
+        fast += f" ({low:.2f} to {high:.2f}" + (": not told from none)" if low <= 1 <= high else ")")
     if speed is not None and "engine" in measured:
         fast += f" in {measured['engine']}"
     if "drop_low" in measured:
