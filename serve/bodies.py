@@ -19,7 +19,7 @@ from starlette.types import Message
 from serve.protocols.http import Call, Refused
 from serve.settings import Settings
 
-__all__ = ["Bodies", "parsed", "too_large"]
+__all__ = ["AtMost", "Bodies", "parsed", "too_large"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,27 @@ _WINDOW_BYTES = 20_000
 """4 kB/s: a photograph of 200 kB would take longer than a request may."""
 
 _STALLED_SECONDS = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class AtMost:
+    """Refuses JSON that has more of some characters than a sensible document needs, while it comes, or at once."""
+
+    characters: bytes
+    most: int
+    refusal: Callable[[int], str]
+    """A sentence, from how many there were."""
+    seen: int = 0
+
+    def __call__(self, part: bytes) -> None:
+        """Look at the next part of the document.
+
+        Raises:
+            Refused: 413.
+        """
+        self.seen += sum(part.count(character) for character in self.characters)
+        if self.seen > self.most:
+            raise Refused(413, self.refusal(self.seen))
 
 
 @dataclass(slots=True, eq=False)
@@ -71,25 +92,28 @@ class Bodies:
         self.held = 0
         """Bytes in memory."""
 
-    async def read(self, call: Call, limit: int) -> bytes:
-        """The whole body of a request.
+    async def read(self, call: Call, limit: int, json: AtMost | None = None) -> bytes:
+        """The whole body of a request, which `json` looks at as it comes, if it begins like an object of JSON.
 
         Raises:
-            Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory, 408 if it stalls, 499
-                if the client went away.
+            Refused: 413 if it is larger than `limit` bytes or `json` refuses it, 503 if too many bodies are in memory,
+                408 if it stalls, 499 if the client went away.
         """
         started = time.perf_counter()
         call.reading = True
         message = await call.receive()
         body = _body(message)
         self._account(call, len(body), limit)
+        json = json if json is not None and body.lstrip()[:1] == b"{" else None
+        if json is not None:
+            json(body)
         if message.get("more_body"):
-            body = await self._read_rest(call, body, limit)
+            body = await self._read_rest(call, body, limit, json)
         call.reading = False
         call.stages["read"] = (time.perf_counter() - started) * 1e3
         return body
 
-    async def _read_rest(self, call: Call, first: bytes, limit: int) -> bytes:
+    async def _read_rest(self, call: Call, first: bytes, limit: int, json: AtMost | None) -> bytes:
         loop = asyncio.get_running_loop()
         chunks, total, more = [first], len(first), True
         try:
@@ -100,6 +124,8 @@ class Bodies:
                     while more:
                         message = await call.receive()
                         chunk = _body(message)
+                        if json is not None:
+                            json(chunk)
                         more = message.get("more_body", False)
                         total += len(chunk)
                         self._account(call, total, limit)

@@ -20,13 +20,13 @@ from serve.bodies import parsed
 from serve.observe.metrics import CONTENT_TYPE
 from serve.observe.trace import continue_trace, request_id
 from serve.page import route as page
+from serve.protocols import v1
 from serve.protocols.form import Picture, read_form
 from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
 from serve.protocols.oip import handlers as oip
 from serve.protocols.openapi import docs_page
 from serve.protocols.openapi.document import document
 from serve.protocols.openapi.operations import OPERATIONS
-from serve.protocols.v1 import read_instances
 from serve.worker import Runtime
 from zoo.artefact.decode import sniff
 from zoo.base.errors import PocketzooError
@@ -56,11 +56,12 @@ async def _predict_raw(runtime: Runtime, call: Call, name: str | None = None, ve
     if name is not None:
         runtime.repository.get(name, version)  # a wrong name is refused before its image is read
     json_like = call.media_type == "application/json"
-    body = await runtime.read(call, settings.max_request_bytes if json_like else settings.max_image_bytes)
+    limit = settings.max_request_bytes if json_like else settings.max_image_bytes
+    body = await runtime.read(call, limit, json=v1.at_most(settings))
     pictures: tuple[Picture, ...] = (("", body),)
     if sniff(body) is None:
         if json_like or body.lstrip()[:1] == b"{":
-            pictures = await parsed(body, read_instances, settings)
+            pictures = await parsed(body, v1.read_instances, settings)
         else:
             _check_media_type(call)
     return _encoded(call, await runtime.answer(call, name, version, pictures))

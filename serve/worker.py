@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serve.access.keys import Keys
 from serve.batching import Batcher, pays
-from serve.bodies import Bodies, too_large
+from serve.bodies import AtMost, Bodies, too_large
 from serve.models.model import Model, give_back_memory
 from serve.models.repository import About, Repository
 from serve.observe.logs import Log
@@ -128,24 +128,25 @@ class Runtime:
             self._loading -= 1
             call.stages["load"] = (time.perf_counter() - started) * 1e3
 
-    async def read(self, call: Call, limit: int, *, admit: bool = True) -> bytes:
+    async def read(self, call: Call, limit: int, *, admit: bool = True, json: AtMost | None = None) -> bytes:
         """The request's body.
 
         Args:
             call: whose.
             limit: bytes that it may have.
             admit: whether to refuse it, before it is read, where it could not be computed in time.
+            json: looks at a document of JSON as it comes.
 
         Raises:
-            Refused: 413 if it is larger than `limit` bytes, 503 if too many bodies are in memory or too much waits,
-                408 if it stalls, 499 if the client went away.
+            Refused: 413 if it is larger than `limit` bytes or `json` refuses it, 503 if too many bodies are in memory
+                or too much waits, 408 if it stalls, 499 if the client went away.
         """
         announced = call.content_length
         if announced is not None and announced > limit:
             raise too_large(announced, limit)
         if admit:
             self.engine.admit()
-        return await self.bodies.read(call, limit)
+        return await self.bodies.read(call, limit, json)
 
     async def answer(
         self, call: Call, name: str | None, version: str | None, pictures: Sequence[Picture]

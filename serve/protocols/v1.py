@@ -11,14 +11,17 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from serve.bodies import AtMost
 from serve.protocols.form import Picture
 from serve.protocols.http import Refused
 from serve.settings import Settings
 
-__all__ = ["PredictRequest", "read_instances"]
+__all__ = ["PredictRequest", "at_most", "read_instances"]
 
-_SPARE = 64
-"""Objects beside the images' own."""
+_CHARACTERS = b'{"'
+_OF_AN_IMAGE = 16
+"""Braces and quotes: eight for the image, as many for what a client adds. Base64 has none."""
+_SPARE = 128
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -44,6 +47,20 @@ _decode = msgspec.json.Decoder(PredictRequest).decode
 _EXAMPLE = '{"instances": [{"image_bytes": {"b64": "..."}}]}'
 
 
+def at_most(settings: Settings) -> AtMost:
+    """What refuses a document that is not worth reading: of more objects and strings than the images need."""
+    most = _OF_AN_IMAGE * settings.max_images + _SPARE
+    return AtMost(
+        _CHARACTERS,
+        most,
+        lambda seen: (
+            f"the JSON has more objects and strings than {settings.max_images} images need, which is how many are "
+            f"accepted at once (POCKETZOO_MAX_IMAGES): {seen} braces and quotes or more, at most {most} are read; "
+            "send fewer"
+        ),
+    )
+
+
 def read_instances(body: bytes, settings: Settings) -> tuple[Picture, ...]:
     """The image files in a body.
 
@@ -51,16 +68,15 @@ def read_instances(body: bytes, settings: Settings) -> tuple[Picture, ...]:
         Refused: 400 for what is no such document, 413 for too many images or too large a one.
     """
     most = settings.max_images
-    too_many = f"at most {most} images are accepted at once (POCKETZOO_MAX_IMAGES); send fewer"
-    # Base64 has no braces: a document with more of them is not worth decoding.
-    if body.count(b"{") > 2 * most + _SPARE:
-        raise Refused(413, f"the JSON has more objects than the images need; {too_many}")
     try:
         instances = _decode(body).instances
     except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(400, f"expected JSON like {_EXAMPLE}: {str(error)!s:.200}") from error
     if len(instances) > most:
-        raise Refused(413, f"{len(instances)} instances; {too_many}")
+        raise Refused(
+            413,
+            f"{len(instances)} instances; at most {most} are accepted at once (POCKETZOO_MAX_IMAGES); send fewer",
+        )
     return tuple(_picture(one, place, settings) for place, one in enumerate(instances))
 
 

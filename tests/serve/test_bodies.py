@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import serve.bodies
-from serve.bodies import Bodies
+from serve.bodies import AtMost, Bodies
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from tests.serve.test_worker import sent
@@ -90,3 +90,18 @@ def test_where_memory_is_short_the_one_that_stalls_for_longest_goes_first(monkey
     gone, (status, _) = asyncio.run(ask())
     assert gone == ([True, True, False] if size > _MB else [True, False, False])
     assert status == 408
+
+
+@pytest.mark.parametrize(("start", "refused"), [(b' {"a": ', True), (b"\xff\xd8", False)])
+def test_json_of_too_many_values_is_refused_before_it_has_come(start, refused):
+    async def ask():
+        call = sent(start, b",,", b",,", 60.0, length=_MB)
+        task = asyncio.ensure_future(bodies(8 * _MB).read(call, _MB, AtMost(b",[", 3, lambda seen: f"{seen} values")))
+        await asyncio.sleep(0.05)
+        if not refused:
+            assert not task.done()  # an image's bytes mean nothing
+            task.cancel()
+            return
+        assert end(task) == (413, "4 values")
+
+    asyncio.run(ask())

@@ -305,7 +305,7 @@ def test_kserve_s_v1_json_gets_the_answers_of_its_images(client, draw, path, med
         ({"instances": [{"b64": "AAAA"}]}, 415, "not an image"),
         ({"instances": [{"b64": _base64(bytes(200_001))}]}, 413, "the image has 200001 bytes, at most 200000"),
         ({"instances": [{"b64": "AAAA"}] * 10}, 413, "10 instances; at most 9"),
-        ({"instances": [{}] * 90}, 413, "more objects than the images need"),
+        ({"instances": [{}] * 900}, 413, "more objects and strings than"),
     ],
 )
 def test_v1_json_that_does_not_fit_is_refused_in_a_sentence(client, document, status, expected):

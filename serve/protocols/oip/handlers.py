@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from serve.bodies import parsed
 from serve.protocols.http import Call, Refused, Reply, json_reply
-from serve.protocols.oip.request import Asked, Wanted, inflate, read_request
+from serve.protocols.oip.request import Asked, Wanted, at_most, inflate, read_request
 from serve.protocols.oip.tensors import Output, images_name, write_answer
 from zoo.artefact.card import Card
 from zoo.artefact.predictor import softmax
@@ -115,7 +115,10 @@ async def _infer(runtime: Runtime, call: Call, name: str, version: str | None = 
     if call.media_type not in _MEDIA_TYPES:
         raise Refused(415, f"expected application/json or application/octet-stream, got {call.media_type!r:.80}")
     model = await runtime.model(call, name, version)
-    body = await runtime.read(call, runtime.settings.max_request_bytes)
+    # With binary data behind the JSON, the reader knows where that ends.
+    alone = b"inference-header-content-length" not in call.headers
+    json = at_most(model.card.use.input, runtime.settings) if alone else None
+    body = await runtime.read(call, runtime.settings.max_request_bytes, json=json)
     request = await _request(runtime, call, model, body)
     wanted = request.outputs or tuple(Wanted(name=output, binary=request.binary) for output in _DEFAULT)
     for output in wanted:

@@ -15,12 +15,13 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from serve.bodies import AtMost
 from serve.protocols.http import Refused
 from serve.protocols.oip.tensors import InferInput, Tensor, malformed, read_tensor
 from serve.settings import Settings
 from zoo.artefact.card import Input
 
-__all__ = ["Asked", "InferOutputRequest", "InferRequest", "Wanted", "inflate", "read_request"]
+__all__ = ["Asked", "InferOutputRequest", "InferRequest", "Wanted", "at_most", "inflate", "read_request"]
 
 _MAX_JSON_VALUES = 1 << 20
 """Elements of one JSON document, where the largest request to the model has more: they take memory, 60 MB."""
@@ -135,7 +136,7 @@ def read_request(body: bytes, header_length: bytes | None, spec: Input, settings
     """
     length = _header_length(header_length, len(body))
     text = body if length == len(body) else body[:length]
-    _check_values(text, spec, settings)
+    at_most(spec, settings)(text)
     try:
         document = _decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -160,18 +161,19 @@ def _header_length(header: bytes | None, total: int) -> int:
     return int(header)
 
 
-def _check_values(text: bytes, spec: Input, settings: Settings) -> None:
-    """Refuse a document of more values than a request to this model can have, before it is decoded."""
-    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+def at_most(spec: Input, settings: Settings) -> AtMost:
+    """What refuses a document of more values than a request to this model can have."""
     # Nested data has a bracket per row, of which rows of one number have as many as numbers.
     image = math.prod(spec.shape) + math.prod(spec.shape[:2]) + spec.shape[0] + 1
     most = max(image, min(settings.max_images * image, _MAX_JSON_VALUES)) + _SPARE_JSON_VALUES
-    if values > most:
-        raise Refused(
-            413,
-            f"the JSON has about {values} values, at most {most} are read for this model; send the tensor as binary "
-            "data (`binary_data_size`), which is faster too",
-        )
+    return AtMost(
+        b",[{",
+        most,
+        lambda values: (
+            f"the JSON has about {values} values, at most {most} are read for this model; send the tensor as "
+            "binary data (`binary_data_size`), which is faster too"
+        ),
+    )
 
 
 def _raw(tensor: InferInput, body: bytes, length: int, *, binary: bool) -> memoryview | None:
