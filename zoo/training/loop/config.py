@@ -33,6 +33,9 @@ class FitConfig:
     """Peak learning rate."""
     head_factor: float = 1.0
     """The classifier learns so many times faster than the rest; for a new head on pretrained features."""
+    head_start: str = "none"
+    """probe: the classifier begins as a logistic regression on the features that the first weights make, see
+    zoo.training.loop.methods.head_start; none: as it is."""
     layer_decay: float = 1.0
     """Each stage before the classifier learns by this factor slower than the one after it."""
     rates: tuple[float, ...] = ()
@@ -44,7 +47,8 @@ class FitConfig:
     """Share of training in which the rate rises."""
     patience: int = 3
     """Of the schedule `plateau`, in epochs."""
-    weight_decay: float = 0.05
+    weight_decay: float | None = None
+    """None: what suits the optimizer, see zoo.training.loop.optim.WEIGHT_DECAY."""
     l2sp: float = 0.0
     """Strength of a pull to the weights that training starts from; see zoo.training.loop.methods.l2sp."""
     clip: float = 1.0
@@ -68,7 +72,8 @@ class FitConfig:
     """What frozen layers make of each training image is computed for so many augmented views and kept; 0: images
     are varied anew in each epoch, and only images without augmentation are kept."""
     precision: str = "auto"
-    """float32, bf16 (mixed precision), or auto: bf16 on a GPU."""
+    """float32, bf16 (mixed precision), or auto: bf16 on GPUs that have it, and on processors that have it if the first
+    batches show that it is faster."""
     compile: bool = False
     """Train through torch.compile; pays for long trainings on a GPU."""
 
@@ -80,7 +85,7 @@ class FitConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"train.{name} must be a positive number, got {getattr(self, name)}")
         for name in ("weight_decay", "l2sp", "clip", "focal_gamma"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise UsageError(f"train.{name} must be 0 or a positive number, got {getattr(self, name)}")
         if self.accumulate > self.batch_size:
             raise UsageError(
@@ -91,6 +96,7 @@ class FitConfig:
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must be a decay in (0, 1) like 0.999, or 0 for none; got {self.ema}")
         for name, known in (
+            ("head_start", ("none", "probe")),
             ("keep", ("best", "last")),
             ("loss", ("cross-entropy", "focal")),
             ("class_weights", ("none", "balanced")),

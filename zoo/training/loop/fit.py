@@ -42,6 +42,8 @@ class FitReport:
     """Over all sessions of a resumed run."""
     trainable: int
     """How many weights could change."""
+    precision: str
+    """float32 or bf16."""
 
 
 def fit(
@@ -95,9 +97,9 @@ def fit(
         trained = run.prepare()
         if mask is not None:
             trained = run.hold_all_but(mask)
-        if resume:
-            run.load()
         with _denormals_flushed(), deferred_signals() as stop_if_asked:
+            if not (resume and run.load()) and run.begin():
+                run.save(run.state.seconds)  # so that a run that is killed goes on as it began
             run.train(stop_if_asked, on_epoch)
         run.keep_best()
         run.reestimate_norms()
@@ -113,6 +115,7 @@ def fit(
         epochs=config.epochs,
         seconds=round(state.seconds, 1),
         trainable=trained,
+        precision=state.precision,
     )
 
 

@@ -43,7 +43,8 @@ class Objective:
         self._model = model
         self._config = config
         self._device = device
-        self._half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.half = config.precision == "bf16"
+        """Whether it is computed in bf16 where torch.autocast finds that safe."""
         self._start: dict[str, torch.Tensor] = {}
         self._unlabelled: DecodedImages | None = None
         self._semi: Unlabelled | None = None
@@ -102,7 +103,7 @@ class Objective:
             progress: share of training done, 0 to 1.
         """
         semi = self._semi
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.half):
             if extra is None or semi is None:
                 return self.loss(inputs, network(inputs).float(), targets)
             several = [inputs, *extra] if semi.method == "fixmatch" else [inputs, extra[0]]

@@ -12,7 +12,7 @@ from torch import nn
 from zoo.base.errors import TrainingError, UsageError, unknown_name
 from zoo.networks.stages import Stage
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "ladder", "make_optimizer", "make_schedule", "plateau"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "WEIGHT_DECAY", "ladder", "make_optimizer", "make_schedule", "plateau"]
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
@@ -22,6 +22,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
 }
+
+WEIGHT_DECAY = {"sgd": 1e-4, "nag": 1e-4, "adam": 0.0, "adamw": 0.05, "nadam": 0.0, "radam": 0.0}
+"""Where none is asked for. Only AdamW's is decoupled (Loshchilov & Hutter 2019, arXiv 1711.05101); the others add it to
+the gradient, where 0.05 would outweigh the loss: 1e-4 is that of He et al. 2016, section 3.4, and Adam's division by
+the gradient's size makes of it something else altogether."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -68,7 +73,7 @@ def make_optimizer(
     model: nn.Module,
     *,
     lr: float,
-    weight_decay: float,
+    weight_decay: float | None = None,
     factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer of everything trainable, each parameter decayed or not as timm does it.
@@ -80,7 +85,7 @@ def make_optimizer(
         name: one of OPTIMIZERS.
         model: its parameters with `requires_grad`.
         lr: learning rate.
-        weight_decay: decoupled or not, as the optimizer has it.
+        weight_decay: decoupled or not, as the optimizer has it; None: that of WEIGHT_DECAY.
         factors: parameter name -> factor of its rate; 1 where it is not named. Each parameter group has it as `factor`.
 
     Raises:
@@ -89,6 +94,7 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
+    weight_decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
     names = {parameter: name for name, parameter in model.named_parameters()}
     spared: set[str] = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

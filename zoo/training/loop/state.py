@@ -33,6 +33,8 @@ class RunState:
     """Sum of their losses."""
     seconds: float = 0.0
     """Over all sessions."""
+    precision: str = ""
+    """float32 or bf16, once that is settled."""
     best_epoch: int = -1
     best_top1: float = -1.0
     best_loss: float = math.inf

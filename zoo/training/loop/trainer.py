@@ -8,8 +8,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from zoo.base.progress import note
 from zoo.base.seeds import generator_for, seed_of
 from zoo.data.decoded import DecodedImages, epoch_order
 from zoo.networks.stages import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
+from zoo.training.loop.beginning import settle_precision, start_head
 from zoo.training.loop.config import FitConfig, optimizer_of
 from zoo.training.loop.distributed import World, gather
 from zoo.training.loop.feeds import Feed, TrainingImages, WholeFeed, cut_feed
 from zoo.training.loop.methods.averaging import Average
+from zoo.training.loop.methods.folding import folded
 from zoo.training.loop.methods.masks import Mask, MaskedUpdate, choose
 from zoo.training.loop.methods.norms import even_chunks, reestimate
 from zoo.training.loop.objective import Objective, Views
@@ -169,18 +171,20 @@ class Trainer:
             feed = self._feed(trained, set(live), len(phase))
             # What is computed once is part of what training takes.
             self.state.seconds += time.perf_counter() - begin
-            for epoch in left:
-                result = self._epoch(epoch, feed, stop_if_asked)
-                if on_epoch is not None:
-                    try:
-                        on_epoch(result)
-                    except Stopped:
-                        return
+            with self._folded(feed, live):
+                for epoch in left:
+                    result = self._epoch(epoch, feed, stop_if_asked)
+                    if on_epoch is not None:
+                        try:
+                            on_epoch(result)
+                        except Stopped:
+                            return
 
     def pace(self) -> Pace:
         """Time the first steps of the last phase, which trains most; the network is not to be used afterwards."""
         last = phases(self.config.freeze, self.config.epochs)[-1]
         begin = time.perf_counter()
+        self.begin()
         trained = self._require(last.start)
         self.model.train()
         live = eval_frozen(self.model, self.config.freeze, last.start, found=self.parts, may=self.may)
@@ -191,11 +195,12 @@ class Trainer:
         # Few images make few batches, which then come again.
         few = list(itertools.islice(itertools.cycle(chunks), count + 1))
         extra = self.objective.views(self.pictures, 0, len(few), 0)
-        laps = [time.perf_counter()]
-        for chunk, (inputs, targets) in zip(few, feed.batches(0, few, 0), strict=True):
-            self._step(feed, inputs, targets, len(chunk), next(extra), 0, len(chunks))
-            laps.append(time.perf_counter())
-        feed.validation_logits()
+        with self._folded(feed, live):
+            laps = [time.perf_counter()]
+            for chunk, (inputs, targets) in zip(few, feed.batches(0, few, 0), strict=True):
+                self._step(feed, inputs, targets, len(chunk), next(extra), 0, len(chunks))
+                laps.append(time.perf_counter())
+            feed.validation_logits()
         validation = time.perf_counter() - laps[-1]
         step = (laps[-1] - laps[1]) / count
         warm_up = max(0.0, laps[1] - laps[0] - step)
@@ -231,6 +236,15 @@ class Trainer:
         if config.compile:
             network = torch.compile(network)  # type: ignore[assignment]
         return WholeFeed(self.model, network, self.pictures)
+
+    def _folded(self, feed: Feed, live: Collection[str]) -> AbstractContextManager[int]:
+        """BatchNorm with frozen statistics within the convolutions, where the network is called as it is."""
+        frozen = [name for name, layer in self.model.named_modules() if is_batch_norm(layer) and name not in live]
+        if not frozen or self.shadow is not None or self.config.compile or not isinstance(feed, WholeFeed):
+            return nullcontext(0)
+        pictures = self.pictures
+        noise = torch.randn(2, *pictures.spec.shape, generator=torch.Generator().manual_seed(0))
+        return folded(self.model, frozen, noise.to(self.world.device, memory_format=pictures.memory_format))
 
     def _parallel(self, live: set[str]) -> nn.Module:
         network, self.shadow = self.model, None
@@ -297,7 +311,8 @@ class Trainer:
         config, model = self.config, self.model
         done = epoch + self.state.step / steps
         losses = [row["validation_loss"] for row in self.state.history]
-        rate = config.lr * self.schedule(done / config.epochs)
+        # Of the step's middle: neither the first step nor the last one is lost on a rate of 0.
+        rate = config.lr * self.schedule((done + 0.5 / steps) / config.epochs)
         rate *= plateau(losses, patience=config.patience) if config.schedule == "plateau" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -386,16 +401,17 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - begin
 
-    def load(self) -> None:
-        """Continue where state.pt left off, if it is of this very run."""
+    def load(self) -> bool:
+        """Continue where state.pt left off, if it is of this very run; whether it is."""
         path = self.folder / STATE
         if not path.is_file():
-            return
+            return False
         found = read_state(path, self.fingerprint)
         if found is None:
             self._say(f"{path} belongs to a run with other settings or data; starting over")
-            return
+            return False
         self.state, tensors = found
+        self._use(self.state.precision)
         self.model.load_state_dict(tensors["model"])
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.best = {name: tensor.to(self.world.device) for name, tensor in tensors["best"].items()}
@@ -403,6 +419,27 @@ class Trainer:
             self.average.state = {name: tensor.to(self.world.device) for name, tensor in tensors["average"].items()}
         inside = f" and {self.state.step} steps" if self.state.step else ""
         self._say(f"resuming after epoch {self.state.epoch}/{self.config.epochs}{inside}")
+        return True
+
+    def begin(self) -> bool:
+        """What comes before the first step; whether it might come out otherwise the next time."""
+        begin = time.perf_counter()
+        if self.config.head_start == "probe":
+            start_head(self.model, self.pictures)
+            if self.average is not None:
+                self.average = Average(self.model, self.config.ema)
+            self._say(f"{self.title}: the classifier starts as a probe, {time.perf_counter() - begin:.1f} s")
+        self._require(0)
+        settled = settle_precision(self.model, self.config, self.objective, self.pictures, self._chunks_of(0))
+        if settled.reason:
+            self._say(f"{self.title}: {settled.reason}")
+        self._use(settled.precision)
+        self.state.seconds += time.perf_counter() - begin
+        return settled.measured
+
+    def _use(self, precision: str) -> None:
+        self.state.precision = precision
+        self.objective.half = precision == "bf16"
 
     def keep_best(self) -> None:
         """Give the network the weights of its best epoch, and write the whole log."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import random
 import re
 import signal
@@ -128,6 +129,8 @@ WAYS = {
     "pseudo-labels": {"unlabelled": UNLABELLED, "semi": Unlabelled(method="pseudo-label", threshold=0.3, ratio=1)},
     "workers": {"train": DecodedImages(make_samples(13, 3), SPEC, cache_bytes=0)},
     "bf16": {"config": {"precision": "bf16"}},
+    "head start, average": {"config": {"head_start": "probe", "ema": 0.9}},
+    "frozen statistics within convolutions": {"config": {"freeze": Freezing(norm="freeze")}},
 }
 
 
@@ -466,6 +469,36 @@ def test_l2sp_keeps_weights_near_their_start(tmp_path):
     assert moves[1] < 0.6 * moves[0]
 
 
+@pytest.mark.parametrize(("gain", "chosen"), [(1.5, "bf16"), (1.05, "float32")])
+def test_bf16_where_it_is_faster_and_for_all_of_a_run(tmp_path, monkeypatch, capsys, gain, chosen):
+    monkeypatch.setattr("zoo.training.loop.beginning.processor", lambda: {"flags": ["avx512_bf16"]})
+    monkeypatch.setattr("zoo.training.loop.beginning._STEPS_WORTH_MEASURING", 4 * STEPS)
+    ratios = iter([gain, 0.0])
+    monkeypatch.setattr("zoo.training.loop.beginning.statistics.median", lambda _: next(ratios))
+    whole, asked = _net(), _net()
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "auto", _net(), loss=_after(1, KeyboardInterrupt()))
+    report = _fit(tmp_path / "auto", whole, loss=cross_entropy(0.0))
+    _fit(tmp_path / "asked", asked, _config(precision=chosen), loss=cross_entropy(0.0))
+    assert report.precision == chosen
+    assert _same(whole, asked)
+    assert f"{chosen}, as a step in bf16 is {gain:.2f} times as fast as in float32" in capsys.readouterr().err
+
+
+def test_processors_without_bf16_are_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.training.loop.beginning.processor", lambda: {"flags": ["avx2"]})
+    monkeypatch.setattr("zoo.training.loop.beginning._STEPS_WORTH_MEASURING", 1)
+    monkeypatch.setattr("zoo.training.loop.beginning.statistics.median", lambda _: pytest.fail("measured"))
+    assert _fit(tmp_path).precision == "float32"
+
+
+def test_a_head_start_is_worth_some_epochs(tmp_path, capsys):
+    _fit(tmp_path / "without", config=_config(epochs=1, lr=1e-6))
+    _fit(tmp_path / "with", config=_config(epochs=1, lr=1e-6, head_start="probe"))
+    assert "the classifier starts as a probe" in capsys.readouterr().err
+    assert float(_log(tmp_path / "with")[0]["loss"]) < float(_log(tmp_path / "without")[0]["loss"]) - 0.02
+
+
 def test_an_epoch_can_end_training(tmp_path):
     def stop(result):
         if result.epoch == 2:
@@ -557,6 +590,8 @@ def test_norms_only_needs_norms(tmp_path):
     ("options", "message"),
     [
         ({"accumulate": 9, "batch_size": 8}, "9 pieces of a batch of 8"),
+        ({"head_start": "svm"}, "head_start must be one of none, probe"),
+        ({"weight_decay": math.nan}, "weight_decay must be 0 or a positive number"),
         ({"precision": "fp8"}, "precision must be one of auto, bf16, float32"),
         ({"loss": "hinge"}, "loss must be one of cross-entropy, focal"),
         ({"ema": 1.0}, "ema must be a decay"),

@@ -11,7 +11,7 @@ from zoo.base.errors import TrainingError, UsageError
 from zoo.networks.cutting.truncate import truncate
 from zoo.networks.registry import build
 from zoo.networks.stages import Stage, stages
-from zoo.training.loop.optim import OPTIMIZERS, SCHEDULES, ladder, make_optimizer, make_schedule, plateau
+from zoo.training.loop.optim import OPTIMIZERS, SCHEDULES, WEIGHT_DECAY, ladder, make_optimizer, make_schedule, plateau
 
 
 def _net() -> nn.Module:
@@ -31,6 +31,13 @@ def test_every_optimizer_lowers_a_loss(name):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_decay_that_is_not_asked_for_suits_the_optimizer(name):
+    groups = make_optimizer(name, _net(), lr=0.1).param_groups
+    assert max(group["weight_decay"] for group in groups) == WEIGHT_DECAY[name] <= 0.05
+    assert name == "adamw" or WEIGHT_DECAY[name] <= 1e-4
 
 
 def test_biases_and_norms_are_not_decayed():
