@@ -58,7 +58,7 @@ def train(
         resume: continue an interrupted run.
         force: train even if the checkpoint is up to date.
         test: read the test split at the end; default: what the run says.
-        on_epoch: called after each epoch; may raise zoo.training.loop.trainer.Stopped to end with the best epoch.
+        on_epoch: called after each validation; may raise zoo.training.loop.trainer.Stopped to end with the best epoch.
 
     Returns:
         The checkpoint's path.

@@ -82,7 +82,7 @@ def fit(
         unlabelled: images whose labels are not used; with `semi`.
         semi: how to learn from them.
         mask: train only chosen weights.
-        on_epoch: called after each epoch, in every process.
+        on_epoch: called after each validation, in every process.
 
     Raises:
         UsageError: the network has fewer stages than the configuration freezes, or settings exclude each other.

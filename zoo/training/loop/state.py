@@ -39,7 +39,9 @@ class RunState:
     best_top1: float = -1.0
     best_loss: float = math.inf
     history: list[dict[str, float]] = field(default_factory=list)
-    """One row of log.csv per epoch."""
+    """One row of log.csv per validation."""
+    since: list[list[float]] = field(default_factory=list)
+    """Loss and seconds of each epoch since the last validation."""
 
 
 def write_state(path: Path, fingerprint: str, state: RunState, tensors: Mapping[str, Any]) -> None:

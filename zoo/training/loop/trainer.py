@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -43,17 +44,20 @@ _SAVE_SECONDS = 600
 """Long epochs write state.pt this often in between."""
 _PACE_STEPS = 5
 """At most so many steps, after the first, are timed to plan a training."""
+_VALIDATION_SHARE = 0.2
+"""With many validation images for few training images, not every epoch ends with a validation."""
 _SAVE_SHARE = 0.05
 """Writing state.pt takes at most this share of the time: it is not written after every short epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What an epoch came to."""
+    """What the epochs since the last validation came to."""
 
     epoch: int
-    """Counted from 1."""
+    """The last of them, counted from 1."""
     loss: float
+    """Their mean."""
     validation_loss: float
     validation_top1: float
     seconds: float
@@ -66,7 +70,7 @@ class Pace:
     once: float
     """What is computed before the first step, and what the first step takes longer than others."""
     epoch: float
-    """One epoch: its steps at their mean time, and its validation."""
+    """One epoch: its steps at their mean time, and its share of the validations."""
     validation: float
     """The validation alone."""
 
@@ -174,7 +178,7 @@ class Trainer:
             with self._folded(feed, live):
                 for epoch in left:
                     result = self._epoch(epoch, feed, stop_if_asked)
-                    if on_epoch is not None:
+                    if result is not None and on_epoch is not None:
                         try:
                             on_epoch(result)
                         except Stopped:
@@ -204,7 +208,9 @@ class Trainer:
         validation = time.perf_counter() - laps[-1]
         step = (laps[-1] - laps[1]) / count
         warm_up = max(0.0, laps[1] - laps[0] - step)
-        return Pace(once=once + warm_up, epoch=len(chunks) * step + validation, validation=validation)
+        validations = sum(map(self._validated, range(self.config.epochs)))
+        epoch = len(chunks) * step + validation * validations / self.config.epochs
+        return Pace(once=once + warm_up, epoch=epoch, validation=validation)
 
     def _chunks_of(self, epoch: int) -> list[list[int]]:
         config, train = self.config, self.pictures.train
@@ -258,7 +264,7 @@ class Trainer:
             )
         return DistributedDataParallel(network)
 
-    def _epoch(self, epoch: int, feed: Feed, stop_if_asked: Callable[[], None]) -> EpochResult:
+    def _epoch(self, epoch: int, feed: Feed, stop_if_asked: Callable[[], None]) -> EpochResult | None:
         config, state = self.config, self.state
         label = f"{self.title} epoch {epoch + 1}/{config.epochs}"
         chunks = self._chunks_of(epoch)
@@ -351,37 +357,56 @@ class Trainer:
             f"at the learning rate {rate:.2g}; lower it (--set train.lr=...); {kept}"
         )
 
-    def _finish_epoch(self, epoch: int, steps: int, feed: Feed, begin: float, label: str) -> EpochResult:
-        """Validate, keep the weights if they are the best so far, write the state and the log."""
+    def _finish_epoch(self, epoch: int, steps: int, feed: Feed, begin: float, label: str) -> EpochResult | None:
+        """Validate if it is time, keep the weights if they are the best so far, write the state and the log."""
+        state = self.state
+        validated = self._validated(epoch)
+        top1, validation_loss = self._validate(epoch, feed) if validated else (math.nan, math.nan)
+        seconds = time.perf_counter() - begin
+        loss = sum(gather(state.loss_sum, self.world)) / steps
+        state.since.append([loss, seconds])
+        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
+        state.seconds += seconds
+        result = None
+        if validated:
+            first = self.optimizer.param_groups[0]
+            losses, times = zip(*state.since, strict=True)
+            result = EpochResult(
+                epoch=epoch + 1,
+                loss=statistics.fmean(losses),
+                validation_loss=validation_loss,
+                validation_top1=top1,
+                seconds=sum(times),
+            )
+            row = dataclasses.asdict(result)
+            state.history.append({"epoch": row.pop("epoch"), "lr": first["lr"] / first["factor"], **row})
+            state.since = []
+        if (time.monotonic() - self.saved_at) * _SAVE_SHARE >= self.save_seconds:
+            self.save(state.seconds)
+        reached = f", validation top-1 {top1:.2%}" if validated else ""
+        self._say(f"{label}: loss {loss:.3f}{reached}, {seconds:.1f} s")
+        return result
+
+    def _validated(self, epoch: int) -> bool:
+        """Whether an epoch ends with a validation, which is to take a fifth of the time at most."""
+        config, pictures = self.config, self.pictures
+        # A step computes forwards, and backwards for twice as long.
+        most = _VALIDATION_SHARE / (1 - _VALIDATION_SHARE)
+        every = math.ceil(len(pictures.validation) / (3 * len(pictures.train)) / most)
+        return config.schedule == "plateau" or epoch + 1 == config.epochs or (epoch + 1) % max(1, every) == 0
+
+    def _validate(self, epoch: int, feed: Feed) -> tuple[float, float]:
+        """Top-1 and mean loss on the validation images; keeps the weights if they are the best so far."""
         state = self.state
         with self.average.applied(self.model) if self.average else nullcontext():
             logits = torch.from_numpy(feed.validation_logits())
             truth = self.pictures.validation.labels
             top1 = (logits.argmax(dim=1) == truth).double().mean().item()
-            validation_loss = nn.functional.cross_entropy(logits, truth).item()
-            if self.config.keep == "last" or (top1, -validation_loss) > (state.best_top1, -state.best_loss):
-                state.best_epoch, state.best_top1, state.best_loss = epoch, top1, validation_loss
+            loss = nn.functional.cross_entropy(logits, truth).item()
+            if self.config.keep == "last" or (top1, -loss) > (state.best_top1, -state.best_loss):
+                state.best_epoch, state.best_top1, state.best_loss = epoch, top1, loss
                 self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        seconds = time.perf_counter() - begin
-        loss = sum(gather(state.loss_sum, self.world)) / steps
-        first = self.optimizer.param_groups[0]
-        row = {
-            "epoch": epoch + 1,
-            "lr": first["lr"] / first["factor"],
-            "loss": loss,
-            "validation_loss": validation_loss,
-            "validation_top1": top1,
-            "seconds": seconds,
-        }
-        state.history.append(row)
-        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
-        state.seconds += seconds
-        if (time.monotonic() - self.saved_at) * _SAVE_SHARE >= self.save_seconds:
-            self.save(state.seconds)
-        self._say(f"{label}: loss {loss:.3f}, validation top-1 {top1:.2%}, {seconds:.1f} s")
-        return EpochResult(
-            epoch=epoch + 1, loss=loss, validation_loss=validation_loss, validation_top1=top1, seconds=seconds
-        )
+        return top1, loss
 
     def save(self, seconds: float) -> None:
         """Write state.pt and log.csv.

@@ -129,6 +129,7 @@ WAYS = {
     "pseudo-labels": {"unlabelled": UNLABELLED, "semi": Unlabelled(method="pseudo-label", threshold=0.3, ratio=1)},
     "workers": {"train": DecodedImages(make_samples(13, 3), SPEC, cache_bytes=0)},
     "bf16": {"config": {"precision": "bf16"}},
+    "a validation every second epoch": {"validation": DecodedImages(make_samples(18, 3, seed=1), SPEC)},
     "head start, average": {"config": {"head_start": "probe", "ema": 0.9}},
     "frozen statistics within convolutions": {"config": {"freeze": Freezing(norm="freeze")}},
 }
@@ -164,7 +165,7 @@ def test_every_way_of_training_resumes_to_the_same_bits(tmp_path, way, monkeypat
     assert _same(whole, resumed)
     assert again.best_epoch == report.best_epoch
     logs = [[{**row, "seconds": ""} for row in _log(tmp_path / name)] for name in ("whole", "part")]
-    assert logs[0] == logs[1] and len(logs[0]) == 4
+    assert logs[0] == logs[1] and len(logs[0]) == (2 if "validation" in way else 4)
 
 
 KILLED = """
@@ -296,14 +297,15 @@ def test_the_best_epoch_is_kept(tmp_path):
     model = _net()
     # From the third epoch on, the loss is climbed instead of descended.
     config = _config(epochs=5, lr=0.03, schedule="constant", augment=Augment())
-    report = _fit(tmp_path, model, config, validation=TRAIN, loss=_after(2 * STEPS, -1.0))
+    seen = DecodedImages(TRAIN.samples[:9], SPEC)
+    report = _fit(tmp_path, model, config, validation=seen, loss=_after(2 * STEPS, -1.0))
     top1 = [float(row["validation_top1"]) for row in _log(tmp_path)]
     assert report.validation_top1 == max(top1) > top1[-1]
     losses = [float(row["validation_loss"]) for row in _log(tmp_path)]
     order = sorted(range(5), key=lambda epoch: (-top1[epoch], losses[epoch]))
     assert report.best_epoch == order[0] + 1 <= 3
-    found = torch_logits(model, TRAIN)
-    assert (found.argmax(1) == TRAIN.labels.numpy()).mean() == report.validation_top1
+    found = torch_logits(model, seen)
+    assert (found.argmax(1) == seen.labels.numpy()).mean() == report.validation_top1
     assert not model.training and report.epochs == 5
 
 
@@ -497,6 +499,15 @@ def test_a_head_start_is_worth_some_epochs(tmp_path, capsys):
     _fit(tmp_path / "with", config=_config(epochs=1, lr=1e-6, head_start="probe"))
     assert "the classifier starts as a probe" in capsys.readouterr().err
     assert float(_log(tmp_path / "with")[0]["loss"]) < float(_log(tmp_path / "without")[0]["loss"]) - 0.02
+
+
+def test_validating_takes_a_fifth_of_the_time_at_most(tmp_path):
+    few = DecodedImages(make_samples(5, 3), SPEC)  # of which an epoch takes no longer than validating
+    seen: list[int] = []
+    report = _fit(tmp_path, config=_config(epochs=7), train=few, on_epoch=lambda result: seen.append(result.epoch))
+    assert seen == [3, 6, 7] == [int(row["epoch"]) for row in _log(tmp_path)]
+    assert report.best_epoch in seen
+    assert sum(float(row["seconds"]) for row in _log(tmp_path)) == pytest.approx(report.seconds, abs=0.06)
 
 
 def test_an_epoch_can_end_training(tmp_path):
