@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,10 +16,11 @@ from zoo.networks.stages import Stage
 __all__ = ["OPTIMIZERS", "SCHEDULES", "WEIGHT_DECAY", "ladder", "make_optimizer", "make_schedule", "plateau"]
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
-    "nag": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, nesterov=True, **options),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    "nag": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    # SGD's fused steps fail where layers join later (torch 2.15: "expected Tensor", of a momentum that is not there yet).
+    "adam": functools.partial(torch.optim.Adam, fused=True),
+    "adamw": functools.partial(torch.optim.AdamW, fused=True),
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
 }

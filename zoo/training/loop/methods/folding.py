@@ -124,7 +124,26 @@ def _rest(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """What such a layer of timm does besides normalising."""
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        activated: torch.Tensor = norm.act(norm.drop(inputs)) if isinstance(norm, BatchNormAct2d) else inputs
+        if not isinstance(norm, BatchNormAct2d):
+            return inputs
+        dropped = norm.drop(inputs)
+        in_place = isinstance(norm.act, nn.ReLU6) and norm.act.inplace
+        activated: torch.Tensor = _ReLU6.apply(dropped) if in_place else norm.act(dropped)
         return activated
 
     return forward
+
+
+class _ReLU6(torch.autograd.Function):
+    """ReLU6 in place; torch's own, with gradients, writes the feature map twice more."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor) -> torch.Tensor:
+        ctx.mark_dirty(inputs)
+        ctx.save_for_backward(inputs.clamp_(0, 6))
+        return inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (outputs,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradient, outputs, 0, 6)  # type: ignore[no-any-return]
