@@ -14,7 +14,9 @@ FLAGS := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DATA),--data "$(DATA)") $(if 
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
 
-all: train compress export table
+# Training, pruning, export, quantization and measurement in one, with what to do next.
+all: setup
+	$(RUN)pocketzoo run $(FLAGS) $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # Installs what pyproject.toml asks for, at the pinned versions, whenever either file changes.
 setup: $(VENV)/.installed

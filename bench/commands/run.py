@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from pathlib import Path
+
+from tqdm import tqdm
 
 from bench.commands.measure import bench_accuracy, latency, list_artefacts
 from compress.commands.chain import compress
@@ -33,6 +36,7 @@ from zoo.commands.runs import (
     with_flags,
 )
 from zoo.commands.training import train
+from zoo.training.recipe import said
 
 __all__ = ["run"]
 
@@ -82,15 +86,29 @@ def run(
         # From here on the network that was chosen is a named one.
         model = runs[0].model
     names = [run.artefact for run in runs]
+    begin = time.monotonic()
+    note(
+        f"{', '.join(names)}: trained, pruned, exported, quantized, measured. Minutes, as the recipe says: "
+        f"{said(recipe or ('folder' if data or model else 'quickstart'), 'Minutes') or 'nothing'}"
+    )
+
+    def step(number: int, what: str) -> None:
+        note(f"[{number}/5] {what}; {tqdm.format_interval(time.monotonic() - begin)} so far")
+
+    step(1, "train")
     train(recipe, data, model, weights, settings=settings, only=names, resume=resume, force=force, as_json=as_json)
     models = [run for run in runs if run.role == "model"]
     pruned = [run.artefact for run in models if not (run.model and why_not_prunable(run))]
     if pruned:
+        step(2, "prune, and recover what that cost")
         compress(recipe, data, model, settings, pruned, resume=resume, force=force, as_json=as_json)
+    step(3, "export and quantize")
     export(None, recipe, True, data, model, settings, names, force=force, as_json=as_json)
     places = [output_root() / f"{name}{ending}" for name in names for ending in ("", PRUNED)]
     made = [folder for folder in places if (folder / GRAPH).is_file()]
+    step(4, "measure accuracy on test images")
     bench_accuracy(made, missing=True, as_json=as_json)
+    step(5, "measure latency, the files in turns")
     latency(made, missing=True, as_json=as_json)
     list_artefacts(as_json=as_json)
     of_models = [folder for folder in made if folder.name.removesuffix(PRUNED) in {run.artefact for run in models}]

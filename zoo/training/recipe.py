@@ -32,6 +32,7 @@ __all__ = [
     "load_recipe",
     "read_toml",
     "recipe_names",
+    "said",
 ]
 
 _FOLDER = Path(__file__).parents[1] / "recipes"
@@ -267,6 +268,14 @@ class Recipe:
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the project."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def said(name: str, fact: str) -> str:
+    """What the comment on top of a recipe says of `Minutes`, `Hardware` and the like; empty where it says nothing."""
+    path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = [line.partition(f"# {fact}:")[2].strip() for line in lines if line.startswith(f"# {fact}:")]
+    return found[0] if found else ""
 
 
 def read_toml(name: str, folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:

@@ -36,6 +36,9 @@ def test_everything_from_a_folder(output: Path, tmp_path: Path) -> None:
     assert {(row["artefact"], row["file"], row["split"]) for row in rows} == {
         (path.parent.name, path.name, "test") for path in files
     }
+    told = done.stderr.splitlines()
+    assert "Minutes, as the recipe says: 4 to 9" in told[0]
+    assert [line[:5] for line in told if line.endswith(" so far")] == [f"[{step}/5]" for step in range(1, 6)]
     table = done.stdout.splitlines()
     assert sum("photos-lenet" in line and "1.00x" in line for line in table) == 2
     steps = done.stderr[done.stderr.index("next:") :].splitlines()[1:]

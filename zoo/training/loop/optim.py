@@ -18,7 +18,7 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "WEIGHT_DECAY", "ladder", "make_optimizer"
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
     "nag": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    # SGD's fused steps fail where layers join later (torch 2.15: "expected Tensor", of a momentum that is not there yet).
+    # Fused, SGD fails where layers join later (torch 2.15: "expected Tensor", of a momentum that is not there yet).
     "adam": functools.partial(torch.optim.Adam, fused=True),
     "adamw": functools.partial(torch.optim.AdamW, fused=True),
     "nadam": torch.optim.NAdam,
