@@ -1,7 +1,7 @@
 """Bodies of requests in memory: within a limit, with room kept for small ones, and not for those who stall.
 
 A body has to go on: every 20 kB give it five seconds more. Where memory is short, the one that has made no such
-progress for longest, half a second at least, is cut off first, so that stalled uploads keep nobody out.
+progress for longest, a fifth of a second at least, is cut off first, so that stalled uploads keep nobody out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WINDOW_SECONDS = 5.0
 _WINDOW_BYTES = 20_000
 """4 kB/s: a photograph of 200 kB would take longer than a request may."""
 
-_STALLED_SECONDS = 0.5
+_STALLED_SECONDS = 0.2
 
 
 @dataclass(slots=True, eq=False)
