@@ -58,6 +58,9 @@ class FitConfig:
     keep: str = "best"
     """best: the weights of the epoch that validates best, whose accuracy there is then the largest of several; last:
     those after the last epoch."""
+    stop_after: int = 0
+    """End the training when so many validations on end were no better than the best one; 0: never. For rates that do
+    not fall (`constant`, `plateau`): under the others the last epochs are the best."""
     loss: str = "cross-entropy"
     """cross-entropy or focal."""
     focal_gamma: float = 2.0
@@ -78,7 +81,14 @@ class FitConfig:
     """Train through torch.compile; pays for long trainings on a GPU."""
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 1), ("views", 0)):
+        for name, low in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("patience", 1),
+            ("views", 0),
+            ("stop_after", 0),
+        ):
             if getattr(self, name) < low:
                 raise UsageError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("lr", "head_factor", "layer_decay"):
@@ -87,6 +97,8 @@ class FitConfig:
         for name in ("weight_decay", "l2sp", "clip", "focal_gamma"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise UsageError(f"train.{name} must be 0 or a positive number, got {getattr(self, name)}")
+        if self.stop_after and self.keep == "last":
+            raise UsageError("train.stop_after keeps the best epoch, train.keep = 'last' the last; give one of them")
         if self.accumulate > self.batch_size:
             raise UsageError(
                 f"train.accumulate = {self.accumulate} pieces of a batch of {self.batch_size} are too many"

@@ -177,6 +177,8 @@ class Trainer:
             self.state.seconds += time.perf_counter() - begin
             with self._folded(feed, live):
                 for epoch in left:
+                    if self._over():
+                        return
                     result = self._epoch(epoch, feed, stop_if_asked)
                     if result is not None and on_epoch is not None:
                         try:
@@ -386,6 +388,15 @@ class Trainer:
         reached = f", validation top-1 {top1:.2%}" if validated else ""
         self._say(f"{label}: loss {loss:.3f}{reached}, {seconds:.1f} s")
         return result
+
+    def _over(self) -> bool:
+        """Whether validation has not risen for as long as the configuration allows; says so."""
+        state, most = self.state, self.config.stop_after
+        waited = [row["epoch"] for row in state.history if row["epoch"] > state.best_epoch + 1]
+        if not most or len(waited) < most:
+            return False
+        self._say(f"{self.title}: no better than epoch {state.best_epoch + 1} in {most} validations; ends here")
+        return True
 
     def _validated(self, epoch: int) -> bool:
         """Whether an epoch ends with a validation, which is to take a fifth of the time at most."""

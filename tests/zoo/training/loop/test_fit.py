@@ -501,6 +501,16 @@ def test_a_head_start_is_worth_some_epochs(tmp_path, capsys):
     assert float(_log(tmp_path / "with")[0]["loss"]) < float(_log(tmp_path / "without")[0]["loss"]) - 0.02
 
 
+def test_it_ends_when_validation_no_longer_rises(tmp_path, capsys):
+    # From the third epoch on, the loss is climbed instead of descended.
+    config = _config(epochs=9, lr=0.03, schedule="constant", augment=Augment(), stop_after=2)
+    options = {"validation": DecodedImages(TRAIN.samples[:9], SPEC)}
+    report = _fit(tmp_path, config=config, loss=_after(2 * STEPS, -1.0), **options)
+    epochs = [int(row["epoch"]) for row in _log(tmp_path)]
+    assert epochs == list(range(1, report.best_epoch + 3)) and len(epochs) < 9
+    assert f"no better than epoch {report.best_epoch} in 2 validations; ends here" in capsys.readouterr().err
+
+
 def test_validating_takes_a_fifth_of_the_time_at_most(tmp_path):
     few = DecodedImages(make_samples(5, 3), SPEC)  # of which an epoch takes no longer than validating
     seen: list[int] = []
@@ -601,6 +611,7 @@ def test_norms_only_needs_norms(tmp_path):
     ("options", "message"),
     [
         ({"accumulate": 9, "batch_size": 8}, "9 pieces of a batch of 8"),
+        ({"stop_after": 2, "keep": "last"}, "stop_after keeps the best epoch"),
         ({"head_start": "svm"}, "head_start must be one of none, probe"),
         ({"weight_decay": math.nan}, "weight_decay must be 0 or a positive number"),
         ({"precision": "fp8"}, "precision must be one of auto, bf16, float32"),
