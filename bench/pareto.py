@@ -65,7 +65,9 @@ def _draw(place: Axes, name: str, lines: Sequence[Line]) -> None:
             alpha=0.9,
         )
     best = front(lines)
-    place.plot([_ms(line) for line in best], [100 * _top1(line) for line in best], color="0.6", lw=1, zorder=0)
+    # Between two files there is none: whoever has a little more time still has the faster one.
+    times, shares = [_ms(line) for line in best], [100 * _top1(line) for line in best]
+    place.step(times, shares, where="post", color="0.6", lw=1, zorder=0)
     middle_ms = sum(place.get_xlim()) / 2
     for order, line in enumerate(sorted(lines, key=lambda line: (_top1(line), _ms(line)))):
         left = _ms(line) > middle_ms
@@ -76,15 +78,22 @@ def _draw(place: Axes, name: str, lines: Sequence[Line]) -> None:
             textcoords="offset points",
             horizontalalignment="right" if left else "left",
             fontsize=7.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
         )
     for colour, mark, label in ((_FP32, "o", "FP32"), (_INT8, "s", "INT8")):
         place.plot([], [], mark, color=colour, label=label)
-    place.plot([], [], color="0.6", lw=1, label="none is both faster and better")
+    place.plot([], [], color="0.6", lw=1, label="Pareto front: none is both faster and better")
     place.legend(fontsize=8, loc="upper right")
     place.margins(x=0.15, y=0.2)
     first = lines[0].accuracy if lines else None
+    timed = lines[0].latency if lines else None
     counted = f", n = {first['n']}" if first else ""
-    place.set(title=f"{name}{counted}", xlabel="p50 latency of one image (ms)", ylabel="test top-1 (%), 95 % interval")
+    machine = f"\n{timed['environment']['cpu']}, {timed['threads']} threads, batch 1" if timed else ""
+    place.set(
+        title=f"{name}{counted}{machine}",
+        xlabel="p50 latency of one image (ms)",
+        ylabel="test top-1 (%), 95 % interval",
+    )
     place.grid(alpha=0.25)
 
 

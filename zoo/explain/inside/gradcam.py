@@ -211,13 +211,12 @@ def draw_heats(path: Path, heats: Sequence[Heat], *, name: str, layer: str) -> N
     """
     panels: list[Panel | None] = []
     for one in heats:
-        text = f"{one.label}\n{percent(one.probability)}" + ("" if one.heat.any() else ", nothing speaks for it")
-        panels.append(Panel(image=one.image, title=f"{one.title}\nanswer: {one.answer}", colour=NEUTRAL))
+        text = f"{one.label}\n{percent(one.probability)}" + ("" if one.heat.any() else ", no evidence for it")
+        panels.append(Panel(image=one.image, title=f"{one.title}\npredicted: {one.answer}", colour=NEUTRAL))
         panels.append(Panel(image=one.image, title=text, overlay=one.heat))
     rows, columns = heats[0].heat.shape
     heading = (
-        f"Grad-CAM of {name}, layer {layer} ({rows} x {columns} places): "
-        "left what the network sees, right what speaks for the label, dark the least and yellow the most; "
-        "each map is scaled to its own largest value"
+        f"Grad-CAM of {name}, layer {layer} ({rows} x {columns} spatial positions). Left the input, right the "
+        "evidence for the label, from dark (none) to yellow (the map's maximum)"
     )
-    draw_panels(path, in_rows(panels, 2 if len(heats) <= 4 else 6), heading=heading)
+    draw_panels(path, in_rows(panels, 2 if len(heats) == 1 else 4 if len(heats) <= 4 else 6), heading=heading)

@@ -142,10 +142,12 @@ def draw_guided(
     which = (
         f"{many} of its {found.count} units" if found.named else f"the {many} most active of its {found.count} units"
     )
-    scale = "grey" if len(found.units[0].gradient) == 3 else "white"
+    colours = len(found.units[0].gradient) == 3
+    scale = "grey is 0, brighter" if colours else "white is 0, red"
+    scale += f" raises the activation, {'darker' if colours else 'blue'} lowers it"
     places = ", each at the row and column where it is most active" if found.units[0].place else ""
     through = f"through {found.relus} ReLU{'s' * (found.relus != 1)}" if found.relus else "no ReLU before it: gradient"
-    heading = f"Guided backpropagation from layer {found.layer} of {name} ({through}): {which}{places}; {scale} is 0"
+    heading = f"Guided backpropagation from layer {found.layer} of {name} ({through}): {which}{places}; {scale}"
     draw_panels(path, in_rows(panels), heading=heading)
 
 
