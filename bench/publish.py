@@ -1,7 +1,7 @@
 """Measured rows that are kept with the code, and what is made from them alone: the README's tables and an image.
 
 A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts),
-`compare` (the summary of the comparison with other runtimes), `serving` or `attacks`.
+`compare` (the summary of the comparison with other runtimes), `serving`, `attacks` or `race`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from typing import Any
 from bench.artefact_table import Line, collect, lines_of
 from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
-from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, SCORE, SERVING, read, write
+from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, RACE, SCORE, SERVING, read, write
 from bench.runtimes.tables import summary_table
 from bench.serving.attacks_table import table as attacks_table
 from bench.serving.tables import markdown as serving_table
+from bench.training.race_results import draw_race
+from bench.training.race_results import markdown as race_table
 from zoo.base.errors import ArtefactError, unknown_name
 from zoo.base.files import write_bytes
 from zoo.base.tables import plain
 
-__all__ = ["PARETO", "digest_of", "filled", "groups", "publish", "render"]
+__all__ = ["PARETO", "RACED", "digest_of", "filled", "groups", "publish", "render"]
 
 PARETO = "pareto.png"
+RACED = "race.png"
 
 _BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
 
@@ -39,6 +42,7 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     LOAD: lambda row: (row["model"], row["scenario"]),
     SCORE: lambda row: row["artefact"],
     ATTACKS: lambda row: row["attack"],
+    RACE: lambda row: (row["data"], row["model"], row["image_size"], row["allocator"], row["contestant"]),
 }
 """What a newer run replaces an older one of."""
 
@@ -69,6 +73,9 @@ def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path
     if found:
         draw_pareto(found, results / PARETO, digest=digest_of(results))
         written.append(results / PARETO)
+    if raced := read(results / RACE):
+        draw_race(raced, results / RACED)
+        written.append(results / RACED)
     for document in documents:
         write_bytes(document, filled(_read(document), results).encode())
     return [*written, *documents]
@@ -122,7 +129,7 @@ def render(name: str, results: Path) -> str:
         UsageError: there are no such rows; lists close names.
     """
     lines = groups(results)
-    others = {"compare": COMPARE, "serving": SERVING, "attacks": ATTACKS}
+    others = {"compare": COMPARE, "serving": SERVING, "attacks": ATTACKS, "race": RACE}
     measured = {key: rows for key, file in others.items() if (rows := read(results / file))}
     if name in lines:
         return _fenced(plain(table_of(lines[name])))
@@ -132,7 +139,7 @@ def render(name: str, results: Path) -> str:
     if name == "compare":
         # Times of other batches and threads are kept, too, and cannot stand beside these.
         return _fenced(summary_table([row for row in rows if row["batch"] == 1 and row["threads"] == _cores(row)]))
-    return {"serving": serving_table, "attacks": attacks_table}[name](rows)
+    return {"serving": serving_table, "attacks": attacks_table, "race": race_table}[name](rows)
 
 
 def _fenced(text: str) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "LATENCY",
     "LOAD",
     "PYTEST",
+    "RACE",
     "REQUIRED",
     "SCORE",
     "SERVING",
@@ -37,6 +38,7 @@ COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
 LOAD = "load.jsonl"
 PYTEST = "pytest.jsonl"
+RACE = "race.jsonl"
 SCORE = "score.jsonl"
 SERVING = "serving.jsonl"
 TRAINING = "training.jsonl"
@@ -56,6 +58,9 @@ _SURE = {"low_ms", "high_ms", "reference", "ratio", "ratio_low", "ratio_high"}
 _PACED = {"pace_seconds", "paced_p50_ms", "paced_low_ms", "paced_high_ms", "paced_p95_ms", "paced_round_ms"}
 _HOW = {"engine", "hint", "weights", "load"}
 _ATTACKED = {"attack", "n", "failed", "p99_alone_ms", "p99_ms", "times", "grew_mb", "attackers", "ok", "seconds"}
+_RACED = {"contestant", "round", "rounds", "seed", "settings", "allocator", "minutes", "epochs", "curve", "batch", "n"}
+_ON = {"data", "data_digest", "model", "weights_digest", "image_size", "threads", "validation_n"}
+_CAME = {"top1", "low", "high", "best_top1", "seconds", "user_seconds", "system_seconds", "peak_mb", "images_per_s"}
 REQUIRED = {
     ATTACKS: frozenset({"run", "environment", "time", "honest_per_second"}) | _ATTACKED,
     ACCURACY: _KNOWN | {"dataset", "dataset_digest", "split", "n", "top1", "low", "high"},
@@ -63,6 +68,7 @@ REQUIRED = {
     LATENCY: _TIMED | _KNOWN,
     LOAD: _ANSWERING | _SCENARIO | {"n", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms", "histogram"},
     PYTEST: _TIMED,
+    RACE: frozenset({"run", "environment", "time"}) | _RACED | _ON | _CAME,
     SCORE: _COMMON | {"run", "n", "images_per_s", "ratio"},
     SERVING: _COMMON | _SERVED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,

@@ -22,6 +22,7 @@ _EXTRAS = {
     **dict.fromkeys(("hdrh", "jinja2", "psutil", "pytest", "pytest_benchmark"), "bench"),
     **dict.fromkeys(("openvino", "nncf"), "peers"),
     "captum": "explain",
+    "fastai": "race",
     "pyarrow": "score",
     "ray": "ray",
 }

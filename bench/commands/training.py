@@ -36,7 +36,8 @@ def training(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="timm, timm-channels-last, timm-bf16, pocketzoo, pocketzoo-bf16; evaluation, head. Repeatable. "
+            help="timm, timm-channels-last, timm-bf16, timm-allocator (keeps freed memory, as pocketzoo does), "
+            "pocketzoo, pocketzoo-bf16; evaluation, head. Repeatable. "
             "Default: all of the part; ratios are relative to timm or evaluation, which always runs.",
             show_default=False,
         ),

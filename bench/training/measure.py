@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from typing import Any
 from rich.table import Table
 
 from bench.rows import stamp
+from bench.training.folders import READ_BY_ALL, class_folders
 from zoo.artefact.clock import alternate
 from zoo.base.errors import UsageError, unknown_name
-from zoo.base.machine import cores
+from zoo.base.machine import allocator_variables, cores
 from zoo.base.progress import track
 from zoo.base.size import Size, height_and_width
 from zoo.base.statistics.intervals import ratio
@@ -30,10 +29,12 @@ from zoo.data.dataset import Dataset, Sample
 __all__ = ["PARTS", "TrainingConfig", "measure_training", "render"]
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "full": ("timm", "timm-channels-last", "timm-bf16", "pocketzoo", "pocketzoo-bf16"),
+    "full": ("timm", "timm-channels-last", "timm-bf16", "timm-allocator", "pocketzoo", "pocketzoo-bf16"),
     "head": ("evaluation", "head"),
 }
 """What is compared: every layer trained, or the classifier alone; the first variant is what ratios are relative to."""
+_AS_IT_COMES = frozenset({"timm", "timm-channels-last", "timm-bf16"})
+"""The others start with the allocator set up as pocketzoo's commands do it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,8 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {
         (model, variant): [] for model in config.models for variant in config.measured
     }
-    with _folder(dataset.labels, chosen) as folder:
-        commands = {}
+    with class_folders(dataset.labels, chosen) as folder:
+        commands, environments = {}, {}
         for model, variant in answers:
             job = {
                 "variant": variant,
@@ -106,7 +107,8 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
                 "threads": threads,
             }
             commands[f"{model} {variant}"] = ["-m", "bench.training.worker", json.dumps(job)]
-        turns = alternate(commands, config.rounds)
+            environments[f"{model} {variant}"] = allocator_variables(kept=variant not in _AS_IT_COMES)
+        turns = alternate(commands, config.rounds, environments)
         for name, _, answer in track(turns, total=len(commands) * config.rounds, description="Measuring training"):
             model, variant = name.split(" ")
             answers[model, variant].append(answer)
@@ -187,23 +189,5 @@ def _readable(samples: Sequence[Sample], label: int) -> list[Sample]:
         sample
         for sample in samples
         if sample.label == label
-        and (isinstance(sample.source, bytes) or Path(sample.source).suffix.lower() in (".jpeg", ".jpg", ".png"))
+        and (isinstance(sample.source, bytes) or Path(sample.source).suffix.lower() in READ_BY_ALL)
     ]
-
-
-@contextmanager
-def _folder(labels: Sequence[str], chosen: dict[str, list[Sample]]) -> Iterator[Path]:
-    """The images as SPLIT/CLASS/* in a temporary folder, for programs that read folders."""
-    with tempfile.TemporaryDirectory(prefix="pocketzoo-training-") as name:
-        root = Path(name)
-        for split, samples in chosen.items():
-            for number in range(len(labels)):
-                (root / split / f"{number:05d}").mkdir(parents=True)
-            for index, sample in enumerate(samples):
-                target = root / split / f"{sample.label:05d}"
-                if isinstance(sample.source, bytes):
-                    (target / f"{index:07d}.png").write_bytes(sample.source)
-                else:
-                    file = Path(sample.source)
-                    (target / f"{index:07d}{file.suffix.lower()}").symlink_to(file.resolve())
-        yield root

@@ -197,6 +197,7 @@ VARIANTS: dict[str, Callable[[Job, nn.Module, Input], Measured]] = {
     "timm": _timm,
     "timm-channels-last": lambda job, model, spec: _timm(job, model, spec, channels_last=True),
     "timm-bf16": lambda job, model, spec: _timm(job, model, spec, channels_last=True, bf16=True),
+    "timm-allocator": _timm,
     "pocketzoo": lambda job, model, spec: _ours(job, model, spec, precision="float32"),
     "pocketzoo-bf16": lambda job, model, spec: _ours(job, model, spec, precision="bf16"),
     "evaluation": _evaluation,

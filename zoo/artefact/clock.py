@@ -90,13 +90,18 @@ def sample_ms(
     return samples
 
 
-def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def alternate(
+    commands: Mapping[str, Sequence[str]],
+    rounds: int,
+    environments: Mapping[str, Mapping[str, str | None]] | None = None,
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Run every command once per round, one process at a time, so that drift of the machine hits all alike.
 
     Args:
         commands: name -> arguments of the Python interpreter (`["-m", "zoo.artefact.latency_worker", ...]`); each
             prints one JSON object as its last line.
         rounds: how often each command runs.
+        environments: name -> variables that its process has in place of this one's; None: it lacks this one.
 
     Yields:
         Name, round, and the object printed.
@@ -106,7 +111,8 @@ def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tu
     """
     for number in range(rounds):
         for name, arguments in commands.items():
-            environment = os.environ | {_STARTED: str(time.monotonic())}
+            changed = os.environ | (environments or {}).get(name, {}) | {_STARTED: str(time.monotonic())}
+            environment = {key: value for key, value in changed.items() if value is not None}
             done = subprocess.run(
                 [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
             )

@@ -13,7 +13,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_memory", "cores", "installed_version", "keep_freed_memory", "peak_bytes", "processor"]
+__all__ = [
+    "allocator_variables",
+    "available_memory",
+    "cores",
+    "installed_version",
+    "keep_freed_memory",
+    "peak_bytes",
+    "processor",
+]
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _STATUS = Path("/proc/self/status")
@@ -26,6 +34,7 @@ _MALLOPT = {
     "MALLOC_TOP_PAD_": (-2, 64 << 20),
 }
 """mallopt(3): variables, parameters, bytes. Only an allocation of a GiB is still given back at once."""
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 @functools.cache
@@ -66,6 +75,16 @@ def available_memory() -> int:
     return max(0, min(int(fields["MemAvailable"].split()[0]) << 10, *_left_in_groups()))
 
 
+def allocator_variables(*, kept: bool) -> dict[str, str | None]:
+    """Variables with which another program starts as :func:`keep_freed_memory` sets up this one.
+
+    Args:
+        kept: else as it comes: without them (None), though this process may have some from its own set-up.
+    """
+    values = {name: str(size) for name, (_, size) in _MALLOPT.items()} | {_HUGE_PAGES: "1"}
+    return {name: value if kept else None for name, value in values.items()}
+
+
 def keep_freed_memory() -> bool:
     """Let this process use the memory that it frees again, instead of giving it back to the system; whether it does.
 
@@ -74,7 +93,7 @@ def keep_freed_memory() -> bool:
     clearing remains a third cheaper. Other allocators (musl, macOS, Windows) keep what they free, or cannot be told;
     variables of mallopt(3) in the environment have the last word.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault(_HUGE_PAGES, "1")
     if platform.libc_ver()[0] != "glibc" or not _MALLOPT.keys().isdisjoint(os.environ):
         return False
     mallopt = ctypes.CDLL(None).mallopt

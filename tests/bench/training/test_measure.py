@@ -44,7 +44,12 @@ def folder(tmp_path: Path) -> Path:
 def fake(seconds: Mapping[str, Sequence[float]]) -> Any:
     """Instead of processes: the given seconds for each variant, one per round."""
 
-    def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    def alternate(
+        commands: Mapping[str, Sequence[str]], rounds: int, environments: Mapping[str, Mapping[str, str | None]]
+    ) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        for name, variables in environments.items():
+            kept = name.split(" ")[1] not in ("timm", "timm-channels-last", "timm-bf16")
+            assert (variables["MALLOC_TRIM_THRESHOLD_"] is not None) == kept
         for number in range(rounds):
             for name, (flag, module, job) in commands.items():
                 assert (flag, module) == ("-m", "bench.training.worker")
@@ -93,7 +98,9 @@ def test_rows_are_medians_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_variants_read_the_same_files(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    def alternate(
+        commands: Mapping[str, Sequence[str]], rounds: int, environments: object
+    ) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for name, arguments in commands.items():
             root = Path(json.loads(arguments[-1])["folder"])
             seen.append(sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in root.rglob("*.png")))
@@ -101,7 +108,7 @@ def test_all_variants_read_the_same_files(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(training, "alternate", alternate)
     rows = measure_training(make_dataset(), TrainingConfig(models=("a",), images=8, rounds=1))
-    assert len(rows) == len(seen) == 5
+    assert len(rows) == len(seen) == 6
     expected = (
         ["train/00000"] * 3 + ["train/00001"] * 3 + ["train/00002"] * 2 + ["validation/00000", "validation/00001"]
     )

@@ -40,6 +40,14 @@ def test_processes_take_turns():
     assert all(found == {"name": name} for name, _, found in turns)
 
 
+def test_processes_have_environments_of_their_own(monkeypatch):
+    monkeypatch.setenv("POCKETZOO_ROUND", "x")
+    command = ["-c", "import json, os; print(json.dumps(os.environ.get('POCKETZOO_ROUND')))"]
+    changes = {"set": {"POCKETZOO_ROUND": "7"}, "taken": {"POCKETZOO_ROUND": None}}
+    found = {name: value for name, _, value in alternate(dict.fromkeys(("as", "set", "taken"), command), 1, changes)}
+    assert found == {"as": "x", "set": "7", "taken": None}
+
+
 def test_a_failing_process_says_why():
     with pytest.raises(PocketzooError, match="measuring x failed: no such model"):
         list(alternate({"x": ["-c", "raise SystemExit('no such model')"]}, 1))

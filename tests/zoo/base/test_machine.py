@@ -154,6 +154,13 @@ def test_the_environment_decides_what_the_allocator_keeps(variable):
     assert taken >= 10 * (40 << 20) // os.sysconf("SC_PAGESIZE")
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_variables_do_the_same_for_other_programs():
+    _, taken = _faults(**machine.allocator_variables(kept=True))
+    assert taken < 10 * (40 << 20) // os.sysconf("SC_PAGESIZE") / 50
+    assert set(machine.allocator_variables(kept=False).values()) == {None}
+
+
 def test_torch_may_be_kept_from_huge_pages(monkeypatch):
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     machine.keep_freed_memory()
