@@ -62,8 +62,8 @@ class Feed(Protocol):
     def batches(self, epoch: int, chunks: Sequence[Sequence[int]], first: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """This process's rows of `chunks[first:]`: what `network` takes, and int64 [B] or float32 [B, K] targets."""
 
-    def validation_logits(self) -> npt.NDArray[np.float32]:
-        """Logits [N, K] of the validation images, in every process."""
+    def validation_logits(self, most: int | None = None) -> npt.NDArray[np.float32]:
+        """Logits [N, K] of the validation images, or of the first `most`, in every process."""
 
 
 class WholeFeed:
@@ -93,10 +93,10 @@ class WholeFeed:
             else:
                 yield inputs, targets
 
-    def validation_logits(self) -> npt.NDArray[np.float32]:
+    def validation_logits(self, most: int | None = None) -> npt.NDArray[np.float32]:
         """Each process computes every n-th batch."""
         images, world = self.pictures.validation, self.pictures.world
-        chunks = even_chunks(range(len(images)), 2 * _CHUNK)
+        chunks = even_chunks(range(len(images))[:most], 2 * _CHUNK)
         own = images.batches(interleaved(chunks, world))
         self.model.eval()
         found = [part.float().cpu().numpy() for part in outputs(self.model, images.spec, own, world.device)]
@@ -132,10 +132,10 @@ class CutFeed:
             index = list(chunk)
             yield tuple(part[index].to(self._device) for part in view), self._labels[index].to(self._device)
 
-    def validation_logits(self) -> npt.NDArray[np.float32]:
+    def validation_logits(self, most: int | None = None) -> npt.NDArray[np.float32]:
         """From the cut on."""
         self.model.eval()
-        chunks = even_chunks(range(len(self._validation[0])), 2 * _CHUNK)
+        chunks = even_chunks(range(len(self._validation[0]))[:most], 2 * _CHUNK)
         with torch.inference_mode():
             parts = [
                 self.network(tuple(part[chunk[0] : chunk[-1] + 1].to(self._device) for part in self._validation))

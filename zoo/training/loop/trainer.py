@@ -44,6 +44,8 @@ _SAVE_SECONDS = 600
 """Long epochs write state.pt this often in between."""
 _PACE_STEPS = 5
 """At most so many steps, after the first, are timed to plan a training."""
+_PACE_IMAGES = 256
+"""At most so many validation images."""
 _VALIDATION_SHARE = 0.2
 """With many validation images for few training images, not every epoch ends with a validation."""
 _SAVE_SHARE = 0.05
@@ -206,8 +208,9 @@ class Trainer:
             for chunk, (inputs, targets) in zip(few, feed.batches(0, few, 0), strict=True):
                 self._step(feed, inputs, targets, len(chunk), next(extra), 0, len(chunks))
                 laps.append(time.perf_counter())
-            feed.validation_logits()
-        validation = time.perf_counter() - laps[-1]
+            looked_at = min(_PACE_IMAGES, len(self.pictures.validation))
+            feed.validation_logits(looked_at)
+        validation = (time.perf_counter() - laps[-1]) * len(self.pictures.validation) / looked_at
         step = (laps[-1] - laps[1]) / count
         warm_up = max(0.0, laps[1] - laps[0] - step)
         validations = sum(map(self._validated, range(self.config.epochs)))
