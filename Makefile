@@ -10,7 +10,7 @@ WEIGHTS =
 RECIPE = $(if $(DATA)$(MODEL),,quickstart)
 FLAGS := $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model $(MODEL))
 
-.PHONY: all setup train compress export table test check soak serve bench pictures clean
+.PHONY: all setup train compress export table test check soak serve bench pictures docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := all
 
@@ -70,8 +70,14 @@ pictures: setup
 	$(EXPLAIN) guided output/resnet $(OF_DIGIT)/guided.png --layer layer2
 	$(EXPLAIN) gradcam output/resnet $(OF_DIGIT)/gradcam.png
 	$(EXPLAIN) attention output/vit-digits output/vit-full output/vit-lora --image $(OF_DIGIT)/attention.png
+	$(RUN)python -c "from skimage import data, io; [io.imsave(f'output/{n}.png', getattr(data, n)()) for n in ('chelsea', 'coffee')]"
+	$(EXPLAIN) gradcam output/lite0-imagenet output/chelsea.png output/coffee.png --out $(PICTURES)/photographs.png
 	$(RUN)pocketzoo report output/vit-lora-pruned
 	cp output/vit-lora-pruned/report.html $(PICTURES)/report.html
+
+# The site below site/, from docs/ and the docstrings.
+docs: setup
+	$(RUN)mkdocs build --strict
 
 serve: setup
 	$(RUN)bentoml serve
@@ -88,6 +94,7 @@ check: setup
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)lint-imports
+	$(RUN)mkdocs build --quiet --strict
 	$(TESTS) --cov
 
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,

@@ -1,4 +1,4 @@
-"""The README's commands and code run, on what the recipe `tiny` made; its claims about files and names hold."""
+"""The documents' commands and code run, on what the recipe `tiny` made; their claims about files and names hold."""
 
 from __future__ import annotations
 
@@ -24,18 +24,29 @@ from zoo.data.catalogue import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECIPES = (ROOT / "zoo/recipes/README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README + RECIPES, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.partition("  #")[0].strip().removeprefix("$ ")
-    for kind, text in BLOCKS
-    if kind in ("sh", "console")
-    for line in text.splitlines()
-    if kind == "sh" or line.startswith("$ ")
+PLACES = [ROOT / "README.md", ROOT / "zoo/recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    (path.stem, kind, text)
+    for path in PLACES
+    for kind, text in re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+]
+COMMANDS = list(
+    dict.fromkeys(
+        line.partition("  #")[0].strip().removeprefix("$ ")
+        for _, kind, text in BLOCKS
+        if kind in ("sh", "console")
+        for line in text.splitlines()
+        if kind == "sh" or line.startswith("$ ")
+    )
+)
+PYTHON = [
+    pytest.param(text, id=f"{place}-{number}") for number, (place, kind, text) in enumerate(BLOCKS) if kind == "python"
 ]
 LITE0 = "lite0-imagenet"
 
 SHORTER = {
+    "run --data": "run --set size=64 --epochs 1 --set recover.fit.epochs=1 --set quantize.images=8 --data",
+    "bench race": "bench race --without timm --without fastai --image-size 64 --epochs pocketzoo=1",
     "--trials 20": "--trials 1 --set size=64 --set train.epochs=1",
     "lr-find": "lr-find --steps 16 --high 1 --set size=64",
     "advise": "advise --size 64",
@@ -52,20 +63,25 @@ SHORTER = {
 
 def localised(command: str, made: Path, folder: Path) -> list[str]:
     """The command's words with the quickstart's names replaced by the tiny recipe's, and paths by real ones."""
-    command = command.replace("output/", f"{made}/tiny-").replace("digit.png", str(folder / "digit.png"))
+    command = command.replace("output/", f"{made}/tiny-")
+    for image in ("digit.png", "photo.jpg"):
+        command = command.replace(image, str(folder / image))
     for long, short in SHORTER.items():
         command = command.replace(long, short)
     for made_file in ("shipped", "results.parquet"):
         command = command.replace(f" {made_file}", f" {folder / made_file}")
-    for stand_in in ("path/to/folder", "path/to/pictures"):
+    for stand_in in ("path/to/folder", "path/to/images"):
         command = command.replace(stand_in, str(folder / "photographs"))
     return shlex.split(command)
 
 
 @pytest.fixture
 def digit(tmp_path: Path) -> Path:
+    """An image of one channel, with a photograph beside it."""
     path = tmp_path / "digit.png"
     path.write_bytes(open_dataset("mnist5k").splits["test"][0].read())
+    noise = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg")
     return path
 
 
@@ -131,7 +147,9 @@ def address(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(README.splitlines()) <= 220
+    assert len(README.splitlines()) <= 150
+    prose = [line for line in re.sub(r"^```$.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL).splitlines()]
+    assert max(map(len, prose)) <= 120
     assert len(COMMANDS) >= 20
     assert {"make", "make test"} <= set(COMMANDS)
     assert {command.split()[0] for command in COMMANDS} == {"make", "pocketzoo", "bentoml", "curl", "pytest"}
@@ -174,18 +192,21 @@ def test_requests_are_answered(command: str, address: str, made: Path, digit: Pa
     assert "digest" in answer.text
 
 
-def test_python_runs(made: Path, digit: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = [text for kind, text in BLOCKS if kind == "python"]
-    assert len(blocks) >= 1
-    monkeypatch.chdir(digit.parent)
-    for text in blocks:
-        code = text.replace("output/", f"{made}/tiny-").replace("http://localhost:3000", address)
+@pytest.mark.parametrize("text", PYTHON)
+def test_python_runs(text: str, made: Path, digit: Path, request: pytest.FixtureRequest) -> None:
+    code = text.replace("output/", f"{made}/tiny-")
+    if LITE0 in text:
+        code = text.replace(f"output/{LITE0}", str(request.getfixturevalue("imported")))
+    if "localhost:3000" in text:
+        address = request.getfixturevalue("address")
+        code = code.replace("http://localhost:3000", address)
         code = code.replace('"localhost:3000"', f'"{address.removeprefix("http://")}"')
-        code = code.replace('model="resnet"', 'model="tiny-resnet"').replace('"vit-lora-int8"', '"tiny-vit-lora-int8"')
-        subprocess.run([sys.executable, "-c", code], cwd=digit.parent, check=True)
+    code = code.replace('model="resnet"', 'model="tiny-resnet"').replace('"vit-lora-int8"', '"tiny-vit-lora-int8"')
+    subprocess.run([sys.executable, "-c", code], cwd=digit.parent, check=True)
 
 
 def test_the_folders_it_names_exist() -> None:
-    for folder in re.findall(r"`((?:zoo|compress|serve|bench|tests|output)/[\w/.]*)`", README):
+    texts = "".join(path.read_text(encoding="utf-8") for path in PLACES)
+    for folder in re.findall(r"`((?:zoo|compress|serve|bench|tests|output)/[\w/.]*)`", texts):
         if "<" not in folder and not folder.startswith("output/"):
             assert (ROOT / folder).exists(), folder

@@ -11,7 +11,9 @@ from bench.commands.group import bench
 from zoo.base.commandline import short
 from zoo.base.files import output_root
 
-__all__ = ["publish"]
+__all__ = ["DOCUMENTS", "publish"]
+
+DOCUMENTS = [Path("README.md"), Path("serve/README.md"), Path("docs/benchmarks.md")]
 
 
 @bench.command()
@@ -19,7 +21,7 @@ def publish(
     results: Annotated[Path, typer.Option(help="Folder of the kept rows.")] = Path("bench/results"),
     document: Annotated[
         list[Path] | None,
-        typer.Option(help="Markdown file with tables. Repeatable. Default: README.md, serve/README.md."),
+        typer.Option(help="Markdown file with tables. Repeatable. Default: those of this repository that have some."),
     ] = None,
 ) -> None:
     """Keep the latest rows, and make the README's tables of them.
@@ -28,5 +30,5 @@ def publish(
     """
     from bench.publish import publish as keep
 
-    for path in keep(output_root(), results, document or [Path("README.md"), Path("serve/README.md")]):
+    for path in keep(output_root(), results, document or DOCUMENTS):
         print(short(path))

@@ -204,7 +204,7 @@ def noise_sentence(rows: Sequence[Row]) -> str:
     )
 
 
-def summary_table(rows: Sequence[Row]) -> str:
+def summary_table(rows: Sequence[Row], *, random: bool = True) -> str:
     """Our files beside the fastest peers, accuracy beside speed, as monospaced text of at most 120 columns.
 
     Of every family the rows of its last run count. No peer that is faster than ours goes unseen: on each graph it is
@@ -212,7 +212,9 @@ def summary_table(rows: Sequence[Row]) -> str:
 
     Args:
         rows: complete rows of bench.runtimes.compare, oldest first.
+        random: whether networks with random weights are shown, too.
     """
+    rows = [row for row in rows if random or row["weights"] != "random"]
     last = [row for members in _by_family(rows).values() for row in members if row["run"] == members[-1]["run"]]
     parts = [f"{title}\n{plain(rich_table(*_summarised(part)))}" for title, part in _parts(last)]
     remarks = (f"accuracy: {_counted(last)}", noise_sentence(last))

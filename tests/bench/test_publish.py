@@ -14,6 +14,7 @@ from bench import rows as kinds
 from bench.artefact_table import collect
 from bench.artefact_table import render as table_of
 from bench.pareto import KEY, draw_pareto, front
+from bench.commands.publish import DOCUMENTS
 from bench.publish import PARETO, digest_of, filled, groups, publish, render
 from tests.conftest import run_cli
 from zoo.base.errors import UsageError
@@ -26,7 +27,11 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
 
 @pytest.mark.parametrize(
     ("document", "least"),
-    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving"})],
+    [
+        ("README.md", {"trained"}),
+        ("serve/README.md", {"serving", "soak", "attacks"}),
+        ("docs/benchmarks.md", {"compare", "mnist5k", "race"}),
+    ],
 )
 def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):
     text = (PROJECT / document).read_text(encoding="utf-8")
@@ -37,13 +42,19 @@ def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):
         assert render(name, RESULTS) in text, f"{name}: `pocketzoo bench publish` makes it anew"
 
 
+def test_only_these_documents_have_tables():
+    found = [path for path in PROJECT.glob("[!.]*/**/*.md") if "<!-- rows:" in path.read_text(encoding="utf-8")]
+    assert {path.relative_to(PROJECT) for path in found} <= {*DOCUMENTS}, "`pocketzoo bench publish` fills these"
+
+
 def test_the_picture_was_drawn_from_the_kept_rows():
     with Image.open(RESULTS / PARETO) as picture:
         assert picture.text[KEY] == digest_of(RESULTS)
 
 
 def test_every_kept_row_is_complete_and_names_its_commit():
-    for name in (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD):
+    kept = (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD)
+    for name in (*kept, kinds.RACE, kinds.SOAK, kinds.ATTACKS):
         found = kinds.read(RESULTS / name)
         assert found, name
         assert all(row["environment"]["commit"] and row["environment"]["flags"] for row in found)

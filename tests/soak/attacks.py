@@ -20,7 +20,7 @@ from bench.load.client_process import generate
 from bench.load.load_spec import Job, prepare
 from bench.rows import ATTACKS as ROWS
 from bench.rows import append, stamp
-from bench.serving.attacks_table import table
+from bench.serving import soak_tables
 from bench.serving.server import Server, serving, watching
 from tests.soak.artefacts import photograph, write_working
 from tests.soak.attackers import (
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PocketzooError as error:
         note(f"error: {error}")
         return 2 if isinstance(error, UsageError) else 1
-    print(table(rows))
+    print(soak_tables.attacks(rows))
     return 0 if all(row["ok"] for row in rows) else 1
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.rows import ATTACKS as KEPT
 from bench.rows import read
-from bench.serving.attacks_table import table
+from bench.serving import soak_tables
 from bench.serving.server import serving
 from tests.soak import attacks
 from tests.soak.artefacts import photograph, write_tiny, write_working
@@ -74,7 +74,7 @@ def test_the_command_writes_rows_and_says_what_was_not_survived(monkeypatch, cap
     assert [{key: row[key] for key in rows[0]} for row in kept] == rows
     assert len({row["run"] for row in kept}) == 1
     said = capsys.readouterr().out
-    assert said.strip() == table(rows).strip()
+    assert said.strip() == soak_tables.attacks(rows).strip()
     assert ("NO" in said) is not ok
 
 
