@@ -1,4 +1,4 @@
-"""What the pages are made of beside their text: the reference of commands, and the images that `bench publish` keeps."""
+"""What the pages have beside their text: the reference of commands, and the images that `bench publish` keeps."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def address(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 def test_there_is_something_to_run() -> None:
     assert len(README.splitlines()) <= 150
-    prose = [line for line in re.sub(r"^```$.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL).splitlines()]
+    prose = re.sub(r"^```$.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL).splitlines()
     assert max(map(len, prose)) <= 120
     assert len(COMMANDS) >= 20
     assert {"make", "make test"} <= set(COMMANDS)

@@ -13,8 +13,8 @@ from PIL import Image
 from bench import rows as kinds
 from bench.artefact_table import collect
 from bench.artefact_table import render as table_of
-from bench.pareto import KEY, draw_pareto, front
 from bench.commands.publish import DOCUMENTS
+from bench.pareto import KEY, draw_pareto, front
 from bench.publish import PARETO, digest_of, filled, groups, publish, render
 from tests.conftest import run_cli
 from zoo.base.errors import UsageError
