@@ -50,7 +50,9 @@ class Plan:
         return {"epoch_seconds": self.epoch_seconds, "planned_seconds": self.planned_seconds}
 
 
-def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: float, decoding: float) -> Plan:
+def settle(
+    run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: float, decoding: float, test: bool = True
+) -> Plan:
     """The plan of a run, which all processes come to; says so.
 
     Args:
@@ -60,6 +62,7 @@ def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: floa
         identity: of the run.
         begun: when the budget began, as time.perf_counter tells it.
         decoding: seconds that decoding the training and validation images took.
+        test: whether the test images are read at the end.
 
     Raises:
         UsageError: not even one epoch ends in time.
@@ -70,7 +73,7 @@ def settle(run: Run, dataset: Dataset, pace: Pace, *, identity: str, begun: floa
     # What comes after training: validation images (twice where adapters are merged) and test images are decoded and
     # answered, and BatchNorm may be measured over the training images.
     each = pace.validation / counts["validation"] + decoding / (counts["train"] + counts["validation"])
-    answers = (2 if run.lora else 1) * counts["validation"] + counts["test"]
+    answers = (2 if run.lora else 1) * counts["validation"] + test * counts["test"]
     measuring = answers * each + (pace.epoch if run.train.freeze.norm == "reestimate" else 0.0)
     settled = plan(
         run.minutes,

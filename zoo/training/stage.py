@@ -259,7 +259,7 @@ def _train(
                 mask=run.mask,
             )
             identity = identity_of(_lineage_config(run, dataset), digest)
-            settled = settle(run, dataset, pace, identity=identity, begun=begun, decoding=decoding)
+            settled = settle(run, dataset, pace, identity=identity, begun=begun, decoding=decoding, test=test)
             if world.first:
                 write_plan(target.parent, settled)
         run = _for_epochs(run, settled.epochs)

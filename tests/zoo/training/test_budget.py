@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 import zoo.training.stage as stage
 from zoo.base.errors import UsageError
+from zoo.data.catalogue import open_dataset
 from zoo.networks.checkpoint import load, read_card
-from zoo.training.budget import PLAN, identity_of, plan, read_plan
+from zoo.training.budget import PLAN, identity_of, plan, read_plan, settle
 from zoo.training.loop.config import FitConfig
 from zoo.training.loop.fit import Pace
 from zoo.training.recipe import Run
@@ -65,6 +67,16 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def _entry(path: Path) -> Any:
     return read_card(path).lineage[-1]
+
+
+def test_test_images_take_time_only_where_they_are_read() -> None:
+    dataset = open_dataset("digits", per_split=20)
+    slow = Pace(once=2.0, epoch=5.0, validation=20.0)
+    with_test, without = (
+        settle(LENET, dataset, slow, identity="x", begun=time.perf_counter(), decoding=0.0, test=test).epochs
+        for test in (True, False)
+    )
+    assert without - with_test == 3  # in 20 seconds, a tenth of which is kept
 
 
 def test_what_was_planned_stands_in_the_lineage(output: Path, paced: list[int]) -> None:
