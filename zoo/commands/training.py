@@ -65,6 +65,7 @@ def train(
     """
     from zoo.networks.checkpoint import read_card
     from zoo.training.loop.distributed import join_world, others_alive
+    from zoo.training.loop.memory import enough_memory
     from zoo.training.stage import train as stage
     from zoo.validate import write_state_dicts
 
@@ -84,8 +85,10 @@ def train(
         if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():
             for tell in BEFORE_TRAINING:
                 tell(run)
-    with others_alive():
-        paths = [stage(run, output_root(), resume=resume, force=force) for run in chosen]
+    paths = []
+    for run in chosen:
+        with others_alive(), enough_memory(run.artefact, run.train):
+            paths.append(stage(run, output_root(), resume=resume, force=force))
     if not join_world().first:
         return
     # A recipe without both kinds of fine-tuned ViT leaves nothing for validators to load.

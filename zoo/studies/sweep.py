@@ -32,6 +32,7 @@ from zoo.networks.checkpoint import read_card
 from zoo.studies.sweep_report import SweepReport, write_report
 from zoo.studies.sweep_space import Space, check_space, varied
 from zoo.training.loop.distributed import check_alone
+from zoo.training.loop.memory import memory_shortage
 from zoo.training.recipe import Run
 from zoo.training.recipe_text import plain_run
 from zoo.training.stage import parent_of, source_of, train
@@ -40,8 +41,6 @@ __all__ = ["PRUNERS", "SweepConfig", "sweep"]
 
 _RETRIES = 3
 _LOCK = "study.lock"
-_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""In what torch says in a plain RuntimeError."""
 
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
@@ -225,9 +224,7 @@ def _reason(error: Exception) -> str | None:
     """Why a training would fail again whenever it is tried; None where that is not known."""
     if isinstance(error, DataError | TrainingError | UsageError):
         return str(error)
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if memory or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)):
-        what = str(error).partition("\n")[0] or type(error).__name__
+    if (what := memory_shortage(error)) is not None:
         return f"too little memory for these settings ({what}); search smaller batches"
     return None
 

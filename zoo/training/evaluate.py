@@ -38,6 +38,7 @@ __all__ = [
     "logits_of",
     "per_class",
     "rare_labels",
+    "shared_logits",
     "torch_logits",
     "with_engine",
     "with_validation",
@@ -98,6 +99,28 @@ def torch_logits(model: nn.Module, images: DecodedImages, *, batch_size: int = 1
         parts = [part.float().cpu() for part in outputs(model, images.spec, images.in_order(batch_size), device)]
     model.to(home)
     return torch.cat(parts).numpy()
+
+
+def shared_logits(model: nn.Module, samples: Sequence[Sample], spec: Input, *, batch_size: int = 128) -> Logits:
+    """Logits float32 [N, K] of N images, in every process of a training; each decodes and computes its share.
+
+    The batches are those that one process alone would compute, so that the logits are the same bit by bit where the
+    processes compute alike. All processes call this together.
+
+    Args:
+        model: the same in all.
+        samples: the same in all.
+        spec: the network's input.
+        batch_size: images at once.
+    """
+    from zoo.data.decoded import DecodedImages
+    from zoo.training.loop.distributed import gather, join_world
+
+    world = join_world()
+    starts = range(0, len(samples), batch_size)[world.rows(-(-len(samples) // batch_size))]
+    own = samples[starts.start : starts.stop]
+    part = torch_logits(model, DecodedImages(own, spec), batch_size=batch_size) if len(starts) else None
+    return np.concatenate([logits for logits in gather(part, world) if logits is not None])
 
 
 def logits_of(classify: Classifier, samples: Sequence[Sample], spec: Input, *, batch_size: int = 64) -> Logits:

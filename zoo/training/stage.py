@@ -28,7 +28,7 @@ from zoo.networks.sizes import check_size
 from zoo.networks.stages import is_batch_norm
 from zoo.networks.weights.first_weights import load_weights, weights_digest
 from zoo.training.budget import PLAN, Plan, identity_of, read_plan, settle, write_plan
-from zoo.training.evaluate import accuracy, check_labels, torch_logits, with_validation
+from zoo.training.evaluate import accuracy, check_labels, shared_logits, with_validation
 from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world
 from zoo.training.loop.fit import EpochResult, fit, measure_pace
 from zoo.training.loop.state import STATE
@@ -101,12 +101,12 @@ def train(
             begun=begun,
             settled=settled,
         )
-    elif world.first and test and not run.lora:
+    elif test and not run.lora:
         add_test(target, lambda: dataset)
     if world.first:
         write_notes(folder, notes)
-        if run.lora:
-            merge(target, folder / CHECKPOINT, dataset, force=force, test=test)
+    if run.lora:
+        merge(target, folder / CHECKPOINT, dataset, force=force, test=test)
     barrier(world)
     return folder / CHECKPOINT
 
@@ -155,8 +155,12 @@ def merge(
     Raises:
         ArtefactError: the source has no adapters.
     """
+    world = join_world()
+    barrier(world)  # the first process has written the source
     digest = sha256_file(source)
-    if not force and is_current(card_if_readable(read_card, target), [("merge", {})], digest):
+    # One answer for all: they measure together.
+    done = first_decides(lambda: is_current(card_if_readable(read_card, target), [("merge", {})], digest), world)
+    if done and not force:
         if test and dataset:
             add_test(target, lambda: dataset)
         return target
@@ -173,7 +177,9 @@ def merge(
     )
     card = advance(card, entry)
     card = dataclasses.replace(card, build=dataclasses.replace(card.build, lora=None))
-    save(model, measured(model, card, dataset, test=test) if dataset else card, target)
+    card = measured(model, card, dataset, test=test) if dataset else card
+    if world.first:
+        save(model, card, target)
     return target
 
 
@@ -184,18 +190,24 @@ def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
         path: a checkpoint without adapters; its lineage stays, its digest changes.
         dataset: opens what it was trained on.
     """
-    if read_card(path).metrics("test") is None:
+    world = join_world()
+    if first_decides(lambda: read_card(path).metrics("test") is None, world):
         model, card = load(path)
-        save(model, measured(model, card, dataset(), test=True), path)
+        card = measured(model, card, dataset(), test=True)
+        if world.first:
+            save(model, card, path)
 
 
 def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
-    """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test."""
+    """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test.
+
+    Processes that train together call this together: each measures its share.
+    """
     check_labels(card, dataset)
-    validation = torch_logits(model, DecodedImages(dataset.splits["validation"], card.use.input))
+    validation = shared_logits(model, dataset.splits["validation"], card.use.input)
     card = with_validation(card, validation, dataset, engine="torch")
     if test:
-        logits = torch_logits(model, DecodedImages(dataset.splits["test"], card.use.input))
+        logits = shared_logits(model, dataset.splits["test"], card.use.input)
         truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
         final = accuracy(logits, truth, dataset=dataset.name, split="test", engine="torch")
         card = dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=(*card.inform.metrics, final)))
@@ -279,8 +291,6 @@ def _train(
         mask=run.mask,
         on_epoch=on_epoch,
     )
-    if not world.first:
-        return
     entry = LineageEntry(
         stage="train",
         config=config,
@@ -293,7 +303,10 @@ def _train(
     # A first training has no parent file, so it cannot `advance` a parent's card.
     lineage = (*card.lineage, entry)
     card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
-    save(model, measured(model, card, dataset, test=test and run.lora is None), target)
+    card = measured(model, card, dataset, test=test and run.lora is None)
+    if not world.first:
+        return
+    save(model, card, target)
     for name in (STATE, PLAN):
         (target.parent / name).unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.zoo.factories import TINY_VIT
+from tests.zoo.training.loop.test_distributed import torchrun
 from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import sha256_file
 from zoo.data.splits import Thin
@@ -18,7 +19,7 @@ from zoo.networks.registry import count_macs
 from zoo.training.loop.fit import FitConfig
 from zoo.training.loop.methods.semi_supervised import Unlabelled
 from zoo.training.recipe import LoraConfig, Run
-from zoo.training.stage import merge, train
+from zoo.training.stage import measured, merge, source_of, train
 from zoo.training.workspace import DataSource, read_notes
 
 ONE_EPOCH = FitConfig(epochs=1, batch_size=10, lr=1e-3)
@@ -202,3 +203,20 @@ def test_an_interrupted_run_is_resumed(output, monkeypatch):
     ours, theirs = (load(train(two, folder))[0].state_dict() for folder in (output, output / "whole"))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert not (output / "lenet" / "state.pt").exists()
+
+
+def test_two_processes_write_each_checkpoint_once_with_all_that_is_measured(output):
+    code = "import sys; from pathlib import Path; from tests.zoo.training import test_stage as t\n"
+    code += "for test in (False, True): t.train(t.VIT, Path(sys.argv[1]), test=test)"
+    done = torchrun(code, output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    path = output / "vit" / "model.safetensors"
+    model, card = load(path)
+    assert [(m.split, m.n) for m in card.inform.metrics] == [("validation", 20), ("test", 20)]
+    again = measured(
+        model,
+        dataclasses.replace(card, inform=dataclasses.replace(card.inform, metrics=())),
+        source_of(VIT).open(),
+        test=True,
+    )
+    assert [m.top1 for m in again.inform.metrics] == [m.top1 for m in card.inform.metrics]

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=2)
+"""How long a process waits for another. What takes long is shared, but for what one does alone (the first process
+checks the images of a folder, others wait for its answer) the ten minutes of NCCL are too few with a million images.
+A process that ended is noticed at once, however long this is: torchrun ends the others.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,9 @@ def join_world() -> World:
         torch.cuda.set_device(local)
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        distributed.init_process_group(
+            "nccl" if cuda else "gloo", timeout=_PATIENCE, device_id=device if cuda else None
+        )
         atexit.register(_leave)
     return World(distributed.get_rank() if size > 1 else 0, size, device)
 

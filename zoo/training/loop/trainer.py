@@ -48,6 +48,8 @@ _PACE_IMAGES = 256
 """At most so many validation images."""
 _VALIDATION_SHARE = 0.2
 """With many validation images for few training images, not every epoch ends with a validation."""
+_NORM_IMAGES = 10_000
+"""At most so many images, drawn at random, to measure the statistics of BatchNorm anew."""
 _SAVE_SHARE = 0.05
 """Writing state.pt takes at most this share of the time: it is not written after every short epoch."""
 
@@ -492,13 +494,15 @@ class Trainer:
         if config.freeze.norm != "reestimate":
             return
         layers = live_norms(self.model, config.freeze, config.epochs - 1, found=self.parts, may=self.may)
-        train = DecodedImages(self.pictures.train.samples, self.pictures.spec)
-        order = epoch_order(train.labels, sampler="shuffled", generator=generator_for(config.seed, "reestimate"))
+        pictures, generator = self.pictures, generator_for(config.seed, "reestimate")
+        order = epoch_order(pictures.train.labels, sampler="shuffled", generator=generator)[:_NORM_IMAGES]
+        # Every process looks at all of them: none waits for another, and all end with the same statistics.
+        train = DecodedImages([pictures.train.samples[index] for index in order], pictures.spec)
         reestimate(
             self.model,
             list(layers.values()),
             train,
-            order=order,
+            order=range(len(train)),
             batch_size=config.batch_size,
             device=self.world.device,
         )

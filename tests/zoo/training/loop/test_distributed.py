@@ -8,14 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.zoo.factories import make_input, make_samples
 from tests.zoo.training.loop.test_fit import UNLABELLED, Net, _config, _fit, _same
 from zoo.base.errors import TrainingError
 from zoo.data.augment.pipeline import Augment
+from zoo.data.decoded import DecodedImages
 from zoo.networks.stages import Freezing
+from zoo.training.evaluate import torch_logits
 from zoo.training.loop.distributed import World, check_shared, others_alive
 from zoo.training.loop.methods.masks import Mask
 from zoo.training.loop.methods.semi_supervised import Unlabelled
@@ -65,19 +69,55 @@ def settings(name: str):
     return _config(epochs=3, batch_size=6, **(changes | options.pop("config"))), options
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes of torchrun write."""
-    folder = tmp_path_factory.mktemp("together")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    done = subprocess.run(
-        [*torchrun, sys.executable, "-c", CODE, folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+MEASURING = """
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+import numpy as np
+import torch
+from torch import nn
+from tests.zoo.factories import make_input, make_samples
+from zoo.training.evaluate import shared_logits
+from zoo.training.loop import distributed
+
+distributed._PATIENCE = timedelta(seconds=6)
+world = distributed.join_world()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+logits = {}
+for images in (9, 5, 1):
+    logits[str(images)] = shared_logits(model, make_samples(images, 3), make_input(8, "L"), batch_size=2)
+np.savez(Path(sys.argv[1]) / f"{world.rank}.npz", **logits)
+model.register_forward_pre_hook(lambda *_: time.sleep(1))
+begin = time.monotonic()
+if sys.argv[2] == "shared":
+    shared_logits(model, make_samples(10, 3), make_input(8, "L"), batch_size=1)
+elif world.first:
+    for _ in range(10):
+        model(torch.zeros(1, 1, 8, 8))
+distributed.barrier(world)
+assert time.monotonic() - begin > 4
+"""
+
+
+def torchrun(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    return subprocess.run(
+        [*start, sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[4])},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes of torchrun write."""
+    folder = tmp_path_factory.mktemp("together")
+    done = torchrun(CODE, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -96,6 +136,25 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, together, name):
     for key, tensor in torch.load(together / name / "done.pt", weights_only=True).items():
         assert torch.allclose(tensor, alone.state_dict()[key], atol=1e-4), key
     assert not _same(alone, net())
+
+
+def test_measuring_is_shared_so_that_nobody_waits_longer_than_is_allowed(tmp_path):
+    # Ten seconds of measuring where a process waits for six: five each.
+    done = torchrun(MEASURING, tmp_path, "shared")
+    assert done.returncode == 0, done.stderr[-3000:]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        for images in (9, 5, 1):
+            alone = torch_logits(model, DecodedImages(make_samples(images, 3), make_input(8, "L")), batch_size=2)
+            assert np.array_equal(found[str(images)], alone)
+
+
+def test_measuring_by_one_process_takes_longer_than_is_allowed(tmp_path):
+    done = torchrun(MEASURING, tmp_path, "alone")
+    assert done.returncode != 0
+    assert "Timed out" in done.stderr
 
 
 def test_folders_that_are_not_shared_are_refused_in_every_process(together):
