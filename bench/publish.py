@@ -1,7 +1,7 @@
 """Measured rows that are kept with the code, and what is made from them alone: the README's tables and an image.
 
 A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts),
-`compare` (the summary of the comparison with other runtimes), `serving`, `attacks` or `race`.
+`compare` (the summary of the comparison with other runtimes), `serving`, `attacks`, `soak` or `race`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 from bench.artefact_table import Line, collect, lines_of
 from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
-from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, RACE, SCORE, SERVING, read, write
+from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, RACE, SCORE, SERVING, SOAK, read, write
 from bench.runtimes.tables import summary_table
 from bench.serving.attacks_table import table as attacks_table
+from bench.serving.soak_table import table as soak_table
 from bench.serving.tables import markdown as serving_table
 from bench.training.race_results import draw_race
 from bench.training.race_results import markdown as race_table
@@ -42,6 +43,7 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     LOAD: lambda row: (row["model"], row["scenario"]),
     SCORE: lambda row: row["artefact"],
     ATTACKS: lambda row: row["attack"],
+    SOAK: lambda row: row["fault"],
     RACE: lambda row: (row["data"], row["model"], row["image_size"], row["allocator"], row["contestant"]),
 }
 """What a newer run replaces an older one of."""
@@ -123,23 +125,26 @@ def _cores(row: _Row) -> int:
 
 
 def render(name: str, results: Path) -> str:
-    """The table of this name, as text, from the kept rows alone.
+    """The table of this name, as text, from the kept rows alone; of `attacks` and `soak` without rows, a sentence.
 
     Raises:
         UsageError: there are no such rows; lists close names.
     """
     lines = groups(results)
-    others = {"compare": COMPARE, "serving": SERVING, "attacks": ATTACKS, "race": RACE}
+    others = {"compare": COMPARE, "serving": SERVING, "attacks": ATTACKS, "soak": SOAK, "race": RACE}
     measured = {key: rows for key, file in others.items() if (rows := read(results / file))}
     if name in lines:
         return _fenced(plain(table_of(lines[name])))
+    if name in ("attacks", "soak") and name not in measured:
+        return "Not measured yet: `make soak` on a clean commit, then `pocketzoo bench publish`."
     if name not in measured:
         raise unknown_name("rows", name, [*lines, *measured])
     rows = measured[name]
     if name == "compare":
         # Times of other batches and threads are kept, too, and cannot stand beside these.
         return _fenced(summary_table([row for row in rows if row["batch"] == 1 and row["threads"] == _cores(row)]))
-    return {"serving": serving_table, "attacks": attacks_table, "race": race_table}[name](rows)
+    tables = {"serving": serving_table, "attacks": attacks_table, "soak": soak_table, "race": race_table}
+    return tables[name](rows)
 
 
 def _fenced(text: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "REQUIRED",
     "SCORE",
     "SERVING",
+    "SOAK",
     "TRAINING",
     "append",
     "now",
@@ -41,6 +42,7 @@ PYTEST = "pytest.jsonl"
 RACE = "race.jsonl"
 SCORE = "score.jsonl"
 SERVING = "serving.jsonl"
+SOAK = "soak.jsonl"
 TRAINING = "training.jsonl"
 
 _COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
@@ -71,6 +73,7 @@ REQUIRED = {
     RACE: frozenset({"run", "environment", "time"}) | _RACED | _ON | _CAME,
     SCORE: _COMMON | {"run", "n", "images_per_s", "ratio"},
     SERVING: _COMMON | _SERVED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
+    SOAK: frozenset({"run", "environment", "time", "fault", "n", "status", "ok", "detail"}),
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
 }
 

@@ -26,7 +26,7 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
 
 @pytest.mark.parametrize(
     ("document", "least"),
-    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving"})],
+    [("README.md", {"mnist5k", "hymenoptera", "compare"}), ("serve/README.md", {"serving", "soak", "attacks"})],
 )
 def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):
     text = (PROJECT / document).read_text(encoding="utf-8")
@@ -48,6 +48,22 @@ def test_every_kept_row_is_complete_and_names_its_commit():
         assert found, name
         assert all(row["environment"]["commit"] and row["environment"]["flags"] for row in found)
         assert not any(row["environment"]["commit"].endswith("-dirty") for row in found)
+    for name in (kinds.ATTACKS, kinds.SOAK):
+        found = kinds.read(RESULTS / name)
+        assert not any(row["environment"]["commit"].endswith("-dirty") for row in found)
+
+
+def test_rows_of_soak_and_attacks_are_published(tmp_path: Path):
+    document = tmp_path / "README.md"
+    document.write_text("<!-- rows: soak -->\n<!-- end of rows -->\n<!-- rows: attacks -->\n<!-- end of rows -->\n")
+    publish(tmp_path / "output", tmp_path / "kept", [document])
+    assert document.read_text().count("Not measured yet") == 2
+    row = dict.fromkeys(kinds.REQUIRED[kinds.SOAK], "r")
+    row |= {"fault": "kill", "n": 7, "status": {"200": 7}, "ok": False, "detail": ["NOT OK: gone"]}
+    kinds.append(tmp_path / "output" / "bench" / kinds.SOAK, [row])
+    publish(tmp_path / "output", tmp_path / "kept", [document])
+    assert "| kill | 7 | 7 x 200 | NO | NOT OK: gone |" in document.read_text()
+    assert document.read_text().count("Not measured yet") == 1
 
 
 def test_publishing_keeps_rows_and_fills_documents(chain: Path, tmp_path: Path):

@@ -1,7 +1,8 @@
 """Faults that the server must survive, against a real `bentoml serve` with tiny artefacts.
 
-Run as `python -m tests.soak.run [--short] [--only NAME]`: prints a table with counts, and exits with 1 if a fault was
-not survived.
+Run as `python -m tests.soak.run [--short] [--only NAME]`: prints a table with counts, appends a row per fault of
+the long form to output/bench/soak.jsonl, which `pocketzoo bench publish` takes, and exits with 1 if a fault was not
+survived.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.rows import SOAK, append, stamp
 from bench.serving.server import serving
 from tests.soak.artefacts import picture, write_tiny
 from tests.soak.bodies import fault_big_bodies, fault_malformed, fault_truncated
@@ -26,6 +29,7 @@ from tests.soak.processes import fault_kill, fault_sigterm
 from tests.soak.rolling import fault_rolling_update
 from tests.soak.slow import fault_slow_clients
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
+from zoo.base.files import output_root
 from zoo.base.progress import note
 from zoo.base.tables import rich_table
 
@@ -104,6 +108,16 @@ def render(results: Sequence[Result]) -> Table:
     return rich_table(heading, cells, folded=("fault", "answers", "detail"))
 
 
+def _row(result: Result) -> dict[str, Any]:
+    return {
+        "fault": result.name,
+        "n": result.requests,
+        "status": dict(sorted(result.counts.items())),
+        "ok": result.ok,
+        "detail": result.detail,
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: 0 all survived, 1 not all, 2 wrong usage."""
     parser = argparse.ArgumentParser(
@@ -113,11 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help=f"repeatable; one of {', '.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=0, help="of the malformed requests")
     options = parser.parse_args(arguments)
+    common = stamp("bentoml")
     try:
         results = run(options.only or list(FAULTS), short=options.short, seed=options.seed)
     except PocketzooError as error:
         note(f"error: {error}")
         return 2 if isinstance(error, UsageError) else 1
+    if not options.short:
+        append(output_root() / "bench" / SOAK, [_row(result) | common for result in results])
     console = Console(width=None if sys.stdout.isatty() else 240)
     console.print(render(results))
     return 0 if all(result.ok for result in results) else 1
