@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import bisect
+import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from serve.models.folder import Artefact
 from serve.models.model import Model
 from serve.protocols.http import Refused
-from zoo.base.errors import unknown_name
 
 __all__ = ["View", "unknown_version", "without"]
 
 T = TypeVar("T")
+_NEIGHBOURS = 2
 
 
 def without(mapping: Mapping[str, T], name: str) -> dict[str, T]:
@@ -91,6 +93,16 @@ class View:
 
     def _check(self, name: str) -> None:
         if name not in self.artefacts:
-            raise Refused(404, str(unknown_name("model", name[:200], self.artefacts)))
+            raise _unknown_model(name[:200], self.artefacts)
         if reason := self.problems.get(name):
             raise Refused(503, f"the model {name!r} cannot be served: {reason}")
+
+
+def _unknown_model(name: str, names: Iterable[str]) -> Refused:
+    ordered = sorted(names)
+    place = bisect.bisect(ordered, name)
+    # To compare with every name of a large folder takes longer than a prediction.
+    beside = ordered[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]
+    close = difflib.get_close_matches(name, beside, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else "GET /models lists what there is"
+    return Refused(404, f"unknown model {name!r}; {hint}")

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from bench.rows import SOAK, read
 from bench.serving.server import Memory
 from tests.soak import run as soak
 from tests.soak.artefacts import picture, write_tiny
@@ -141,7 +142,8 @@ def test_artefacts_of_the_soak_pass_their_check_unless_they_lie(tmp_path):
         Predictor(write_tiny(tmp_path / "liar" / "model.onnx", seed=0, liar=True), threads=1)
 
 
-def test_the_command_says_what_was_not_survived(monkeypatch, capsys):
+def test_the_command_says_what_was_not_survived(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(soak, "output_root", lambda: tmp_path)
     results = [Result(name="good"), Result(name="bad")]
     results[0].counts["200"] = 3
     results[1].expect(False, "it fell over")
@@ -149,8 +151,10 @@ def test_the_command_says_what_was_not_survived(monkeypatch, capsys):
     assert main(["--short"]) == 1
     assert "NOT OK: it fell over" in capsys.readouterr().out
     assert main(["--short", "--only", "kill"]) == 1
+    assert read(tmp_path / "bench" / SOAK) == []
     results.pop()
     assert main([]) == 0
+    assert [(row["fault"], row["n"], row["ok"]) for row in read(tmp_path / "bench" / SOAK)] == [("good", 3, True)]
     assert render(results).row_count == 1
 
 

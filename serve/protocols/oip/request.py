@@ -75,6 +75,7 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(InferRequest).decode
+_NOT_ONE = "Expected `array` of length 1 - at `$.inputs`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,8 @@ def read_request(body: bytes, header_length: bytes | None, spec: Input, settings
     try:
         document = _decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
+        if str(error) == _NOT_ONE:
+            raise Refused(400, "`inputs`: expected one tensor, the model's only input; GET /docs shows it") from error
         raise malformed(error) from error
     (tensor,) = document.inputs
     # What is asked for is cheap to check, what is sent is not.

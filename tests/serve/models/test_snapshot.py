@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve.models import snapshot
 from serve.models.folder import scan
 from serve.models.model import load_model
 from serve.models.snapshot import View
@@ -64,3 +65,21 @@ def test_what_is_dropped_is_gone_from_everywhere(view):
     assert gone.problems == {}
     with pytest.raises(Refused, match="unknown model 'good'"):
         gone.get("good")
+
+
+def test_an_unknown_name_is_compared_with_few(view, monkeypatch):
+    compared = []
+    matches = snapshot.difflib.get_close_matches
+
+    def counted(name, names, **options):
+        compared.extend(names)
+        return matches(name, names, **options)
+
+    monkeypatch.setattr(snapshot.difflib, "get_close_matches", counted)
+    many = replace(view, artefacts={f"model-{number:03}": None for number in range(200)})
+    with pytest.raises(Refused, match=r"unknown model 'model-0077'; did you mean .*model-007") as caught:
+        many.get("model-0077")
+    assert caught.value.status == 404
+    assert len(compared) == 4
+    with pytest.raises(Refused, match="unknown model 'zzz'; GET /models lists"):
+        many.get("zzz")

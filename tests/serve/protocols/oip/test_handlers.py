@@ -273,7 +273,7 @@ def test_asynchronous_requests(client, predictor, pixels):
         (422, "finite", [tensor(np.full((1, 3, 8, 8), np.nan, np.float32))]),
         (422, "answer is not finite", [tensor(np.full((1, 3, 8, 8), 3e38, np.float32))]),
         (415, "not an image", [files(b"no image")]),
-        (400, "`inputs`: expected `array` of length 1", [files(b"a"), tensor(np.zeros((1, 3, 8, 8), np.float32))]),
+        (400, "`inputs`: expected one tensor", [files(b"a"), tensor(np.zeros((1, 3, 8, 8), np.float32))]),
     ],
 )
 def test_inputs_that_are_refused(client, status, sentence, inputs):
