@@ -153,7 +153,7 @@ def _row(trial: FrozenTrial, keys: Sequence[str]) -> dict[str, Any]:
         "trial": trial.number,
         "state": trial.state.name.lower(),
         "validation_top1": trial.value if trial.state == TrialState.COMPLETE else None,
-        "epochs": len(trial.intermediate_values),
+        "epochs": max(trial.intermediate_values, default=0),
         "seconds": round(trial.duration.total_seconds(), 1) if trial.duration else None,
         **{key: trial.params.get(key) for key in keys},
     }
