@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from zoo.training.workspace import (
 __all__ = ["compress_run", "export_artefact", "quantize_artefact"]
 
 
-def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = False) -> Path:
+def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = False, logs: Sequence[str] = ()) -> Path:
     """Prune, recalibrate (where there is BatchNorm) and recover a trained artefact of a recipe.
 
     Args:
@@ -43,6 +44,7 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
         output: the folder of artefacts.
         resume: continue an interrupted recovery.
         force: do every stage anew, whatever is there.
+        logs: of the recovery, see zoo.training.loop.logs.LOGS.
 
     Returns:
         The checkpoint in `output/<name>-pruned`.
@@ -79,6 +81,7 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
         dataset=dataset,
         resume=resume and not force,
         test=run.test,
+        logs=logs,
     )
     for intermediate in (pruned, recalibrated):
         intermediate.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -123,6 +123,7 @@ def recover(
     dataset: Dataset,
     resume: bool = True,
     test: bool = True,
+    logs: Sequence[str] = (),
 ) -> FitReport:
     """Fine-tune a pruned checkpoint into another one; `config.fit.keep` says which epoch counts, or none of them.
 
@@ -134,6 +135,7 @@ def recover(
         dataset: what to train, validate and finally test on.
         resume: continue an interrupted recovery.
         test: read the test split at the end.
+        logs: see zoo.training.loop.logs.LOGS.
 
     Raises:
         ArtefactError: wrong stage.
@@ -162,6 +164,7 @@ def recover(
             loss=distillation(parent.to(pick_device()), config, seen),
             title=card.name,
             identity=[dataclasses.asdict(config), sha256_file(teacher)],
+            logs=logs,
         )
     before = card.metrics("validation")
     if before and before.top1 > report.validation_top1:

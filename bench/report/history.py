@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from zoo.artefact.card import Card, LineageEntry
 from zoo.base.errors import ArtefactError
 from zoo.base.files import CHECKPOINT, output_root
 from zoo.networks import checkpoint
+from zoo.training.loop.state import LOG, read_log
 from zoo.training.workspace import card_if_readable
 
 __all__ = ["LOG", "Curve", "PeerRows", "read_curves", "read_peers"]
 
-LOG = "log.csv"
-_COLUMNS = ("epoch", "lr", "loss", "validation_loss", "validation_top1", "seconds")
 _Lineage = tuple[LineageEntry, ...]
 
 
@@ -130,8 +128,7 @@ def _curve(folder: Path, stage: LineageEntry) -> Curve | str:
 
 def _read_log(path: Path) -> tuple[dict[str, float | None], ...] | None:
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [{name: float(row[name]) for name in _COLUMNS} for row in csv.DictReader(stream)]
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = read_log(path)
+    except ArtefactError:
         return None
     return tuple({name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows)

@@ -16,7 +16,7 @@ from zoo.base.commandline import COMPRESS, Artefact, AsJson, Force, Resume, app,
 from zoo.base.errors import UsageError
 from zoo.base.files import CHECKPOINT, checkpoint_path, code_commit, output_root, sha256_file, write_bytes
 from zoo.base.progress import note
-from zoo.commands.runs import Data, named_source, notes_of
+from zoo.commands.runs import Data, Logs, named_source, notes_of
 from zoo.commands.training import BEFORE_TRAINING
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ def recover(
         ),
     ] = False,
     data: Data = None,
+    log: Logs = None,
     resume: Resume = True,
     force: Force = False,
     as_json: AsJson = False,
@@ -221,9 +222,11 @@ def recover(
     from zoo.networks.checkpoint import read_card
     from zoo.training.loop.config import FitConfig
     from zoo.training.loop.fit import FitReport
+    from zoo.training.loop.logs import check_logs
     from zoo.training.recipe import RecoverConfig
     from zoo.training.stage import add_test
 
+    check_logs(log or ())
     source, taught = checkpoint_path(artefact), checkpoint_path(teacher)
     if taught.resolve() == source.resolve():
         raise UsageError(
@@ -239,7 +242,7 @@ def recover(
         if test:
             add_test(source, lambda: dataset)
     else:
-        done = stage(source, taught, source, config, dataset=dataset, resume=resume, test=test)
+        done = stage(source, taught, source, config, dataset=dataset, resume=resume, test=test, logs=log or ())
     if as_json:
         print(json.dumps(dataclasses.asdict(done)))
         return

@@ -2,7 +2,7 @@
 
 # ruff: noqa: I001 (the order is that of --help)
 from zoo.commands import data, models, studies, training, adapters, forgetting, predict, evaluate
-from zoo.commands.explain import predictions, attention, inside, structure
+from zoo.commands.explain import training as training_page, predictions, attention, inside, structure
 
 __all__ = [
     "adapters",
@@ -17,4 +17,5 @@ __all__ = [
     "structure",
     "studies",
     "training",
+    "training_page",
 ]

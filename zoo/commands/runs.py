@@ -22,6 +22,7 @@ __all__ = [
     "LabelColumn",
     "Layout",
     "LearningRate",
+    "Logs",
     "MaybeRecipe",
     "Minutes",
     "Model",
@@ -144,6 +145,15 @@ SplitColumn = Annotated[
     ),
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: train.lr=0.001. Repeatable.")]
+Logs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        help="Log each validated epoch besides log.csv: tensorboard, wandb (sent only if you are logged in). "
+        "Repeatable; needs pocketzoo[logs].",
+        show_default=False,
+    ),
+]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Only this run of the recipe. Repeatable.")]
 
 

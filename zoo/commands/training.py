@@ -18,6 +18,7 @@ from zoo.commands.runs import (
     LabelColumn,
     Layout,
     LearningRate,
+    Logs,
     Minutes,
     Model,
     Only,
@@ -55,6 +56,10 @@ def train(
     split_column: SplitColumn = None,
     settings: Settings = None,
     only: Only = None,
+    log: Logs = None,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Draw training.png: curves, examples of what it saw, confusion.")
+    ] = True,
     resume: Resume = True,
     force: Force = False,
     as_json: AsJson = False,
@@ -63,12 +68,15 @@ def train(
 
     Each is written to output/NAME/model.safetensors.
     """
+    from zoo.explain.run_page import try_page
     from zoo.networks.checkpoint import read_card
     from zoo.training.loop.distributed import join_world, others_alive
+    from zoo.training.loop.logs import check_logs
     from zoo.training.loop.memory import enough_memory
     from zoo.training.stage import train as stage
     from zoo.validate import write_state_dicts
 
+    check_logs(log or ())
     settings = with_flags(
         settings,
         epochs=epochs,
@@ -85,10 +93,11 @@ def train(
         if run.role == "model" and run.model and not (output_root() / run.artefact / CHECKPOINT).is_file():
             for tell in BEFORE_TRAINING:
                 tell(run)
+    drawn = try_page if page else None
     paths = []
     for run in chosen:
         with others_alive(), enough_memory(run.artefact, run.train):
-            paths.append(stage(run, output_root(), resume=resume, force=force))
+            paths.append(stage(run, output_root(), resume=resume, force=force, logs=log or (), on_trained=drawn))
     if not join_world().first:
         return
     # A recipe without both kinds of fine-tuned ViT leaves nothing for validators to load.

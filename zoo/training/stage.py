@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,28 @@ from zoo.networks.sizes import check_size
 from zoo.networks.stages import is_batch_norm
 from zoo.networks.weights.first_weights import load_weights, weights_digest
 from zoo.training.budget import PLAN, Plan, identity_of, read_plan, settle, write_plan
-from zoo.training.evaluate import accuracy, check_labels, shared_logits, with_validation
+from zoo.training.evaluate import Logits, accuracy, check_labels, shared_logits, with_validation
 from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world
-from zoo.training.loop.fit import EpochResult, fit, measure_pace
+from zoo.training.loop.fit import EpochResult, FitConfig, fit, measure_pace
 from zoo.training.loop.state import STATE
 from zoo.training.recipe import Run
 from zoo.training.workspace import DataSource, Notes, card_if_readable, has_notes, is_current, write_notes
 
-__all__ = ["add_test", "measured", "merge", "parent_of", "source_of", "starting_point", "train"]
+__all__ = ["Trained", "add_test", "measured", "merge", "parent_of", "source_of", "starting_point", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training has at hand when it has ended."""
+
+    folder: Path
+    card: Card
+    config: FitConfig
+    train: DecodedImages = field(repr=False)
+    """The training images, of the canvas size."""
+    dataset: Dataset = field(repr=False)
+    answers: Logits = field(repr=False)
+    """float32 [N, K], to the validation split."""
 
 
 def train(
@@ -46,6 +61,8 @@ def train(
     force: bool = False,
     test: bool | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    logs: Sequence[str] = (),
+    on_trained: Callable[[Trained], None] | None = None,
 ) -> Path:
     """Train one network of a recipe into `output/<name>/model.safetensors`.
 
@@ -59,6 +76,8 @@ def train(
         force: train even if the checkpoint is up to date.
         test: read the test split at the end; default: what the run says.
         on_epoch: called after each validation; may raise zoo.training.loop.trainer.Stopped to end with the best epoch.
+        logs: see zoo.training.loop.logs.LOGS.
+        on_trained: called once the checkpoint is written, in the first process, unless it was up to date.
 
     Returns:
         The checkpoint's path.
@@ -98,6 +117,8 @@ def train(
             resume=resume,
             test=test,
             on_epoch=on_epoch,
+            logs=logs,
+            on_trained=on_trained,
             begun=begun,
             settled=settled,
         )
@@ -198,14 +219,22 @@ def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
             save(model, card, path)
 
 
-def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool) -> Card:
+def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool, answers: Logits | None = None) -> Card:
     """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test.
 
     Processes that train together call this together: each measures its share.
+
+    Args:
+        model: in evaluation mode.
+        card: the network's.
+        dataset: to measure on.
+        test: read the test split.
+        answers: float32 [N, K], the network's to the validation split, where they are known.
     """
     check_labels(card, dataset)
-    validation = shared_logits(model, dataset.splits["validation"], card.use.input)
-    card = with_validation(card, validation, dataset, engine="torch")
+    if answers is None:
+        answers = shared_logits(model, dataset.splits["validation"], card.use.input)
+    card = with_validation(card, answers, dataset, engine="torch")
     if test:
         logits = shared_logits(model, dataset.splits["test"], card.use.input)
         truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
@@ -244,6 +273,8 @@ def _train(
     resume: bool,
     test: bool,
     on_epoch: Callable[[EpochResult], None] | None,
+    logs: Sequence[str],
+    on_trained: Callable[[Trained], None] | None,
     begun: float,
     settled: Plan | None,
 ) -> None:
@@ -290,6 +321,7 @@ def _train(
         semi=run.unlabelled,
         mask=run.mask,
         on_epoch=on_epoch,
+        logs=logs,
     )
     entry = LineageEntry(
         stage="train",
@@ -303,10 +335,16 @@ def _train(
     # A first training has no parent file, so it cannot `advance` a parent's card.
     lineage = (*card.lineage, entry)
     card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
-    card = measured(model, card, dataset, test=test and run.lora is None)
+    answers = shared_logits(model, dataset.splits["validation"], card.use.input)
+    card = measured(model, card, dataset, test=test and run.lora is None, answers=answers)
     if not world.first:
         return
     save(model, card, target)
+    if on_trained is not None:
+        folder = target.parent
+        on_trained(
+            Trained(folder=folder, card=card, config=run.train, train=train_images, dataset=dataset, answers=answers)
+        )
     for name in (STATE, PLAN):
         (target.parent / name).unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from zoo.networks.registry import classifier_width
 from zoo.training.loop.config import FitConfig, loss_of
 from zoo.training.loop.distributed import barrier, gather, join_world
 from zoo.training.loop.feeds import TrainingImages
+from zoo.training.loop.logs import LogJob, open_logs, stage_factors
 from zoo.training.loop.losses import Loss
 from zoo.training.loop.methods.masks import Mask
 from zoo.training.loop.methods.semi_supervised import Unlabelled
@@ -62,6 +63,7 @@ def fit(
     semi: Unlabelled | None = None,
     mask: Mask | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
+    logs: Sequence[str] = (),
 ) -> FitReport:
     """Train `model` in place and leave it with the weights of its best epoch on the validation images, or its last.
 
@@ -83,10 +85,12 @@ def fit(
         semi: how to learn from them.
         mask: train only chosen weights.
         on_epoch: called after each validation, in every process.
+        logs: what else than log.csv to write, see zoo.training.loop.logs.LOGS; the first process does.
 
     Raises:
         UsageError: the network has fewer stages than the configuration freezes, or settings exclude each other.
         TrainingError: nothing is trainable, or the loss is not finite.
+        ModuleNotFoundError: the package that writes one of the logs is not installed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; state.pt was written.
     """
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -100,7 +104,18 @@ def fit(
         with _denormals_flushed(), deferred_signals() as stop_if_asked:
             if not (resume and run.load()) and run.begin():
                 run.save(run.state.seconds)  # so that a run that is killed goes on as it began
-            run.train(stop_if_asked, on_epoch)
+            job = LogJob(
+                folder=folder, title=title, fingerprint=run.fingerprint, resume=resume, settings=asdict(config)
+            )
+            factors = stage_factors(model, run.parts, run.optimizer)
+            with open_logs(logs if world.first else (), job, run.state.history, factors) as write:
+
+                def after(result: EpochResult) -> None:
+                    write(run.state.history[-1])
+                    if on_epoch is not None:
+                        on_epoch(result)
+
+                run.train(stop_if_asked, after)
         run.keep_best()
         run.reestimate_norms()
     finally:

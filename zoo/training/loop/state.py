@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
+from zoo.base.errors import ArtefactError
 from zoo.base.files import write_atomically
 
-__all__ = ["LOG", "STATE", "RunState", "read_state", "write_log", "write_state"]
+__all__ = ["LOG", "STATE", "RunState", "read_log", "read_state", "write_log", "write_state"]
 
 STATE = "state.pt"
 LOG = "log.csv"
+_COLUMNS = ("epoch", "lr", "loss", "validation_loss", "validation_top1", "seconds")
 
 
 @dataclass
@@ -79,3 +81,21 @@ def write_log(path: Path, history: list[dict[str, float]]) -> None:
             writer.writerows(history)
 
     write_atomically(path, write)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of log.csv: numbers by column.
+
+    Raises:
+        ArtefactError: it is not there, or no training's log.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [{name: float(row[name]) for name in _COLUMNS} for row in csv.DictReader(stream)]
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is not there: only a folder that was trained in has one") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} cannot be read as a training's log; train again to get a new one") from error
+    if not rows:
+        raise ArtefactError(f"{path} has no rows; train again to get a new one")
+    return rows
