@@ -77,7 +77,7 @@ pictures: setup
 
 # The site below site/, from docs/ and the docstrings.
 docs: setup
-	$(RUN)mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --strict
 
 serve: setup
 	$(RUN)bentoml serve
@@ -94,7 +94,7 @@ check: setup
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)lint-imports
-	$(RUN)mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --quiet --strict
 	$(TESTS) --cov
 
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,

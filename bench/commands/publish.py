@@ -13,7 +13,7 @@ from zoo.base.files import output_root
 
 __all__ = ["DOCUMENTS", "publish"]
 
-DOCUMENTS = [Path("README.md"), Path("serve/README.md"), Path("docs/benchmarks.md")]
+DOCUMENTS = [Path("README.md"), Path("docs/benchmarks.md"), Path("docs/tutorials/lora.md")]
 
 
 @bench.command()

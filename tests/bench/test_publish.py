@@ -29,8 +29,8 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
     ("document", "least"),
     [
         ("README.md", {"trained"}),
-        ("serve/README.md", {"serving", "soak", "attacks"}),
-        ("docs/benchmarks.md", {"compare", "mnist5k", "race"}),
+        ("docs/benchmarks.md", {"compare", "mnist5k", "hymenoptera", "race", "serving", "soak", "attacks"}),
+        ("docs/tutorials/lora.md", {"mnist5k"}),
     ],
 )
 def test_documents_say_what_the_kept_rows_say(document: str, least: set[str]):

@@ -85,7 +85,7 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(name, value, sentence):
 
 
 def test_the_guide_names_every_setting():
-    guide = (Path(__file__).resolve().parents[2] / "serve" / "README.md").read_text()
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "serving.md").read_text()
     assert [field.name for field in dataclasses.fields(Settings) if f"`{field.name}`" not in guide] == []
 
 
