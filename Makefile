@@ -94,7 +94,7 @@ check: setup
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)lint-imports
-	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --strict
 	$(TESTS) --cov
 
 # Every fault that the server must survive, in its long form (about half an hour): malformed requests by the ten thousand,
