@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,12 @@ def predict(
     artefact: Artefact,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Other labels, separated by commas, of what `pocketzoo import --clip` made.", show_default=False
+        ),
+    ] = None,
     engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
@@ -28,7 +34,12 @@ def predict(
     """
     from zoo.artefact.predictor import Predictor
 
-    predictor = Predictor(graph_paths(artefact)[-1], engine=engine)
+    if labels is None:
+        predictor: Any = Predictor(graph_paths(artefact)[-1], engine=engine)
+    else:
+        from zoo.training.clip import ZeroShot
+
+        predictor = ZeroShot(artefact, labels.split(","))
     for image in images:
         try:
             data = image.read_bytes()
