@@ -29,7 +29,7 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
     ("document", "least"),
     [
         ("README.md", {"trained"}),
-        ("docs/benchmarks.md", {"compare", "mnist5k", "hymenoptera", "race", "serving", "soak", "attacks"}),
+        ("docs/benchmarks.md", {"compare", "mnist5k", "race", "serving", "soak", "attacks"}),
         ("docs/tutorials/lora.md", {"mnist5k"}),
     ],
 )
