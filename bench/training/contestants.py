@@ -57,7 +57,8 @@ class Contestant:
     command: Callable[[Course], tuple[list[str], list[str]]]
     """Arguments of the interpreter that say what is where, and those that say how to train."""
     reports: re.Pattern[str]
-    """Matches the line that ends an epoch; its group `top1` is a percentage."""
+    """Matches the line that ends an epoch; its group `top1` is a percentage, `epoch`, where there is
+    one, its number."""
 
 
 def fine_tune_settings(text: str) -> dict[str, float]:
@@ -115,7 +116,7 @@ def _fastai(course: Course) -> tuple[list[str], list[str]]:
 
 CONTESTANTS: Mapping[str, Contestant] = {
     OURS: Contestant(
-        command=_pocketzoo, reports=re.compile(r"epoch \d+/\d+: .*validation top-1 (?P<top1>\d+(\.\d+)?)%")
+        command=_pocketzoo, reports=re.compile(r"epoch (?P<epoch>\d+)/\d+: .*validation top-1 (?P<top1>\d+(\.\d+)?)%")
     ),
     "timm": Contestant(
         command=_timm,

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import json
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,14 +243,15 @@ def _row(
     n = common["validation_n"]
     hits = [round(percent / 100 * n) for _, percent in answer["curve"]]
     times = [seconds for seconds, _ in answer["curve"]]
-    paces = [later - earlier for earlier, later in itertools.pairwise(times)]
+    ended = answer["ended"]
+    later = common["n"] * (ended[-1] - ended[0]), times[-1] - times[0]
     interval = binomtest(hits[-1], n).proportion_ci(confidence_level=0.95, method="wilson")
     return {
         "contestant": name,
         "round": number,
         "seed": course.seed,
         "settings": CONTESTANTS[name].command(course)[1],
-        "epochs": len(times),
+        "epochs": ended[-1],
         "curve": [[seconds, hit / n] for seconds, hit in zip(times, hits, strict=True)],
         "top1": hits[-1] / n,
         "low": float(interval.low),
@@ -262,6 +261,6 @@ def _row(
         "user_seconds": answer["user_seconds"],
         "system_seconds": answer["system_seconds"],
         "peak_mb": answer["peak_mb"],
-        # Of whole epochs after the first, with their validation.
-        "images_per_s": round(common["n"] / statistics.median(paces), 3) if paces else None,
+        # Of whole epochs after the first validation, with theirs.
+        "images_per_s": round(later[0] / later[1], 3) if len(times) > 1 else None,
     }

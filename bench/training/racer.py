@@ -42,7 +42,9 @@ class Ran:
     """What came of it."""
 
     curve: list[tuple[float, float]]
-    """For each epoch the seconds since the process was started, and validation top-1 in percent."""
+    """For each validation the seconds since the process was started, and top-1 in percent."""
+    ended: list[int]
+    """After which epoch each was, counted from 1."""
     seconds: float
     """Until the process had ended."""
     user_seconds: float
@@ -58,6 +60,7 @@ def race(job: Job) -> Ran:
     """Run a contestant to its end, in this process's environment."""
     reports, words = CONTESTANTS[job.contestant].reports, deque[str](maxlen=20)
     curve: list[tuple[float, float]] = []
+    ended: list[int] = []
     begin, before = time.monotonic(), os.times()
     with subprocess.Popen(
         [sys.executable, *job.arguments],
@@ -73,6 +76,8 @@ def race(job: Job) -> Ran:
             for line in process.stdout:
                 if match := reports.search(line.strip()):
                     curve.append((round(time.monotonic() - begin, 3), float(match["top1"])))
+                    # Who does not count its epochs validates after each.
+                    ended.append(int(match.groupdict().get("epoch") or len(curve)))
                 if line.strip():
                     words.append(line.strip())
             code = process.wait()
@@ -88,6 +93,7 @@ def race(job: Job) -> Ran:
         failed = f"it reported no epoch: {' | '.join(words)[-500:]}"
     return Ran(
         curve=curve,
+        ended=ended,
         seconds=round(seconds, 3),
         user_seconds=round(after.children_user - before.children_user, 2),
         system_seconds=round(after.children_system - before.children_system, 2),

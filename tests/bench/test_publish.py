@@ -29,7 +29,7 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
     ("document", "least"),
     [
         ("README.md", {"trained"}),
-        ("docs/benchmarks.md", {"compare", "mnist5k", "race", "serving", "soak", "attacks"}),
+        ("docs/benchmarks.md", {"compare", "mnist5k", "serving", "soak", "attacks"}),
         ("docs/tutorials/lora.md", {"mnist5k"}),
     ],
 )
@@ -54,7 +54,7 @@ def test_the_picture_was_drawn_from_the_kept_rows():
 
 def test_every_kept_row_is_complete_and_names_its_commit():
     kept = (kinds.ACCURACY, kinds.LATENCY, kinds.COMPARE, kinds.SERVING, kinds.SCORE, kinds.LOAD)
-    for name in (*kept, kinds.RACE, kinds.SOAK, kinds.ATTACKS):
+    for name in (*kept, kinds.SOAK, kinds.ATTACKS):
         found = kinds.read(RESULTS / name)
         assert found, name
         assert all(row["environment"]["commit"] and row["environment"]["flags"] for row in found)

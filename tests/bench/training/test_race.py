@@ -87,7 +87,16 @@ def fake(answers: Mapping[str, Any], seen: list[tuple[Job, Mapping[str, str | No
 
 def ran(*curve: tuple[float, float], failed: str | None = None) -> Ran:
     seconds = curve[-1][0] + 1 if curve else 1.0
-    return Ran(curve=list(curve), seconds=seconds, user_seconds=3.0, system_seconds=1.0, peak_mb=100.0, failed=failed)
+    ended = list(range(1, len(curve) + 1))
+    return Ran(
+        curve=list(curve),
+        ended=ended,
+        seconds=seconds,
+        user_seconds=3.0,
+        system_seconds=1.0,
+        peak_mb=100.0,
+        failed=failed,
+    )
 
 
 @pytest.mark.parametrize(("contestant", "lines"), [(OURS, OURS_SAYS), ("timm", TIMM_SAYS), ("fastai", FASTAI_SAYS)])
