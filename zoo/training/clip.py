@@ -95,8 +95,8 @@ def label_embeddings(network: Any, source: Source, labels: Sequence[str]) -> tor
     for label in labels:
         sentences = tokenize([template.format(label) for template in source.templates])
         rows.append(network.encode_text(sentences, normalize=True).mean(dim=0))
-    scaled = nn.functional.normalize(torch.stack(rows), dim=-1) * network.logit_scale.exp()
-    return scaled.float().clone()
+    scaled: torch.Tensor = nn.functional.normalize(torch.stack(rows), dim=-1) * network.logit_scale.exp()
+    return scaled.float()
 
 
 def import_clip(source: Source, labels: Path, target: Path) -> Card:
