@@ -27,6 +27,7 @@ from zoo.artefact.predictor import Prediction
 from zoo.artefact.preprocess import batch
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.files import CHECKPOINT, code_commit, sha256_file, write_bytes
+from zoo.base.progress import note
 from zoo.networks.checkpoint import load, save
 from zoo.networks.heads import add_head
 from zoo.networks.registry import build, count_macs, last_layers
@@ -75,8 +76,10 @@ class Source:
         if not file and self.weights != "pretrained" and self.weights not in tags:
             raise unknown_name(f"file or tag of {self.name}", self.weights, tags)
         chosen = tags[0] if self.weights == "pretrained" else self.weights
+        # Some tags were trained with another activation than the model's configuration has.
+        quick = not file and bool(open_clip.get_pretrained_cfg(self.name, chosen).get("quick_gelu", False))
         try:
-            return open_clip.create_model(self.name, pretrained=chosen).eval()
+            return open_clip.create_model(self.name, pretrained=chosen, force_quick_gelu=quick).eval()
         except Exception as error:  # of torch, safetensors, huggingface_hub, urllib: whatever was tried
             raise ArtefactError(f"the weights {chosen} of {self.name} cannot be used: {error!s:.300}") from error
 
@@ -121,6 +124,11 @@ def import_clip(source: Source, labels: Path, target: Path) -> Card:
         return there
     network = source.network()
     spec = _input(network, source.name)
+    if Path(source.weights).is_file():
+        note(
+            f"{source.weights} does not say how images were normalised; taken as {source.name}'s default in open_clip: "
+            f"mean {spec.mean}, std {spec.std}"
+        )
     architecture, arguments, head = _shape(network, source.name)
     model = build(architecture, classes=len(words), channels=3, arguments=arguments)
     add_head(model, head, len(words))
@@ -153,7 +161,7 @@ def import_clip(source: Source, labels: Path, target: Path) -> Card:
         lineage=(entry,),
     )
     written = save(model, card, target)
-    kept = dataclasses.asdict(source)
+    kept = dataclasses.asdict(source) | {"digest": weights}
     if Path(source.weights).is_file():
         kept["weights"] = str(Path(source.weights).resolve())
     write_bytes(target.with_name(NOTES), json.dumps(kept, indent=2).encode())
@@ -180,6 +188,12 @@ class ZeroShot:
             raise UsageError(f"--labels: expected different labels, separated by commas, got {', '.join(labels)!r}")
         found = json.loads(path.read_text(encoding="utf-8"))
         source = Source(name=found["name"], weights=found["weights"], templates=tuple(found["templates"]))
+        file = Path(source.weights)
+        if file.is_absolute() and (not file.is_file() or sha256_file(file) != found["digest"]):
+            raise ArtefactError(
+                f"--labels embeds texts with {file}, which is not there, or no longer the file that {folder} was made "
+                "of; put it back, or import again"
+            )
         self._model, card = load(folder / CHECKPOINT)
         self._spec = card.use.input
         (last,) = last_layers(self._model)

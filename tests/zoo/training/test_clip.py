@@ -127,6 +127,16 @@ def test_what_cannot_be(clip: Source, words: Path, tmp_path: Path) -> None:
         ZeroShot(tmp_path / "pets", ["cat", " "])
 
 
+def test_texts_are_embedded_by_the_same_weights_or_not_at_all(clip: Source, words: Path, tmp_path: Path) -> None:
+    weights = Path(_weights("tiny-clip", tmp_path))
+    import_clip(Source(name="tiny-clip", weights=str(weights)), words, tmp_path / "pets" / "model.safetensors")
+    ZeroShot(tmp_path / "pets", ["a", "b"])
+    torch.manual_seed(1)
+    torch.save(open_clip.create_model("tiny-clip", pretrained=None).state_dict(), weights)
+    with pytest.raises(ArtefactError, match="no longer the file"):
+        ZeroShot(tmp_path / "pets", ["a", "b"])
+
+
 def test_embeddings_have_the_length_of_the_scale(clip: Source) -> None:
     network = clip.network()
     lengths = label_embeddings(network, clip, LABELS).norm(dim=1)
