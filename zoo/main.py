@@ -22,7 +22,6 @@ _EXTRAS = {
     **dict.fromkeys(("hdrh", "jinja2", "psutil", "pytest", "pytest_benchmark"), "bench"),
     **dict.fromkeys(("openvino", "nncf"), "peers"),
     "captum": "explain",
-    "open_clip": "clip",
     "fastai": "race",
     **dict.fromkeys(("tensorboard", "wandb"), "logs"),
     "pyarrow": "score",

@@ -36,18 +36,6 @@ def import_artefact(
         list[str] | None, typer.Option("--set", help="Argument of the architecture: img_size=384. Repeatable.")
     ] = None,
     size: Annotated[str | None, typer.Option(help=f"{SIZE_HELP}; default: what it was pretrained with.")] = None,
-    clip: Annotated[
-        bool,
-        typer.Option(
-            "--clip",
-            help="NAME is a CLIP of open_clip's; sentences about --labels become its classifier. --weights: a file, or "
-            "a tag of open_clip's.",
-        ),
-    ] = False,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(help="Sentence about a label, with {} for it. Repeatable: averaged. Default: a photo of a {}."),
-    ] = None,
     export: Annotated[
         bool, typer.Option("--export/--no-export", help="Export model.onnx, too, so that it can be served.")
     ] = True,
@@ -58,28 +46,16 @@ def import_artefact(
     It can be compressed and served as it is.
     """
     from compress.chain import export_artefact
-    from zoo.base.errors import ArtefactError, CheckError, UsageError
-    from zoo.base.files import CHECKPOINT, output_root
+    from zoo.base.errors import ArtefactError, CheckError
+    from zoo.base.files import CHECKPOINT
     from zoo.networks.describe import as_argument
     from zoo.training.pretrained import import_network, plan_import
 
     arguments = dict(as_argument(text) for text in settings or ())
     edges = None if size is None else parse_size(size)
-    if clip:
-        if labels is None or settings or size:
-            raise UsageError("--clip wants --labels FILE, one label per line, and neither --set nor --size")
-        from zoo.training.clip import TEMPLATE, Source, import_clip
-
-        source = Source(name=name, weights=weights, templates=tuple(template or (TEMPLATE,)))
-        folder = out or output_root() / f"{name}-{labels.stem}"
-        path = folder / CHECKPOINT
-        card = import_clip(source, labels, path)
-    elif template:
-        raise UsageError("--template goes with --clip: other networks read no sentences")
-    else:
-        folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=edges).folder
-        path = folder / CHECKPOINT
-        card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=edges)
+    folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=edges).folder
+    path = folder / CHECKPOINT
+    card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=edges)
     try:
         exported = export_artefact(folder) if export else None
     except (ArtefactError, CheckError) as error:

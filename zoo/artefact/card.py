@@ -63,16 +63,15 @@ class Head:
     """What turns the pooled features into logits."""
 
     kind: str = "linear"
-    """`linear`: one layer; `mlp`: batch norm, a hidden layer with ReLU, batch norm, dropout and the last layer;
-    `cosine`: a projection without offset, scaled to unit length, and the last layer without offset (CLIP)."""
+    """`linear`: one layer; `mlp`: batch norm, a hidden layer with ReLU, batch norm, dropout and the last layer."""
     hidden: int = 512
-    """Width of the MLP's hidden layer, before pruning; of the projection."""
+    """Width of the MLP's hidden layer, before pruning."""
     dropout: float = 0.5
     """Share of the hidden layer's outputs that training sets to zero."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "mlp", "cosine"):
-            raise unknown_name("head.kind", self.kind, ("linear", "mlp", "cosine"))
+        if self.kind not in ("linear", "mlp"):
+            raise unknown_name("head.kind", self.kind, ("linear", "mlp"))
         if self.hidden < 1:
             raise UsageError(f"head.hidden: expected a width of at least 1, got {self.hidden}")
         if not 0 <= self.dropout < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,12 +19,6 @@ def predict(
     artefact: Artefact,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="Labels per image.")] = 3,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Other labels, separated by commas, of what `pocketzoo import --clip` made.", show_default=False
-        ),
-    ] = None,
     engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
@@ -34,12 +28,7 @@ def predict(
     """
     from zoo.artefact.predictor import Predictor
 
-    if labels is None:
-        predictor: Any = Predictor(graph_paths(artefact)[-1], engine=engine)
-    else:
-        from zoo.training.clip import ZeroShot
-
-        predictor = ZeroShot(artefact, labels.split(","))
+    predictor = Predictor(graph_paths(artefact)[-1], engine=engine)
     for image in images:
         try:
             data = image.read_bytes()

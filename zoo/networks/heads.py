@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import nn
 
 from zoo.artefact.card import Head
@@ -17,8 +14,8 @@ __all__ = ["add_head", "reset_head"]
 def add_head(model: nn.Module, head: Head, classes: int) -> nn.Module:
     """Replace the classifier of `model` in place; its last layer is zero, so that every label is equally probable.
 
-    A `cosine` head is Linear - unit length - Linear, without offsets. An `mlp` is BatchNorm - Linear - ReLU -
-    BatchNorm - Dropout - Linear, as fastai's create_head has it without its first dropout.
+    An `mlp` is BatchNorm - Linear - ReLU - BatchNorm - Dropout - Linear, as fastai's create_head has it without its
+    first dropout.
 
     Args:
         model: a network whose classifier is one linear layer on features [B, F], or a head from this function.
@@ -32,7 +29,7 @@ def add_head(model: nn.Module, head: Head, classes: int) -> nn.Module:
         UsageError: the network's classifier is something else (several heads, a convolution).
     """
     name, width = _place(model)
-    made = _KINDS[head.kind](width, head, classes)
+    made = nn.Linear(width, classes) if head.kind == "linear" else _mlp(width, head, classes)
     made = made.to(next(model.parameters()).device).train(model.training)
     model.set_submodule(name, made)
     zero_classifier(model)
@@ -67,27 +64,6 @@ def _mlp(width: int, head: Head, classes: int) -> nn.Module:
         nn.Dropout(head.dropout),
         nn.Linear(head.hidden, classes),
     )
-
-
-class UnitLength(nn.Module):
-    """Each row [B, F] divided by its length."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Float32 [B, F] to [B, F]."""
-        return nn.functional.normalize(features, dim=-1)
-
-
-def _cosine(width: int, head: Head, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(width, head.hidden, bias=False), UnitLength(), nn.Linear(head.hidden, classes, bias=False)
-    )
-
-
-_KINDS: dict[str, Callable[[int, Head, int], nn.Module]] = {
-    "linear": lambda width, _, classes: nn.Linear(width, classes),
-    "mlp": _mlp,
-    "cosine": _cosine,
-}
 
 
 def _place(model: nn.Module) -> tuple[str, int]:
