@@ -23,6 +23,7 @@ _EXTRAS = {
     **dict.fromkeys(("openvino", "nncf"), "peers"),
     "captum": "explain",
     "fastai": "race",
+    "open_clip": "clip",
     **dict.fromkeys(("tensorboard", "wandb"), "logs"),
     "pyarrow": "score",
     "ray": "ray",

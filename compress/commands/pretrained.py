@@ -17,7 +17,29 @@ __all__ = ["import_artefact"]
 
 @app.command(name="import", rich_help_panel=TRAIN)
 def import_artefact(
-    name: Annotated[str, typer.Argument(help="Architecture, with timm's tag of its weights if you want certain ones.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Architecture, with timm's tag of its weights if you want certain ones.", show_default=False
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            help="Instead of NAME: a CLIP of open_clip, like ViT-B-32-quickgelu.openai, whose classifier is made of "
+            "--labels; --weights FILE is its checkpoint. Needs pocketzoo[clip].",
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template",
+            help="With --clip: the text of a label {}; several are averaged. Repeatable. Default: a photo of a {}.",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -46,16 +68,31 @@ def import_artefact(
     It can be compressed and served as it is.
     """
     from compress.chain import export_artefact
-    from zoo.base.errors import ArtefactError, CheckError
+    from zoo.base.errors import ArtefactError, CheckError, UsageError
     from zoo.base.files import CHECKPOINT
-    from zoo.networks.describe import as_argument
-    from zoo.training.pretrained import import_network, plan_import
 
-    arguments = dict(as_argument(text) for text in settings or ())
-    edges = None if size is None else parse_size(size)
-    folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=edges).folder
-    path = folder / CHECKPOINT
-    card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=edges)
+    if (name is None) == (clip is None):
+        raise UsageError("name what to import: an architecture, like resnet50, or --clip NAME, not both")
+    if clip is not None:
+        from zoo.training.zero_shot import TEMPLATE, clip_folder, import_clip
+
+        if settings or size is not None:
+            raise UsageError("--set and --size go with an architecture: a CLIP is taken as it was trained")
+        path = (out or clip_folder(clip, labels)) / CHECKPOINT
+        card = import_clip(clip, path, labels=labels, templates=template or (TEMPLATE,), weights=weights)
+    else:
+        from zoo.networks.describe import as_argument
+        from zoo.training.pretrained import import_network, plan_import
+
+        if template:
+            raise UsageError("--template goes with --clip: the labels of other networks are not read as texts")
+        assert name is not None
+        arguments = dict(as_argument(text) for text in settings or ())
+        edges = None if size is None else parse_size(size)
+        folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=edges).folder
+        path = folder / CHECKPOINT
+        card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=edges)
+    folder = path.parent
     try:
         exported = export_artefact(folder) if export else None
     except (ArtefactError, CheckError) as error:
