@@ -17,7 +17,29 @@ __all__ = ["import_artefact"]
 
 @app.command(name="import", rich_help_panel=TRAIN)
 def import_artefact(
-    name: Annotated[str, typer.Argument(help="Architecture, with timm's tag of its weights if you want certain ones.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Architecture, with timm's tag of its weights if you want certain ones.", show_default=False
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            help="Instead of NAME: a CLIP of open_clip, like ViT-B-32-quickgelu.openai, whose classifier is made of "
+            "--labels; --weights FILE is its checkpoint. Needs pocketzoo[clip].",
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template",
+            help="With --clip: the text of a label {}; several are averaged. Repeatable. Default: a photo of a {}.",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -36,18 +58,6 @@ def import_artefact(
         list[str] | None, typer.Option("--set", help="Argument of the architecture: img_size=384. Repeatable.")
     ] = None,
     size: Annotated[str | None, typer.Option(help=f"{SIZE_HELP}; default: what it was pretrained with.")] = None,
-    clip: Annotated[
-        bool,
-        typer.Option(
-            "--clip",
-            help="NAME is a CLIP of open_clip's; sentences about --labels become its classifier. --weights: a file, or "
-            "a tag of open_clip's.",
-        ),
-    ] = False,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(help="Sentence about a label, with {} for it. Repeatable: averaged. Default: a photo of a {}."),
-    ] = None,
     export: Annotated[
         bool, typer.Option("--export/--no-export", help="Export model.onnx, too, so that it can be served.")
     ] = True,
@@ -59,27 +69,30 @@ def import_artefact(
     """
     from compress.chain import export_artefact
     from zoo.base.errors import ArtefactError, CheckError, UsageError
-    from zoo.base.files import CHECKPOINT, output_root
-    from zoo.networks.describe import as_argument
-    from zoo.training.pretrained import import_network, plan_import
+    from zoo.base.files import CHECKPOINT
 
-    arguments = dict(as_argument(text) for text in settings or ())
-    edges = None if size is None else parse_size(size)
-    if clip:
-        if labels is None or settings or size:
-            raise UsageError("--clip wants --labels FILE, one label per line, and neither --set nor --size")
-        from zoo.training.clip import TEMPLATE, Source, import_clip
+    if (name is None) == (clip is None):
+        raise UsageError("name what to import: an architecture, like resnet50, or --clip NAME, not both")
+    if clip is not None:
+        from zoo.training.zero_shot import TEMPLATE, clip_folder, import_clip
 
-        source = Source(name=name, weights=weights, templates=tuple(template or (TEMPLATE,)))
-        folder = out or output_root() / f"{name}-{labels.stem}"
-        path = folder / CHECKPOINT
-        card = import_clip(source, labels, path)
-    elif template:
-        raise UsageError("--template goes with --clip: other networks read no sentences")
+        if settings or size is not None:
+            raise UsageError("--set and --size go with an architecture: a CLIP is taken as it was trained")
+        path = (out or clip_folder(clip, labels)) / CHECKPOINT
+        card = import_clip(clip, path, labels=labels, templates=template or (TEMPLATE,), weights=weights)
     else:
+        from zoo.networks.describe import as_argument
+        from zoo.training.pretrained import import_network, plan_import
+
+        if template:
+            raise UsageError("--template goes with --clip: the labels of other networks are not read as texts")
+        assert name is not None
+        arguments = dict(as_argument(text) for text in settings or ())
+        edges = None if size is None else parse_size(size)
         folder = out or plan_import(name, weights=weights, labels=labels, arguments=arguments, size=edges).folder
         path = folder / CHECKPOINT
         card = import_network(name, path, weights=weights, labels=labels, arguments=arguments, size=edges)
+    folder = path.parent
     try:
         exported = export_artefact(folder) if export else None
     except (ArtefactError, CheckError) as error:

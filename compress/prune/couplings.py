@@ -24,6 +24,7 @@ from torch_pruning import ops
 from torch_pruning.dependency import graph as following
 
 from zoo.base.errors import ArtefactError
+from zoo.networks.heads import UnitLength
 from zoo.networks.shrink import is_depthwise
 
 __all__ = ["REMEDY", "Cut", "Kept", "Part", "Traced", "is_attention", "parts_of", "traced"]
@@ -344,6 +345,8 @@ def _not_understood(model: nn.Module) -> dict[nn.Module | nn.Parameter, Kept]:
         reason, inside = None, [module]
         if _has_heads(module) and module not in known and not any(map(_has_heads, list(module.modules())[1:])):
             reason, inside = "its heads are not understood", list(module.modules())
+        elif isinstance(module, nn.Sequential) and any(isinstance(part, UnitLength) for part in module):
+            reason, inside = "its features are those that images share with texts", [module[-1]]
         elif isinstance(module, _UNKNOWN):
             reason = "how its channels hang together is not known"
         elif isinstance(module, nn.Conv1d) and module.in_channels == module.out_channels == 1:

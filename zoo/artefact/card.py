@@ -64,16 +64,16 @@ class Head:
 
     kind: str = "linear"
     """`linear`: one layer; `mlp`: batch norm, a hidden layer with ReLU, batch norm, dropout and the last layer;
-    `cosine`: a projection without offset, scaled to unit length, and the last layer without offset (CLIP)."""
+    `cosine`: a projection, whose output is brought to length one, and the last layer (what CLIP answers with)."""
     hidden: int = 512
-    """Width of the MLP's hidden layer, before pruning; of the projection."""
+    """Width of the MLP's hidden layer, or of the projection before a cosine, before pruning; 0 there: no projection."""
     dropout: float = 0.5
-    """Share of the hidden layer's outputs that training sets to zero."""
+    """Share of the MLP's hidden outputs that training sets to zero."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "mlp", "cosine"):
             raise unknown_name("head.kind", self.kind, ("linear", "mlp", "cosine"))
-        if self.hidden < 1:
+        if self.hidden < 1 and not (self.kind == "cosine" and self.hidden == 0):
             raise UsageError(f"head.hidden: expected a width of at least 1, got {self.hidden}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"head.dropout: expected a share in [0, 1), got {self.dropout}")

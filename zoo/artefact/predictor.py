@@ -23,7 +23,7 @@ from zoo.artefact.preprocess import batch
 from zoo.base.files import sha256_file
 from zoo.base.machine import cores
 
-__all__ = ["Prediction", "Predictor", "default_providers", "draw_golden", "softmax", "tolerance"]
+__all__ = ["Prediction", "Predictor", "default_providers", "draw_golden", "ranked", "softmax", "tolerance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +118,19 @@ class Predictor:
 
     def answers(self, probabilities: npt.NDArray[np.float32], *, top: int = 5) -> list[Prediction]:
         """Turn probabilities [B, K] into labels, best first; ties go to the earlier label."""
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        return [
-            Prediction(
-                labels=tuple(self.card.use.labels[column] for column in columns),
-                probabilities=tuple(float(row[column]) for column in columns),
-            )
-            for row, columns in zip(probabilities, order, strict=True)
-        ]
+        return ranked(probabilities, self.card.use.labels, top=top)
+
+
+def ranked(probabilities: npt.NDArray[np.float32], labels: Sequence[str], *, top: int = 5) -> list[Prediction]:
+    """Turn probabilities [B, K] of K labels into the `top` of them, best first; ties go to the earlier label."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return [
+        Prediction(
+            labels=tuple(labels[column] for column in columns),
+            probabilities=tuple(float(row[column]) for column in columns),
+        )
+        for row, columns in zip(probabilities, order, strict=True)
+    ]
 
 
 def draw_golden(predictor: Predictor) -> Golden:

@@ -23,6 +23,7 @@ __all__ = [
     "HALF_GRAPH",
     "INT8_GRAPH",
     "PROJECT",
+    "TEXTS",
     "UNMERGED",
     "cache_folder",
     "checkpoint_path",
@@ -40,6 +41,8 @@ UNMERGED = "lora.safetensors"
 GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
 HALF_GRAPH = "model.fp16.onnx"
+TEXTS = "texts.safetensors"
+"""The part of a CLIP that embeds texts, beside the checkpoint made of the part that embeds images."""
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The folder that holds the packages: a checkout of this project, or where packages are installed."""

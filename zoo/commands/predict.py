@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zoo.base.commandline import LOOK, SERVE, Artefact, AsJson, Engine, app
-from zoo.base.errors import ArtefactError, ImageError
+from zoo.base.errors import ArtefactError, ImageError, UsageError
 from zoo.base.files import CHECKPOINT, graph_paths
+
+if TYPE_CHECKING:
+    from zoo.artefact.predictor import Predictor
+    from zoo.training.zero_shot import ZeroShot
 
 
 @app.command(rich_help_panel=SERVE)
@@ -22,7 +26,10 @@ def predict(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Other labels, separated by commas, of what `pocketzoo import --clip` made.", show_default=False
+            "--labels",
+            help="Of an imported CLIP: answer with these labels instead, separated by commas, or a file with one per "
+            "line. torch computes. Needs pocketzoo[clip].",
+            show_default=False,
         ),
     ] = None,
     engine: Engine = None,
@@ -32,14 +39,7 @@ def predict(
 
     A folder's INT8 file answers where there is one.
     """
-    from zoo.artefact.predictor import Predictor
-
-    if labels is None:
-        predictor: Any = Predictor(graph_paths(artefact)[-1], engine=engine)
-    else:
-        from zoo.training.clip import ZeroShot
-
-        predictor = ZeroShot(artefact, labels.split(","))
+    predictor = _predictor(artefact, engine, labels)
     for image in images:
         try:
             data = image.read_bytes()
@@ -62,6 +62,21 @@ def predict(
             )
         else:
             print(f"{image}: " + ", ".join(f"{label} {p:.1%}" for label, p in pairs))
+
+
+def _predictor(artefact: Path, engine: str | None, labels: str | None) -> Predictor | ZeroShot:
+    if labels is None:
+        from zoo.artefact.predictor import Predictor
+
+        return Predictor(graph_paths(artefact)[-1], engine=engine)
+    if engine is not None:
+        raise UsageError("--engine computes a file with its own labels; with --labels torch computes the checkpoint")
+    from zoo.networks.weights.labels import read_labels
+    from zoo.training.zero_shot import ZeroShot
+
+    given = Path(labels)
+    named = [label.strip() for label in labels.split(",")]
+    return ZeroShot(artefact, read_labels(given) if given.is_file() else [label for label in named if label])
 
 
 @app.command(rich_help_panel=LOOK)

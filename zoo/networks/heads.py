@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,14 +11,22 @@ from zoo.artefact.card import Head
 from zoo.base.errors import UsageError
 from zoo.networks.registry import classifier, classifier_names, last_layers, zero_classifier
 
-__all__ = ["add_head", "reset_head"]
+__all__ = ["UnitLength", "add_head", "reorder_head", "reset_head"]
+
+
+class UnitLength(nn.Module):
+    """Features [..., F] brought to length one, so that a linear layer of unit rows answers with cosines."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[..., F] to [..., F]."""
+        return nn.functional.normalize(features, dim=-1)
 
 
 def add_head(model: nn.Module, head: Head, classes: int) -> nn.Module:
     """Replace the classifier of `model` in place; its last layer is zero, so that every label is equally probable.
 
-    A `cosine` head is Linear - unit length - Linear, without offsets. An `mlp` is BatchNorm - Linear - ReLU -
-    BatchNorm - Dropout - Linear, as fastai's create_head has it without its first dropout.
+    An `mlp` is BatchNorm - Linear - ReLU - BatchNorm - Dropout - Linear, as fastai's create_head has it without its
+    first dropout. A `cosine` is Linear - UnitLength - Linear, or without its projection UnitLength - Linear.
 
     Args:
         model: a network whose classifier is one linear layer on features [B, F], or a head from this function.
@@ -32,7 +40,8 @@ def add_head(model: nn.Module, head: Head, classes: int) -> nn.Module:
         UsageError: the network's classifier is something else (several heads, a convolution).
     """
     name, width = _place(model)
-    made = _KINDS[head.kind](width, head, classes)
+    kinds = {"linear": lambda *_: nn.Linear(width, classes), "mlp": _mlp, "cosine": _cosine}
+    made: nn.Module = kinds[head.kind](width, head, classes)
     made = made.to(next(model.parameters()).device).train(model.training)
     model.set_submodule(name, made)
     zero_classifier(model)
@@ -58,6 +67,21 @@ def reset_head(model: nn.Module, classes: int) -> None:
     _note_classes(model, classes)
 
 
+def reorder_head(model: nn.Module, order: Sequence[int]) -> None:
+    """Put the classifier's outputs in another order in place: output i becomes what output `order[i]` was."""
+    with torch.no_grad():
+        for last in last_layers(model):
+            rows = torch.tensor(order, device=last.weight.device)
+            last.weight.copy_(last.weight[rows])
+            if last.bias is not None:
+                last.bias.copy_(last.bias[rows])
+
+
+def _cosine(width: int, head: Head, classes: int) -> nn.Module:
+    projection = [nn.Linear(width, head.hidden)] if head.hidden else []
+    return nn.Sequential(*projection, UnitLength(), nn.Linear(head.hidden or width, classes))
+
+
 def _mlp(width: int, head: Head, classes: int) -> nn.Module:
     return nn.Sequential(
         nn.BatchNorm1d(width),
@@ -69,31 +93,11 @@ def _mlp(width: int, head: Head, classes: int) -> nn.Module:
     )
 
 
-class UnitLength(nn.Module):
-    """Each row [B, F] divided by its length."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Float32 [B, F] to [B, F]."""
-        return nn.functional.normalize(features, dim=-1)
-
-
-def _cosine(width: int, head: Head, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(width, head.hidden, bias=False), UnitLength(), nn.Linear(head.hidden, classes, bias=False)
-    )
-
-
-_KINDS: dict[str, Callable[[int, Head, int], nn.Module]] = {
-    "linear": lambda width, _, classes: nn.Linear(width, classes),
-    "mlp": _mlp,
-    "cosine": _cosine,
-}
-
-
 def _place(model: nn.Module) -> tuple[str, int]:
     """The name of the classifier and the number of features it is given."""
     found, names = classifier(model), classifier_names(model)
-    first = found[0] if isinstance(found, nn.Sequential) else found
+    layers = found if isinstance(found, nn.Sequential) else [found]
+    first = next((layer for layer in layers if not isinstance(layer, UnitLength)), None)
     if len(names) == 1 and isinstance(first, nn.Linear):
         return names[0], first.in_features
     if len(names) == 1 and isinstance(first, nn.BatchNorm1d):

@@ -24,7 +24,7 @@ from zoo.networks.weights.labels import imagenet_labels, imagenet_names, imagene
 from zoo.networks.weights.state_dict import split_place
 from zoo.training.workspace import card_if_readable, is_current, occupied
 
-__all__ = ["ImportPlan", "already", "import_network", "plan_import"]
+__all__ = ["ImportPlan", "already_imported", "import_network", "plan_import"]
 
 _IMAGENET = 1000
 """Classes of the networks whose weights torchvision has."""
@@ -133,7 +133,7 @@ def import_network(
         "labels": sha256_file(labels) if labels else plan.label_set,
         "size": size,
     }
-    if (there := already(target, config)) is not None:
+    if (there := already_imported(target, config)) is not None:
         return there
     network = build(name, classes=len(plan.labels), channels=plan.input.channels, arguments=arguments)
     source = load_weights(network, name, weights, arguments=arguments)
@@ -240,7 +240,7 @@ def _input(name: str, config: Any, size: Size | None, arguments: Mapping[str, An
     return input_for(name, colour="RGB", size=size, photographs=not squash, arguments=arguments)
 
 
-def already(target: Path, config: Mapping[str, Any]) -> Card | None:
+def already_imported(target: Path, config: Mapping[str, Any]) -> Card | None:
     """The card at `target` if it is this very import; None if nothing is there.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any
 from zoo.artefact.card import Head
 from zoo.base.documents import DocumentError, to_dataclass
 from zoo.base.errors import UsageError, unknown_name
+from zoo.base.files import CHECKPOINT, output_root
 from zoo.base.settings import merge, nested, parse_setting
 from zoo.base.size import Size, height_and_width, parse_size
 from zoo.data.folders.reading import Reading, name_of
@@ -202,7 +203,7 @@ class Run:
     weights: str = "none"
     """First weights: none, pretrained or a file."""
     start: str = ""
-    """Name of an earlier run whose network is adapted; instead of `weights`."""
+    """Name of an earlier run, or of an artefact that is there, whose network is adapted; instead of `weights`."""
     head: Head | None = None
     """A classifier of another kind than the architecture's own linear one."""
     lora: LoraConfig | None = None
@@ -255,7 +256,7 @@ class Run:
     @property
     def artefact(self) -> str:
         """Name of the artefact's folder."""
-        return self.name or f"{name_of(self.data)}-{self.model}"
+        return self.name or f"{name_of(self.data)}-{self.model or self.start}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +333,8 @@ def load_recipe(
     for index, (entry, table) in enumerate(zip(entries, tables, strict=True)):
         first = table.get("weights", "none")
         if table.get("start"):
+            if "start" in override and "weights" not in {**entry, **override, **flags}:
+                tables[index] = {**table, "weights": "none"}  # the recipe's default is for runs without a start
             continue
         if first == "none":
             tables[index] = table = merge(defaults, scratch, entry, override, flags)
@@ -358,8 +361,13 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise UsageError(f"{path.name} has no data set of its own; add --data FOLDER (make: DATA=FOLDER)")
         if not run.model and not run.start:
             raise UsageError(f"{path.name} has no model of its own; add --model NAME (make: MODEL=NAME)")
-        if run.start and run.start not in before:
-            raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which no earlier run makes")
+        later = {other.artefact for other in recipe.run} - set(before)
+        there = (output_root() / run.start / CHECKPOINT).is_file()
+        if run.start and run.start not in before and (run.start in later or not there):
+            raise UsageError(
+                f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which no earlier run makes and which is "
+                f"no artefact in {output_root()}"
+            )
         if run.start and (run.model or run.arguments):
             raise UsageError(f"{path.name}: run {run.artefact!r} starts from {run.start!r}, which has its own model")
         if run.artefact in before:

@@ -22,7 +22,7 @@ from zoo.data.decoded import DecodedImages, canvas
 from zoo.data.depth import measured_range
 from zoo.data.folders.unused import write_unused
 from zoo.networks.checkpoint import load, read_card, save
-from zoo.networks.heads import add_head, reset_head
+from zoo.networks.heads import add_head, reorder_head, reset_head
 from zoo.networks.lora import add_lora, merge_lora
 from zoo.networks.registry import build, count_macs, input_for, normalised
 from zoo.networks.sizes import check_size
@@ -383,7 +383,9 @@ def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.
 def _adapted(run: Run, dataset: Dataset, parent: Path) -> tuple[nn.Module, Card]:
     model, card = load(parent)
     _check_held_out(card, dataset)
-    if card.use.labels != dataset.labels:
+    if set(card.use.labels) == set(dataset.labels):
+        reorder_head(model, [card.use.labels.index(label) for label in dataset.labels])
+    else:
         reset_head(model, len(dataset.labels))
     spec = _with_range(card.use.input, run, dataset)
     use = dataclasses.replace(card.use, labels=dataset.labels, input=spec, temperature=1.0, golden=None, reference=None)

@@ -14,7 +14,7 @@ from tests.zoo.factories import TINY_VIT, make_card, make_input
 from zoo.artefact.card import Head, from_json, to_json
 from zoo.base.errors import CardError, UsageError
 from zoo.networks import checkpoint
-from zoo.networks.heads import add_head, reset_head
+from zoo.networks.heads import add_head, reorder_head, reset_head
 from zoo.networks.registry import build, classifier, classifier_names, classifier_width, count_macs
 from zoo.training.recipe import PruneConfig
 
@@ -82,6 +82,27 @@ def test_an_mlp_stands_where_the_classifier_was(name):
     assert classifier_names(model) == before
     assert classifier_width(model) == 3
     assert torch.equal(_logits(model), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("hidden", [12, 0])
+def test_a_cosine_answers_by_the_direction_of_features_alone(name, hidden):
+    model = _net(name, Head(kind="cosine", hidden=hidden))
+    head = _stir(model) and classifier(model)
+    assert classifier_width(model) == 3
+    features = torch.rand(2, WIDTHS[name], generator=torch.Generator().manual_seed(3))
+    first = head[0](features) if hidden else features
+    wanted = first / first.norm(dim=1, keepdim=True) @ head[-1].weight.T + head[-1].bias
+    torch.testing.assert_close(head(features), wanted)
+    add_head(model, Head(kind="cosine", hidden=4), 5)
+    assert [tuple(p.shape) for p in classifier(model).parameters()] == [(4, WIDTHS[name]), (4,), (5, 4), (5,)]
+
+
+def test_outputs_in_another_order():
+    model = _stir(_net("resnet10t"))
+    before = _logits(model)
+    reorder_head(model, [2, 0, 1])
+    assert torch.equal(_logits(model), before[:, [2, 0, 1]])
 
 
 def test_a_linear_head_replaces_an_mlp():
