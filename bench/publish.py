@@ -67,10 +67,11 @@ def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path
         ArtefactError: an incomplete row, or a document that cannot be read or written.
         UsageError: a document asks for rows of an unknown name.
     """
+    written = []
     for name, new in _measured(output).items():
-        key = _KEYS[name]
-        write(results / name, _merged(read(results / name), new, key))
-    written = [results / name for name in _KEYS]
+        if rows := _merged(read(results / name), new, _KEYS[name]):
+            write(results / name, rows)
+            written.append(results / name)
     found = groups(results)
     if found:
         draw_pareto(found, results / PARETO, digest=digest_of(results))

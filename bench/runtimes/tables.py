@@ -217,7 +217,8 @@ def summary_table(rows: Sequence[Row], *, random: bool = True) -> str:
     rows = [row for row in rows if random or row["weights"] != "random"]
     last = [row for members in _by_family(rows).values() for row in members if row["run"] == members[-1]["run"]]
     parts = [f"{title}\n{plain(rich_table(*_summarised(part)))}" for title, part in _parts(last)]
-    remarks = (f"accuracy: {_counted(last)}", noise_sentence(last))
+    machines = dict.fromkeys(environment_text(row["environment"]) for row in last)
+    remarks = (f"accuracy: {_counted(last)}", noise_sentence(last), *(f"machine: {machine}" for machine in machines))
     return "\n\n".join([*parts, "\n".join(textwrap.fill(remark, 118) for remark in remarks)])
 
 

@@ -1,7 +1,7 @@
 """A race: whole programs fine-tune the same network on the same images, and what counts is accuracy over time.
 
-A contestant's clock runs from the start of its process: imports, decoding, features and its validation after each
-epoch all count, for all alike. One process at a time; the contestants take turns, and each round has another seed.
+A contestant's clock runs from the start of its process: imports, decoding, features and its validations all count, for
+all alike. One process at a time; the contestants take turns, and each round has another seed.
 """
 
 from __future__ import annotations

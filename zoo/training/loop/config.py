@@ -33,9 +33,6 @@ class FitConfig:
     """Peak learning rate."""
     head_factor: float = 1.0
     """The classifier learns so many times faster than the rest; for a new head on pretrained features."""
-    head_start: str = "none"
-    """probe: the classifier begins as a logistic regression on the features that the first weights make, see
-    zoo.training.loop.methods.head_start; none: as it is."""
     layer_decay: float = 1.0
     """Each stage before the classifier learns by this factor slower than the one after it."""
     rates: tuple[float, ...] = ()
@@ -108,7 +105,6 @@ class FitConfig:
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema must be a decay in (0, 1) like 0.999, or 0 for none; got {self.ema}")
         for name, known in (
-            ("head_start", ("none", "probe")),
             ("keep", ("best", "last")),
             ("loss", ("cross-entropy", "focal")),
             ("class_weights", ("none", "balanced")),

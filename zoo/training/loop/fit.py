@@ -39,6 +39,7 @@ class FitReport:
     """Counted from 1, the last one where that is kept; 0 where a recovery kept the network it began with."""
     validation_top1: float
     epochs: int
+    """That were trained: fewer than were asked for where the training ended before."""
     seconds: float
     """Over all sessions of a resumed run."""
     trainable: int
@@ -102,7 +103,7 @@ def fit(
         if mask is not None:
             trained = run.hold_all_but(mask)
         with _denormals_flushed(), deferred_signals() as stop_if_asked:
-            if not (resume and run.load()) and run.begin():
+            if not (resume and run.load()) and run.settle():
                 run.save(run.state.seconds)  # so that a run that is killed goes on as it began
             job = LogJob(
                 folder=folder, title=title, fingerprint=run.fingerprint, resume=resume, settings=asdict(config)
@@ -127,7 +128,7 @@ def fit(
     return FitReport(
         best_epoch=state.best_epoch + 1,
         validation_top1=state.best_top1,
-        epochs=config.epochs,
+        epochs=state.epoch,
         seconds=round(state.seconds, 1),
         trainable=trained,
         precision=state.precision,

@@ -26,7 +26,6 @@ from zoo.base.progress import note
 from zoo.base.seeds import generator_for, seed_of
 from zoo.data.decoded import DecodedImages, epoch_order
 from zoo.networks.stages import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
-from zoo.training.loop.beginning import settle_precision, start_head
 from zoo.training.loop.config import FitConfig, optimizer_of
 from zoo.training.loop.distributed import World, gather
 from zoo.training.loop.feeds import Feed, TrainingImages, WholeFeed, cut_feed
@@ -36,6 +35,7 @@ from zoo.training.loop.methods.masks import Mask, MaskedUpdate, choose
 from zoo.training.loop.methods.norms import even_chunks, reestimate
 from zoo.training.loop.objective import Objective, Views
 from zoo.training.loop.optim import make_schedule, plateau
+from zoo.training.loop.precision import settle_precision
 from zoo.training.loop.state import LOG, STATE, RunState, read_state, write_log, write_state
 
 __all__ = ["EpochResult", "Pace", "Stopped", "Trainer", "with_sync_batch_norm"]
@@ -194,7 +194,7 @@ class Trainer:
         """Time the first steps of the last phase, which trains most; the network is not to be used afterwards."""
         last = phases(self.config.freeze, self.config.epochs)[-1]
         begin = time.perf_counter()
-        self.begin()
+        self.settle()
         trained = self._require(last.start)
         self.model.train()
         live = eval_frozen(self.model, self.config.freeze, last.start, found=self.parts, may=self.may)
@@ -462,17 +462,12 @@ class Trainer:
         self._say(f"resuming after epoch {self.state.epoch}/{self.config.epochs}{inside}")
         return True
 
-    def begin(self) -> bool:
-        """What comes before the first step; whether it might come out otherwise the next time."""
+    def settle(self) -> bool:
+        """Choose the precision before the first step; whether it might come out otherwise the next time."""
         begin = time.perf_counter()
-        if self.config.head_start == "probe":
-            start_head(self.model, self.pictures)
-            if self.average is not None:
-                self.average = Average(self.model, self.config.ema)
-            self._say(f"{self.title}: the classifier starts as a probe, {time.perf_counter() - begin:.1f} s")
         self._require(0)
         settled = settle_precision(self.model, self.config, self.objective, self.pictures, self._chunks_of(0))
-        if settled.reason:
+        if settled.reason and self.title:
             self._say(f"{self.title}: {settled.reason}")
         self._use(settled.precision)
         self.state.seconds += time.perf_counter() - begin

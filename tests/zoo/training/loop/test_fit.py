@@ -130,7 +130,6 @@ WAYS = {
     "workers": {"train": DecodedImages(make_samples(13, 3), SPEC, cache_bytes=0)},
     "bf16": {"config": {"precision": "bf16"}},
     "a validation every second epoch": {"validation": DecodedImages(make_samples(18, 3, seed=1), SPEC)},
-    "head start, average": {"config": {"head_start": "probe", "ema": 0.9}},
     "frozen statistics within convolutions": {"config": {"freeze": Freezing(norm="freeze")}},
 }
 
@@ -473,32 +472,26 @@ def test_l2sp_keeps_weights_near_their_start(tmp_path):
 
 @pytest.mark.parametrize(("gain", "chosen"), [(1.5, "bf16"), (1.05, "float32")])
 def test_bf16_where_it_is_faster_and_for_all_of_a_run(tmp_path, monkeypatch, capsys, gain, chosen):
-    monkeypatch.setattr("zoo.training.loop.beginning.processor", lambda: {"flags": ["avx512_bf16"]})
-    monkeypatch.setattr("zoo.training.loop.beginning._STEPS_WORTH_MEASURING", 4 * STEPS)
+    monkeypatch.setattr("zoo.training.loop.precision.processor", lambda: {"flags": ["avx512_bf16"]})
+    monkeypatch.setattr("zoo.training.loop.precision._STEPS_WORTH_MEASURING", 4 * STEPS)
     ratios = iter([gain, 0.0])
-    monkeypatch.setattr("zoo.training.loop.beginning.statistics.median", lambda _: next(ratios))
+    monkeypatch.setattr("zoo.training.loop.precision.statistics.median", lambda _: next(ratios))
     whole, asked = _net(), _net()
     with pytest.raises(KeyboardInterrupt):
-        _fit(tmp_path / "auto", _net(), loss=_after(1, KeyboardInterrupt()))
-    report = _fit(tmp_path / "auto", whole, loss=cross_entropy(0.0))
+        _fit(tmp_path / "auto", _net(), loss=_after(1, KeyboardInterrupt()), title="auto")
+    report = _fit(tmp_path / "auto", whole, loss=cross_entropy(0.0), title="auto")
     _fit(tmp_path / "asked", asked, _config(precision=chosen), loss=cross_entropy(0.0))
     assert report.precision == chosen
     assert _same(whole, asked)
-    assert f"{chosen}, as a step in bf16 is {gain:.2f} times as fast as in float32" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"auto: {chosen}, as a step in bf16 is {gain:.2f} times as fast as in float32" in said
 
 
 def test_processors_without_bf16_are_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.training.loop.beginning.processor", lambda: {"flags": ["avx2"]})
-    monkeypatch.setattr("zoo.training.loop.beginning._STEPS_WORTH_MEASURING", 1)
-    monkeypatch.setattr("zoo.training.loop.beginning.statistics.median", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr("zoo.training.loop.precision.processor", lambda: {"flags": ["avx2"]})
+    monkeypatch.setattr("zoo.training.loop.precision._STEPS_WORTH_MEASURING", 1)
+    monkeypatch.setattr("zoo.training.loop.precision.statistics.median", lambda _: pytest.fail("measured"))
     assert _fit(tmp_path).precision == "float32"
-
-
-def test_a_head_start_is_worth_some_epochs(tmp_path, capsys):
-    _fit(tmp_path / "without", config=_config(epochs=1, lr=1e-6))
-    _fit(tmp_path / "with", config=_config(epochs=1, lr=1e-6, head_start="probe"))
-    assert "the classifier starts as a probe" in capsys.readouterr().err
-    assert float(_log(tmp_path / "with")[0]["loss"]) < float(_log(tmp_path / "without")[0]["loss"]) - 0.02
 
 
 def test_it_ends_when_validation_no_longer_rises(tmp_path, capsys):
@@ -612,7 +605,6 @@ def test_norms_only_needs_norms(tmp_path):
     [
         ({"accumulate": 9, "batch_size": 8}, "9 pieces of a batch of 8"),
         ({"stop_after": 2, "keep": "last"}, "stop_after keeps the best epoch"),
-        ({"head_start": "svm"}, "head_start must be one of none, probe"),
         ({"weight_decay": math.nan}, "weight_decay must be 0 or a positive number"),
         ({"precision": "fp8"}, "precision must be one of auto, bf16, float32"),
         ({"loss": "hinge"}, "loss must be one of cross-entropy, focal"),

@@ -1,4 +1,4 @@
-"""What comes before the first step of a run: a classifier to begin with, and the precision that is faster here."""
+"""The precision of a training: the one that is asked for, or the one that is faster on this machine."""
 
 from __future__ import annotations
 
@@ -12,21 +12,14 @@ import torch
 from torch import nn
 
 from zoo.base.machine import processor
-from zoo.data.augment.pipeline import Augment
-from zoo.data.decoded import DecodedImages
-from zoo.data.splits import some
 from zoo.networks.registry import evaluating
 from zoo.training.loop.config import FitConfig
 from zoo.training.loop.distributed import gather
 from zoo.training.loop.feeds import TrainingImages, WholeFeed
-from zoo.training.loop.methods.head_start import fit_head
 from zoo.training.loop.objective import Objective
 
-__all__ = ["Settled", "settle_precision", "start_head"]
+__all__ = ["Settled", "settle_precision"]
 
-_MOST_IMAGES = 10_000
-"""Training images that a classifier is started from; their features are kept in memory."""
-_BATCH = 64
 _STEPS_WORTH_MEASURING = 100
 """Shorter trainings do not look whether bf16 is faster."""
 _ROUNDS = 3
@@ -45,20 +38,6 @@ class Settled:
     """Whether it might come out otherwise the next time."""
     reason: str = ""
     """A sentence, where there was something to decide."""
-
-
-def start_head(model: nn.Module, pictures: TrainingImages) -> None:
-    """Fit the classifier to the training images as evaluation sees them; see zoo.training.loop.methods.head_start."""
-    chosen = some(pictures.train.samples, _MOST_IMAGES)
-    images = pictures.train if len(chosen) == len(pictures.train) else DecodedImages(chosen, pictures.train.spec)
-    plain, generator = Augment(), torch.Generator()
-    fit_head(
-        model,
-        (
-            (pictures.inputs(part, plain, generator, total=len(part), offset=0), labels)
-            for part, labels in images.in_order(_BATCH)
-        ),
-    )
 
 
 def settle_precision(
