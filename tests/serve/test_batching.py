@@ -85,11 +85,13 @@ def test_it_is_on_or_off_where_the_user_says_so_and_measured_nowhere_else_but_on
 
 
 @pytest.mark.parametrize(("per_call", "per_image", "expected"), [(0.01, 0.0, True), (0.0, 0.001, False)])
-def test_a_gpu_batches_where_a_call_costs_more_than_an_image(per_call, per_image, expected):
-    import time
+def test_a_gpu_batches_where_a_call_costs_more_than_an_image(per_call, per_image, expected, monkeypatch):
+    seconds = 0.0
 
     def run(inputs):
-        time.sleep(per_call + per_image * len(inputs))
+        nonlocal seconds
+        seconds += per_call + per_image * len(inputs)
         return sums(inputs)
 
+    monkeypatch.setattr("serve.batching.time.perf_counter", lambda: seconds)
     assert pays(run, run, (3, 2, 2), settings(), gpu=True) is expected
