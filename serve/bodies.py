@@ -1,7 +1,8 @@
 """Bodies of requests in memory: within a limit, with room kept for small ones, and not for those who stall.
 
 A body has to go on: every 20 kB give it five seconds more. Where memory is short, the one that has made no such
-progress for longest, a fifth of a second at least, is cut off first, so that stalled uploads keep nobody out.
+progress for longest, a fifth of a second at least, is cut off first, so that stalled uploads keep nobody out. A body that
+finds no memory waits a second for it: uploads that do not go on need a fifth of that before they can be told from others.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _WINDOW_BYTES = 20_000
 """4 kB/s: a photograph of 200 kB would take longer than a request may."""
 
 _STALLED_SECONDS = 0.2
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,7 @@ class Bodies:
         self._most_of_large = max(settings.max_request_bytes, self._most * 3 // 4)
         self._tidy = tidy
         self._uploads: set[_Upload] = set()
+        self._waiting: set[int] = set()
         self.held = 0
         """Bytes in memory."""
 
@@ -103,7 +106,7 @@ class Bodies:
         call.reading = True
         message = await call.receive()
         body = _body(message)
-        self._account(call, len(body), limit)
+        await self._account(call, len(body), limit)
         json = json if json is not None and body.lstrip()[:1] == b"{" else None
         if json is not None:
             json(body)
@@ -128,7 +131,7 @@ class Bodies:
                             json(chunk)
                         more = message.get("more_body", False)
                         total += len(chunk)
-                        self._account(call, total, limit)
+                        await self._account(call, total, limit)
                         upload.came(len(chunk), loop.time())
                         chunks.append(chunk)
                 finally:
@@ -141,13 +144,13 @@ class Bodies:
             ) from None
         return b"".join(chunks)
 
-    def _account(self, call: Call, total: int, limit: int) -> None:
+    async def _account(self, call: Call, total: int, limit: int) -> None:
         if total > limit:
             raise too_large(total, limit)
         if total > call.buffered:
-            self.hold(call, total - call.buffered)
+            await self.hold(call, total - call.buffered)
 
-    def hold(self, call: Call, count: int) -> None:
+    async def hold(self, call: Call, count: int) -> None:
         """Count `count` more bytes that are in memory for the request, until it is done.
 
         Raises:
@@ -155,24 +158,38 @@ class Bodies:
         """
         small = max(call.buffered + count, call.content_length or 0) <= _SMALL_BYTES
         most = self._most if small else self._most_of_large
-        while self.held + count > most:
-            if not self._cut_slowest(call):
-                raise Refused(
-                    503,
-                    f"the requests in memory have {self.held} bytes, with this one more than {most} "
-                    "(POCKETZOO_MAX_BUFFERED_BYTES); try again later",
-                    retry_after=1.0,
-                )
+        if self.held + count > most:
+            await self._wait_for(call, count, most)
         self.held += count
         call.buffered += count
 
-    def _cut_slowest(self, call: Call) -> bool:
-        """End the upload that stalls for longest, in favour of `call`; False if none does."""
+    async def _wait_for(self, call: Call, count: int, most: int) -> None:
+        """Return when there is memory for `count` more bytes."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE_SECONDS
+        self._waiting.add(id(call))
+        try:
+            while self.held + count > most:
+                if self._cut_slowest():
+                    continue
+                if loop.time() >= until:
+                    raise Refused(
+                        503,
+                        f"the requests in memory have {self.held} bytes, with this one more than {most} "
+                        "(POCKETZOO_MAX_BUFFERED_BYTES); try again later",
+                        retry_after=1.0,
+                    )
+                await asyncio.sleep(_STALLED_SECONDS / 8)
+        finally:
+            self._waiting.discard(id(call))
+
+    def _cut_slowest(self) -> bool:
+        """End the upload that stalls for longest, in favour of those that wait; False if none does."""
         now = asyncio.get_running_loop().time()
         stalled = [
             upload
             for upload in self._uploads
-            if upload.call is not call and upload.call.buffered and now - upload.since > _STALLED_SECONDS
+            if id(upload.call) not in self._waiting and upload.call.buffered and now - upload.since > _STALLED_SECONDS
         ]
         if not stalled:
             return False

@@ -51,7 +51,9 @@ def test_a_body_that_stalls_gets_408_and_one_that_goes_on_is_read(monkeypatch, g
     assert "the body stalled after" in sentence
 
 
-def test_small_bodies_have_room_whatever_large_ones_hold():
+def test_small_bodies_have_room_whatever_large_ones_hold(monkeypatch):
+    monkeypatch.setattr(serve.bodies, "_PATIENCE_SECONDS", 0.0)
+
     async def ask():
         one = bodies(16 * _MB)
         tasks = await stalled(one, bytes_each=4 * _MB, count=4)
@@ -66,6 +68,20 @@ def test_small_bodies_have_room_whatever_large_ones_hold():
             task.cancel()
 
     asyncio.run(ask())
+
+
+def test_a_body_waits_until_those_that_stall_can_be_told_from_others(monkeypatch):
+    monkeypatch.setattr(serve.bodies, "_STALLED_SECONDS", 0.05)
+
+    async def ask():
+        one = bodies(4 * _MB)
+        tasks = await stalled(one, bytes_each=_MB // 2, count=8)
+        honest = [one.read(sent(bytes(_MB // 4), bytes(_MB // 4), length=_MB // 2), _MB) for _ in range(6)]
+        # They stall in the order in which they came, and those that wait are not taken for stalled.
+        assert [len(body) for body in await asyncio.gather(*honest)] == 6 * [_MB // 2]
+        return [end(task)[0] for task in tasks if task.done()]
+
+    assert asyncio.run(ask()) == 6 * [408]
 
 
 @pytest.mark.parametrize("size", [4 * _MB, _MB // 2])

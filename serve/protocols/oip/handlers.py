@@ -137,7 +137,7 @@ async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> A
     if encoding not in (b"", b"identity"):
         # However small: it may become large.
         body = await parsed(body, inflate, encoding, settings.max_request_bytes, inline=0)
-        runtime.bodies.hold(call, len(body))
+        await runtime.bodies.hold(call, len(body))
     return await parsed(body, read_request, length, spec, settings)
 
 
