@@ -1,8 +1,8 @@
 """Bodies of requests in memory: within a limit, with room kept for small ones, and not for those who stall.
 
 A body has to go on: every 20 kB give it five seconds more. Where memory is short, the one that has made no such
-progress for longest, a fifth of a second at least, is cut off first, so that stalled uploads keep nobody out. A body that
-finds no memory waits a second for it: uploads that do not go on need a fifth of that before they can be told from others.
+progress for longest, a fifth of a second at least, is cut off first, so that stalled uploads keep nobody out. A body
+that finds no memory waits a second for it: so long it may take until those that stall can be told from others.
 """
 
 from __future__ import annotations
