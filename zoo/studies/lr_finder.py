@@ -103,7 +103,7 @@ def find_rate(run: Run, dataset: Dataset, parent: Path | None, config: RangeTest
     Raises:
         UsageError, DataError, ArtefactError, TrainingError: see zoo.training.stage.train and :func:`range_test`.
     """
-    fit = run.train
+    fit = run.train.for_images(len(dataset.splits["train"]))
     model, card = starting_point(run, dataset, parent)
     spec = card.use.input
     device = pick_device()

@@ -97,6 +97,7 @@ def train(
             f"{run.artefact}: labels = {run.labels:g} leaves none of the {len(dataset.splits['train'])} training "
             f"images of {dataset.name} without a label, so [unlabelled] has nothing to learn from; set labels lower"
         )
+    run = dataclasses.replace(run, train=run.train.for_images(len(dataset.splits["train"])))
     if world.first:
         write_unused(dataset.unused, folder / "unused.csv")
     # A relative path means something else in another working directory.

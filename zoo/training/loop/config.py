@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -16,6 +17,9 @@ from zoo.training.loop.optim import ladder, make_optimizer
 
 __all__ = ["FitConfig", "loss_of", "optimizer_of"]
 
+_BATCHES = (8, 16, 32, 64)
+_STEPS = 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -23,6 +27,7 @@ class FitConfig:
 
     epochs: int = 10
     batch_size: int = 64
+    """Images per step; 0: 8, 16, 32 or 64, the most that leave 50 steps an epoch: few images need every step."""
     accumulate: int = 1
     """Each batch is computed in so many pieces, to save memory; their gradients add up to the batch's.
     BatchNorm that is not frozen sees the pieces, not the batch."""
@@ -80,7 +85,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("epochs", 1),
-            ("batch_size", 1),
+            ("batch_size", 0),
             ("accumulate", 1),
             ("patience", 1),
             ("views", 0),
@@ -96,10 +101,9 @@ class FitConfig:
                 raise UsageError(f"train.{name} must be 0 or a positive number, got {getattr(self, name)}")
         if self.stop_after and self.keep == "last":
             raise UsageError("train.stop_after keeps the best epoch, train.keep = 'last' the last; give one of them")
-        if self.accumulate > self.batch_size:
-            raise UsageError(
-                f"train.accumulate = {self.accumulate} pieces of a batch of {self.batch_size} are too many"
-            )
+        smallest = self.batch_size or _BATCHES[0]
+        if self.accumulate > smallest:
+            raise UsageError(f"train.accumulate = {self.accumulate} pieces of a batch of {smallest} are too many")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"train.seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
         if not 0 <= self.ema < 1:
@@ -113,6 +117,13 @@ class FitConfig:
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"train.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def for_images(self, count: int) -> FitConfig:
+        """With a batch size that suits `count` training images, where it is left open."""
+        if self.batch_size:
+            return self
+        suitable = [size for size in _BATCHES if size * _STEPS <= count]
+        return dataclasses.replace(self, batch_size=max(suitable, default=_BATCHES[0]))
 
 
 def loss_of(config: FitConfig, labels: torch.Tensor, classes: int) -> Loss:

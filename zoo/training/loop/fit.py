@@ -176,7 +176,7 @@ def _trainer(
     folder: Path,
     title: str = "",
 ) -> Trainer:
-    world = join_world()
+    world, config = join_world(), config.for_images(len(train))
     memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
     model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
     classes = classifier_width(model) or 0

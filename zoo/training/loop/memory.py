@@ -45,6 +45,8 @@ def enough_memory(name: str, config: FitConfig) -> Iterator[None]:
 
 def _remedy(config: FitConfig) -> str:
     size, pieces = config.batch_size, config.accumulate
+    if not size:
+        return "a smaller --batch-size than the one chosen by the number of images, like 4, needs less"
     smaller = f"--batch-size {size // 2} (now {size}) needs less" if size > 3 else "a smaller model or image needs less"
     if size < 2 * pieces * 2:
         return smaller

@@ -623,3 +623,19 @@ def test_few_labels_need_the_others(tmp_path):
         _fit(tmp_path, semi=Unlabelled())
     with pytest.raises(UsageError, match="without MixUp or CutMix"):
         _fit(tmp_path, config=_config(augment=Augment(mixup=0.2)), semi=Unlabelled(), unlabelled=UNLABELLED)
+
+
+@pytest.mark.parametrize(
+    ("images", "size"), [(1, 8), (799, 8), (800, 16), (1019, 16), (1600, 32), (3200, 64), (10**6, 64)]
+)
+def test_the_batch_follows_from_the_number_of_images_where_it_is_left_open(images, size):
+    assert _config(batch_size=0).for_images(images).batch_size == size
+    assert _config(batch_size=7).for_images(images).batch_size == 7
+
+
+def test_an_open_batch_trains_as_the_one_that_it_becomes(tmp_path):
+    chosen, given = _net(), _net()
+    _fit(tmp_path / "chosen", chosen, _config(batch_size=0))
+    _fit(tmp_path / "given", given, _config(batch_size=8))
+    for (name, first), second in zip(chosen.state_dict().items(), given.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
