@@ -35,6 +35,7 @@ def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
         "precision": card.inform.precision,
         "role": notes.role if notes else "model",
         "trained_on": trained_on(card),
+        "refit_of": card.refit_of,
     }
 
 

@@ -115,6 +115,9 @@ def _cells(line: Line, parent: Line | None) -> list[str]:
     notes = [line.role] if line.role == "control" else []
     if line.what["file"] == INT8_GRAPH and speed is not None and speed < 1:
         notes.append("slower than its FP32")
+    # Rows of before there were refits do not say.
+    if refit_of := line.what.get("refit_of"):
+        notes.append(f"refit of {refit_of}")
     if accuracy is None and line.what["trained_on"] is None:
         notes.append("imported: no data set to measure it on")
     computed = {str(row.get("engine", REFERENCE)) for row in (accuracy, latency) if row}

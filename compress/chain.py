@@ -91,7 +91,8 @@ def compress_run(run: Run, output: Path, *, resume: bool = True, force: bool = F
 def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bool = False) -> Path:
     """Export a checkpoint (a folder or file) to `model.onnx` beside it, and measure it on validation data.
 
-    An imported artefact that no data belongs to is exported and proved, but not measured, until `data` is given.
+    An imported artefact that no data belongs to is exported and proved, but not measured, until `data` is given; a
+    refit, which was trained on the validation images, is not measured either.
 
     Args:
         artefact: the folder or the file.
@@ -106,6 +107,9 @@ def export_artefact(artefact: Path, *, data: DataSource | None = None, force: bo
         parent = read_card(source)
         allow(parent, "export")
         dataset = None if without_data(folder, parent, data) else notes_for(folder, data).data.open_for(parent)
+        if dataset is not None and "validation" not in dataset.splits:
+            note(f"{folder.name}: not measured, as it was trained on the validation images, too")
+            dataset = None
         card = export(source, target, dataset=dataset)
         note(f"{folder.name}: exported, parity {card.lineage[-1].summary['parity']:.1e}")
     return target

@@ -21,6 +21,7 @@ from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import load, save
 from zoo.networks.stages import is_batch_norm
+from zoo.training.evaluate import check_validation
 from zoo.training.loop.distributed import pick_device
 from zoo.training.loop.methods.norms import reestimate
 from zoo.training.recipe import RecalibrateConfig
@@ -79,6 +80,7 @@ def recalibrate(source: Path, target: Path, config: RecalibrateConfig, *, datase
     begin = time.perf_counter()
     model, card = load(source)
     allow(card, "recalibrate")
+    check_validation(card, dataset)
     samples = list(dataset.splits["train"])
     # The classes stand one after the other in a split; a batch of one class has the wrong statistics.
     random.Random(0).shuffle(samples)

@@ -25,7 +25,7 @@ from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages, canvas
 from zoo.networks.checkpoint import load, save
 from zoo.networks.registry import last_layers
-from zoo.training.evaluate import check_labels
+from zoo.training.evaluate import check_labels, check_validation
 from zoo.training.loop.distributed import pick_device
 from zoo.training.loop.fit import FitReport, fit
 from zoo.training.loop.losses import Loss
@@ -148,6 +148,7 @@ def recover(
     if parent_card.use.labels != card.use.labels or parent_card.use.input != card.use.input:
         raise UsageError(f"{teacher} has other labels or another input than {source}, so it cannot teach it")
     check_labels(card, dataset)
+    check_validation(card, dataset)
     spec = card.use.input
     with ExitStack() as stack:
         seen = None

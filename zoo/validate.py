@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class _FineTuned:
     path: Path
     dataset: str
     top1: float
-    """On validation data."""
+    """On validation data; NaN of a refit, which counts only where it is asked for."""
 
 
 def load_my_models(*, full: str | Path | None = None, lora: str | Path | None = None) -> tuple[nn.Module, nn.Module]:
@@ -149,15 +150,18 @@ def _fine_tuned(output: Path) -> list[_FineTuned]:
         except (PocketzooError, OSError) as error:
             note(f"skipped: {error}")
             continue
-        if entry is not None:
+        if entry is not None and not math.isnan(entry.top1):
             found.append(entry)
     return found
 
 
 def _entry(path: Path, card: Card) -> _FineTuned | None:
     kind, metrics = _kind(card), card.metrics("validation")
-    if kind is None or metrics is None or not _has_attention(path):
+    if kind is None or not (metrics or card.refit_of) or not _has_attention(path):
         return None
+    if metrics is None:
+        trained = [entry.config["data"]["name"] for entry in card.lineage if "data" in entry.config]
+        return _FineTuned(kind=kind, path=path, dataset=trained[-1], top1=math.nan)
     return _FineTuned(kind=kind, path=path, dataset=metrics.dataset, top1=metrics.top1)
 
 

@@ -79,6 +79,9 @@ def compare(
         # As compress.quantize.stage chooses its own, so that all calibrate with the same images.
         random.Random(0).shuffle(samples)
         asked = unlabelled is None and dataset is not None and accuracy is not False
+        if asked and accuracy is None and "validation" not in dataset.splits:
+            note(f"{family[0].card.name}: accuracy is left out, as it was trained on the validation images, too")
+            asked = False
         pictures = labelled(dataset, "validation") if asked else unlabelled
         rows += measure(family, config, calibration=samples[:calibration_images], pictures=pictures)
     given: dict[str, Any] = {"--peers": peers, "--calibrate": calibrate, "--calibration-images": calibration_images}

@@ -103,7 +103,8 @@ def _curves(report: Report) -> Iterator[Block]:
         best = next((row for row in curve.epochs if row["epoch"] == curve.best_epoch), None)
         kept = "no epoch was better than what it began with"
         if best:
-            kept = f"the weights of epoch {curve.best_epoch} were kept, validation top-1 {_percent(best, 1)}%"
+            reached = "" if best["validation_top1"] is None else f", validation top-1 {_percent(best, 1)}%"
+            kept = f"the weights of epoch {curve.best_epoch} were kept{reached}"
         yield Figure(
             names=(f"curve-{number}-loss", f"curve-{number}-top1"),
             alt=f"Learning curves of {title}: loss and accuracy of {len(curve.epochs)} epochs; {kept}.",

@@ -23,6 +23,7 @@ from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import heads_of, load, rebuild, save
+from zoo.training.evaluate import check_validation
 from zoo.training.recipe import PruneConfig
 from zoo.training.stage import measured
 
@@ -91,6 +92,8 @@ def prune(
     begin = time.perf_counter()
     model, card = load(source)
     allow(card, "prune")
+    if dataset:
+        check_validation(card, dataset)
     images = scoring_images(dataset, card.use.input, config)
     pruned, done = prune_model(model, card.use.input, config, images=images)
     before = card.metrics("validation")

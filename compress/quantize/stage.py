@@ -90,6 +90,11 @@ def quantize(
     goal = _goal(config)
     if dataset is not None:
         check_labels(card, dataset)
+        if "validation" not in dataset.splits:
+            raise DataError(
+                f"{card.name} was trained on the validation images, too, so none say what quantization costs; "
+                "--calibrate FOLDER compares its answers on other images with FP32's, without labels"
+            )
     data = _choose(dataset, images, config)
     study = Trials(source, proto, card, config, goal, data)
     trial, costs = study.best(analyse=analyse, timed=timed)

@@ -65,13 +65,13 @@ def _pair(folder: Path, name: str, top1: float, dataset: str = "d") -> None:
     _write(folder, f"{name}-lora", top1, "train", "merge", dataset=dataset)
 
 
-def _write(folder: Path, name: str, top1: float, *stages: str, dataset: str = "d", **config: Any) -> None:
-    """A tiny ViT whose last training was configured so."""
-    metrics = Metrics(dataset=dataset, split="validation", n=9, top1=top1, low=0.0, high=1.0)
+def _write(folder: Path, name: str, top1: float | None, *stages: str, dataset: str = "d", **config: Any) -> None:
+    """A tiny ViT whose last training was configured so; measured if it has a top1."""
+    metrics = () if top1 is None else (Metrics(dataset=dataset, split="validation", n=9, top1=top1, low=0.0, high=1.0),)
     card = make_card(spec=make_input(32), architecture="vit_tiny_patch16_224", arguments=TINY_VIT, stages=stages)
     *before, last = card.lineage
     lineage = (*before, dataclasses.replace(last, config=config))
-    card = dataclasses.replace(card, lineage=lineage, inform=dataclasses.replace(card.inform, metrics=(metrics,)))
+    card = dataclasses.replace(card, lineage=lineage, inform=dataclasses.replace(card.inform, metrics=metrics))
     save(build("vit_tiny_patch16_224", classes=3, channels=3, arguments=TINY_VIT), card, folder / name / CHECKPOINT)
 
 
@@ -237,3 +237,15 @@ def test_training_leaves_the_state_dicts(made: Path) -> None:
     (made / "full_model.pt").unlink(missing_ok=True)
     run_cli("train", "--recipe", "tiny")
     assert (made / "full_model.pt").is_file()
+
+
+def test_a_refit_counts_only_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_OUTPUT", str(tmp_path))
+    _pair(tmp_path, "mine", 0.5)
+    config = PLAIN | {"refit": {"of": "mine-full", "temperature": 1.0}, "data": {"name": "d"}}
+    _write(tmp_path, "mine-full-refit", None, "train", **config)
+    assert best_fine_tuned(tmp_path)["full"] == tmp_path / "mine-full" / CHECKPOINT
+    full, lora = load_my_models(full="mine-full-refit")
+    for model, name in ((full, "mine-full-refit"), (lora, "mine-lora")):
+        wanted = load(tmp_path / name / CHECKPOINT)[0].state_dict()
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in model.state_dict().items())

@@ -349,6 +349,16 @@ class Card:
         found = (m for m in self.inform.metrics if m.split == split and (engine is None or m.engine in (None, engine)))
         return next(found, None)
 
+    @property
+    def refit_of(self) -> str | None:
+        """Of what the last training was a refit, on training and validation images together; None: it was none.
+
+        Such a network has no validation accuracy.
+        """
+        trained = [entry.config for entry in self.lineage if entry.stage == "train"]
+        refit = trained[-1].get("refit") if trained else None
+        return str(refit["of"]) if isinstance(refit, Mapping) else None
+
 
 _CHECKPOINT_STAGES = ("import", "train", "merge", "resize", "prune", "recalibrate", "recover")
 

@@ -295,7 +295,8 @@ def report(cards: list[Any], paths: list[Path], as_json: bool) -> None:
         if as_json:
             print(json.dumps({"path": str(path), "card": dataclasses.asdict(card)}))
             continue
-        measured = f"validation top-1 {metrics.top1:.2%} (n = {metrics.n})" if metrics else "not measured"
+        unmeasured = f"refit of {card.refit_of}, no validation accuracy" if card.refit_of else "not measured"
+        measured = f"validation top-1 {metrics.top1:.2%} (n = {metrics.n})" if metrics else unmeasured
         print(f"{short(path)}: {measured}, {card.inform.macs / 1e6:.1f} MMACs, {path.stat().st_size / 1e6:.2f} MB")
 
 

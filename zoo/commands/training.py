@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,7 +35,7 @@ from zoo.commands.runs import (
     with_flags,
 )
 
-__all__ = ["BEFORE_TRAINING", "merge", "train"]
+__all__ = ["BEFORE_TRAINING", "merge", "refit", "train"]
 
 BEFORE_TRAINING: list[Callable[[Any], None]] = []
 """What other rooms have to say of a run before hours are spent on it; they append to this."""
@@ -108,6 +109,44 @@ def train(
         report(cards, paths, as_json)
     else:
         console().print(compare(cards))
+
+
+@app.command(rich_help_panel=TRAIN)
+def refit(
+    artefact: Artefact,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the new artefact; default: output/NAME-refit.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="The file that its training began with, where it was one.", show_default=False),
+    ] = None,
+    test: Annotated[bool, typer.Option("--test/--no-test", help="Read the test split at the end.")] = False,
+    log: Logs = None,
+    resume: Resume = True,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train an artefact once more, on validation images, too.
+
+    With the same settings, from the same start, for as many epochs. The result has no validation accuracy; what can be
+    expected of it is what the artefact reaches.
+    """
+    from zoo.networks.checkpoint import read_card
+    from zoo.training.loop.distributed import join_world, others_alive
+    from zoo.training.loop.logs import check_logs
+    from zoo.training.loop.memory import enough_memory
+    from zoo.training.refit import refit_run
+    from zoo.training.stage import train as stage
+
+    check_logs(log or ())
+    run = refit_run(artefact, out, weights=weights, test=test)
+    folder = out.parent if out is not None else output_root()
+    with others_alive(), enough_memory(run.artefact, run.train):
+        path = stage(run, folder, resume=resume, force=force, logs=log or ())
+    if join_world().first:
+        report([read_card(path)], [path], as_json)
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Labelled images in the splits `train`, `validation` and `test`."""
+    """Labelled images in the splits `train`, `validation` and `test`; a refit has no `validation` (zoo.data.splits)."""
 
     name: str
     labels: tuple[str, ...]
@@ -68,13 +68,15 @@ class Dataset:
     """Names for several labels at once, like `cats`; accepted wherever classes are chosen."""
     unlabelled: Sequence[Sample] = ()
     """Training images whose labels were set aside: training must not use them, a report of pseudo-labels may."""
+    joined_from: str | None = None
+    """`held_out` of the data set whose validation images are training images here; see zoo.data.splits.joined."""
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over labels, splits and the digest of every image, of the unlabelled ones without their labels."""
         total = hashlib.sha256("\n".join(self.labels).encode())
         for split in SPLITS:
-            for sample in self.splits[split]:
+            for sample in self.splits.get(split, ()):
                 total.update(f"{split}:{sample.label}:{sample.digest}\n".encode())
         for sample in self.unlabelled:
             total.update(f"unlabelled:{sample.digest}\n".encode())
@@ -85,13 +87,13 @@ class Dataset:
         """SHA-256 over the digests of the validation and test images, whatever the training split is."""
         total = hashlib.sha256()
         for split in SPLITS[1:]:
-            for digest in sorted(sample.digest for sample in self.splits[split]):
+            for digest in sorted(sample.digest for sample in self.splits.get(split, ())):
                 total.update(f"{split}:{digest}\n".encode())
         return total.hexdigest()
 
     def describe(self) -> dict[str, object]:
         """What a lineage entry records about the data; `n` counts the unlabelled images where there are any."""
-        counts = {split: len(self.splits[split]) for split in SPLITS}
+        counts = {split: len(samples) for split, samples in self.splits.items()}
         return {
             "name": self.name,
             "digest": self.digest,

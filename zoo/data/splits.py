@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from zoo.base.errors import DataError, UsageError, unknown_name
 from zoo.data.dataset import SPLITS, Dataset, Sample
 
-__all__ = ["CARVED", "Thin", "few_labels", "some", "stratified", "thin", "without_leaks"]
+__all__ = ["CARVED", "Thin", "few_labels", "joined", "some", "stratified", "thin", "without_leaks"]
 
 CARVED = 0.2
 """The share of `train` that becomes validation where a data set has no split of that purpose."""
@@ -139,6 +139,35 @@ def few_labels(dataset: Dataset, fraction: float, *, seed: int) -> Dataset:
         splits={**dataset.splits, "train": labelled},
         unlabelled=tuple(sample for sample in train if sample.digest not in chosen),
         rule=f"{dataset.rule}; labels of {fraction:.4g} of train kept, stratified, seed {seed}",
+    )
+
+
+class _WithoutValidation(dict[str, Sequence[Sample]]):
+    """Splits of which asking for validation images is answered with a sentence, whatever asks."""
+
+    def __init__(self, splits: Mapping[str, Sequence[Sample]], name: str) -> None:
+        super().__init__(splits)
+        self._name = name
+
+    def __missing__(self, split: str) -> Sequence[Sample]:
+        raise DataError(
+            f"{self._name}: expected images of the split {split!r}, but a refit was trained on them, so they tell "
+            "nothing about it; measure it on --split test, and take choices on the artefact that was refitted"
+        )
+
+
+def joined(dataset: Dataset) -> Dataset:
+    """The data set with its validation images behind the training images, for a refit.
+
+    There is no split `validation` then: asking for it raises DataError.
+    """
+    train, validation = dataset.splits["train"], dataset.splits["validation"]
+    splits = {"train": [*train, *validation], "test": dataset.splits["test"]}
+    return dataclasses.replace(
+        dataset,
+        splits=_WithoutValidation(splits, dataset.name),
+        rule=f"{dataset.rule}; {len(validation)} images of validation joined the {len(train)} of train",
+        joined_from=dataset.held_out,
     )
 
 

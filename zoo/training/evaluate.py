@@ -33,6 +33,7 @@ __all__ = [
     "averages",
     "calibration_error",
     "check_labels",
+    "check_validation",
     "file_logits",
     "fit_temperature",
     "logits_of",
@@ -357,6 +358,19 @@ def check_labels(card: Card, dataset: Dataset) -> None:
         raise DataError(
             f"{card.name} knows the labels {list(card.use.labels)[:5]}, {dataset.name} has {list(dataset.labels)[:5]}; "
             "name the data it was trained on, or train it on this"
+        )
+
+
+def check_validation(card: Card, dataset: Dataset) -> None:
+    """Check that a data set has validation images, by which what is made of a network is judged.
+
+    Raises:
+        DataError: they are training images there.
+    """
+    if "validation" not in dataset.splits:
+        raise DataError(
+            f"{card.name} was trained on the validation images of {dataset.name}, too, so none are left to measure on "
+            f"what this would cost; do it with {card.refit_of or 'the artefact that was refitted'}, which has them"
         )
 
 

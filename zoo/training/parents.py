@@ -10,7 +10,7 @@ from zoo.artefact.card import Card, LineageEntry
 from zoo.base.files import CHECKPOINT, GRAPH, sha256_file
 from zoo.training.workspace import card_if_readable
 
-__all__ = ["find_ancestors", "find_parent"]
+__all__ = ["find_ancestors", "find_parent", "folders_with"]
 
 
 def find_parent(path: Path, card: Card, roots: Iterable[Path]) -> Path | None:
@@ -33,7 +33,7 @@ def find_parent(path: Path, card: Card, roots: Iterable[Path]) -> Path | None:
         if card.lineage[place].stage != "prune":
             continue
         before = card.lineage[:place]
-        for folder in _folders(before, card.lineage[place].parent, places):
+        for folder in folders_with(before, card.lineage[place].parent, places):
             found = card_if_readable(graph.read_card, folder / GRAPH)
             if found and found.lineage[:-1] == before and found.lineage[-1].stage == "export":
                 return folder / GRAPH
@@ -65,8 +65,8 @@ def _with_digest(digest: str | None, path: Path, places: Sequence[Path]) -> Path
     return next((found for found in (*beside, *others) if found != path and sha256_file(found) == digest), None)
 
 
-def _folders(before: tuple[LineageEntry, ...], digest: str | None, places: Sequence[Path]) -> Iterator[Path]:
-    """Folders whose checkpoint has this lineage.
+def folders_with(before: tuple[LineageEntry, ...], digest: str | None, places: Sequence[Path]) -> Iterator[Path]:
+    """Folders whose checkpoint has this lineage; where it is empty, this digest.
 
     A checkpoint's lineage holds the seconds and results of each of its stages, so that it tells trainings apart, and
     it stays when the test accuracy is added to the file, which changes the digest that the pruned network's lineage

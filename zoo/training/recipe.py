@@ -29,6 +29,7 @@ __all__ = [
     "RecalibrateConfig",
     "Recipe",
     "RecoverConfig",
+    "Refit",
     "Run",
     "load_recipe",
     "read_toml",
@@ -184,6 +185,16 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refit:
+    """Training once more, on training and validation images together; `pocketzoo refit` fills this in."""
+
+    of: str
+    """The artefact whose settings, chosen on validation images, are used."""
+    temperature: float = 1.0
+    """That artefact's, fitted on images that it had not seen: there are none of these for a refit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One network: training, then compression."""
 
@@ -225,6 +236,8 @@ class Run:
     minutes: float | None = None
     """Budget of the training, from opening the data to the measured checkpoint: `train.epochs` becomes what ends within
     it, by the pace of the first steps on this machine."""
+    refit: Refit | None = None
+    """Train on validation images, too; with `train.keep = "last"`."""
     train: FitConfig = field(default_factory=FitConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     recalibrate: RecalibrateConfig = field(default_factory=RecalibrateConfig)
@@ -244,6 +257,8 @@ class Run:
             )
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UsageError(f"minutes (--minutes) must be a positive number, got {self.minutes:g}")
+        if self.refit and self.minutes is not None:
+            raise UsageError(f"run {self.name!r}: a refit trains for `train.epochs`; leave `minutes` out")
         if self.start and self.weights != "none":
             raise UsageError(f"run {self.name!r}: give `start` or `weights`, not both")
         if self.lora and self.mask:

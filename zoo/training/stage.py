@@ -31,7 +31,7 @@ from zoo.networks.weights.first_weights import load_weights, weights_digest
 from zoo.training.budget import PLAN, Plan, identity_of, read_plan, settle, write_plan
 from zoo.training.evaluate import Logits, accuracy, check_labels, shared_logits, with_validation
 from zoo.training.loop.distributed import barrier, check_shared, first_decides, join_world
-from zoo.training.loop.fit import EpochResult, FitConfig, fit, measure_pace
+from zoo.training.loop.fit import EpochResult, FitConfig, FitReport, fit, measure_pace
 from zoo.training.loop.state import STATE
 from zoo.training.recipe import Run
 from zoo.training.workspace import DataSource, Notes, card_if_readable, has_notes, is_current, write_notes
@@ -77,7 +77,8 @@ def train(
         test: read the test split at the end; default: what the run says.
         on_epoch: called after each validation; may raise zoo.training.loop.trainer.Stopped to end with the best epoch.
         logs: see zoo.training.loop.logs.LOGS.
-        on_trained: called once the checkpoint is written, in the first process, unless it was up to date.
+        on_trained: called once the checkpoint is written, in the first process, unless it was up to date or a refit,
+            which has no answers to validation images.
 
     Returns:
         The checkpoint's path.
@@ -154,6 +155,7 @@ def source_of(run: Run) -> DataSource:
         thin=run.thin,
         labels=run.labels,
         reading=run.reading,
+        joined=run.refit is not None,
     )
 
 
@@ -223,6 +225,8 @@ def add_test(path: Path, dataset: Callable[[], Dataset]) -> None:
 def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool, answers: Logits | None = None) -> Card:
     """The card with accuracy on validation (which also fits temperature and reference) and, if asked, then on test.
 
+    A data set whose validation images are training images (a refit's) has none to measure on.
+
     Processes that train together call this together: each measures its share.
 
     Args:
@@ -233,9 +237,10 @@ def measured(model: nn.Module, card: Card, dataset: Dataset, *, test: bool, answ
         answers: float32 [N, K], the network's to the validation split, where they are known.
     """
     check_labels(card, dataset)
-    if answers is None:
-        answers = shared_logits(model, dataset.splits["validation"], card.use.input)
-    card = with_validation(card, answers, dataset, engine="torch")
+    if "validation" in dataset.splits:
+        if answers is None:
+            answers = shared_logits(model, dataset.splits["validation"], card.use.input)
+        card = with_validation(card, answers, dataset, engine="torch")
     if test:
         logits = shared_logits(model, dataset.splits["test"], card.use.input)
         truth = np.array([sample.label for sample in dataset.splits["test"]], dtype=np.int64)
@@ -283,7 +288,7 @@ def _train(
     world, spec, digest = join_world(), card.use.input, sha256_file(parent) if parent else None
     undecoded = time.perf_counter()
     train_images = DecodedImages(dataset.splits["train"], canvas(spec))
-    validation = DecodedImages(dataset.splits["validation"], spec)
+    validation = DecodedImages(dataset.splits.get("validation", ()), spec)
     unlabelled = DecodedImages(dataset.unlabelled, canvas(spec)) if run.unlabelled else None
     if world.first and not has_notes(target.parent):
         # From now on the folder is known to belong to this data.
@@ -330,24 +335,33 @@ def _train(
         parent=digest,
         seed=run.train.seed,
         commit=code_commit(),
-        summary=dataclasses.asdict(report) | (settled.summary() if settled else {}),
+        summary=_numbers(report) | (settled.summary() if settled else {}),
         seconds=report.seconds,
     )
     # A first training has no parent file, so it cannot `advance` a parent's card.
     lineage = (*card.lineage, entry)
     card = dataclasses.replace(card, name=run.artefact, lineage=lineage)
-    answers = shared_logits(model, dataset.splits["validation"], card.use.input)
+    answers = None
+    if run.refit is not None:
+        card = dataclasses.replace(card, use=dataclasses.replace(card.use, temperature=run.refit.temperature))
+    else:
+        answers = shared_logits(model, dataset.splits["validation"], card.use.input)
     card = measured(model, card, dataset, test=test and run.lora is None, answers=answers)
     if not world.first:
         return
     save(model, card, target)
-    if on_trained is not None:
+    if on_trained is not None and answers is not None:
         folder = target.parent
         on_trained(
             Trained(folder=folder, card=card, config=run.train, train=train_images, dataset=dataset, answers=answers)
         )
     for name in (STATE, PLAN):
         (target.parent / name).unlink(missing_ok=True)
+
+
+def _numbers(report: FitReport) -> dict[str, Any]:
+    """A report for a card, which holds no NaN."""
+    return {key: value for key, value in dataclasses.asdict(report).items() if value == value}
 
 
 def starting_point(run: Run, dataset: Dataset, parent: Path | None) -> tuple[nn.Module, Card]:
@@ -401,7 +415,7 @@ def _check_held_out(card: Card, dataset: Dataset) -> None:
     """
     trained = [entry.config["data"] for entry in card.lineage if "data" in entry.config]
     known = [data.get("held_out") for data in trained if data["name"] == dataset.name]
-    if known and known[-1] not in (None, dataset.held_out):
+    if known and known[-1] not in (None, dataset.joined_from or dataset.held_out):
         raise DataError(
             f"{card.name} was trained on {dataset.name} with other images held out, so it may know some that this run "
             "is validated or tested on; give both runs the same split_seed and images_per_split, or train "
@@ -456,6 +470,7 @@ def _lineage_config(run: Run, dataset: Dataset) -> dict[str, Any]:
         "data": dataset.describe() | ({"thin": dataclasses.asdict(run.thin)} if run.thin else {}),
         "labels": run.labels,
         **({"minutes": run.minutes} if run.minutes is not None else {}),
+        **({"refit": dataclasses.asdict(run.refit)} if run.refit is not None else {}),
         "fit": dataclasses.asdict(run.train),
         "head": dataclasses.asdict(run.head) if run.head else None,
         "lora": dataclasses.asdict(run.lora) if run.lora else None,

@@ -16,7 +16,7 @@ from zoo.base.files import write_bytes
 from zoo.data.catalogue import open_dataset
 from zoo.data.dataset import Dataset
 from zoo.data.folders.reading import Reading
-from zoo.data.splits import Thin
+from zoo.data.splits import Thin, joined
 
 __all__ = [
     "DataSource",
@@ -49,10 +49,12 @@ class DataSource:
     """Share of the training images whose labels stay."""
     reading: Reading = field(default_factory=Reading)
     """How the folder or list is to be read, where it could mean two things."""
+    joined: bool = False
+    """Whether validation images are training images: a refit's; see zoo.data.splits.joined."""
 
     def open(self) -> Dataset:
         """The data set; errors as zoo.data.catalogue.open_dataset."""
-        return open_dataset(
+        dataset = open_dataset(
             self.name,
             seed=self.seed,
             per_split=self.per_split,
@@ -60,6 +62,7 @@ class DataSource:
             labels=self.labels,
             reading=self.reading,
         )
+        return joined(dataset) if self.joined else dataset
 
     def open_for(self, card: Card) -> Dataset:
         """The data set that `card` was trained on.

@@ -352,3 +352,10 @@ def test_metrics_by_split():
     assert _measured().metrics("test") == _measured().inform.metrics[0]
     assert _measured().metrics("validation") is None
     assert make_input(7).shape == (3, 7, 7)
+
+
+def test_a_refit_is_one_of_the_last_training():
+    first = LineageEntry(stage="train", config={"refit": {"of": "a", "temperature": 1.0}}, parent=None)
+    card = dataclasses.replace(make_card(), lineage=(first, dataclasses.replace(first, stage="export")))
+    again = dataclasses.replace(card, lineage=(first, dataclasses.replace(first, config={"refit": None})))
+    assert (card.refit_of, again.refit_of, make_card().refit_of) == ("a", None, None)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.zoo.factories import make_dataset
 from zoo.base.errors import DataError, UsageError
 from zoo.data.dataset import SPLITS, Dataset, Sample
-from zoo.data.splits import Thin, few_labels, some, stratified, thin, without_leaks
+from zoo.data.splits import Thin, few_labels, joined, some, stratified, thin, without_leaks
 
 FRACTIONS = [(0.7, 0.15, 0.15), (0.6, 0.2, 0.2), (0.8, 0.2), (0.34, 0.33, 0.33)]
 
@@ -209,3 +210,18 @@ def test_some_of_each_class_the_same_ones_each_time(most):
     assert set(counts) == {0, 1, 2} and some(list(reversed(samples)), most)[::-1] == found
     assert counts[0] == pytest.approx(200 * most / len(samples), abs=4)
     assert some(samples, 222) is samples
+
+
+def test_joined_validation_images_are_training_images_and_no_split_any_more():
+    dataset = make_dataset(6)
+    found = joined(dataset)
+    assert list(found.splits) == ["train", "test"]
+    assert list(found.splits["train"]) == [*dataset.splits["train"], *dataset.splits["validation"]]
+    assert found.splits["test"] == dataset.splits["test"]
+    assert found.describe()["n"] == {"train": 12, "test": 6}
+    assert found.rule == "made up; 6 images of validation joined the 6 of train"
+    assert found.joined_from == dataset.held_out
+    assert len({dataset.digest, found.digest}) == len({dataset.held_out, found.held_out}) == 2
+    assert found.splits.get("validation", ()) == ()
+    with pytest.raises(DataError, match=r"tiny: expected images of the split 'validation', .* on --split test"):
+        found.splits["validation"]

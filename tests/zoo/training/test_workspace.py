@@ -84,9 +84,16 @@ def test_a_source_remembers_what_was_left_out(output, tmp_path):
     assert dataset.splits["test"] == DataSource(name="digits").open().splits["test"]
 
 
+def test_a_source_remembers_that_validation_images_are_training_images(output, tmp_path):
+    source = DataSource(name="digits", per_split=20, joined=True)
+    write_notes(tmp_path, dataclasses.replace(NOTES, data=source))
+    dataset = read_notes(tmp_path).data.open()
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {"train": 40, "test": 20}
+
+
 def test_the_same_data_set_by_name_keeps_what_was_left_out(tmp_path):
     thin = Thin(classes=("1",), keep=0.5)
-    source = DataSource(name="/old/place/pets", seed=4, per_split=7, thin=thin, labels=0.1)
+    source = DataSource(name="/old/place/pets", seed=4, per_split=7, thin=thin, labels=0.1, joined=True)
     notes = Notes(role="control", data=source, test=source)
     write_notes(tmp_path, notes)
     assert notes_for(tmp_path, None) == notes_for(tmp_path, DataSource(name=source.name)) == notes

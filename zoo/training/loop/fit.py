@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from zoo.artefact.card import Input
+from zoo.base.errors import UsageError
 from zoo.base.interrupt import deferred_signals
 from zoo.data.decoded import DecodedImages
 from zoo.networks.registry import classifier_width
@@ -38,6 +39,7 @@ class FitReport:
     best_epoch: int
     """Counted from 1, the last one where that is kept; 0 where a recovery kept the network it began with."""
     validation_top1: float
+    """NaN without validation images."""
     epochs: int
     """That were trained: fewer than were asked for where the training ended before."""
     seconds: float
@@ -74,7 +76,7 @@ def fit(
     Args:
         model: on the CPU; frozen parameters stay as they are.
         train: images of the canvas size (see zoo.data.decoded.canvas).
-        validation: images of the input size.
+        validation: images of the input size; none of them where the last epoch is kept, whatever it is worth.
         spec: the network's input.
         config: how long and how fast.
         folder: gets log.csv, and state.pt until training has ended.
@@ -89,11 +91,17 @@ def fit(
         logs: what else than log.csv to write, see zoo.training.loop.logs.LOGS; the first process does.
 
     Raises:
-        UsageError: the network has fewer stages than the configuration freezes, or settings exclude each other.
+        UsageError: the network has fewer stages than the configuration freezes, or settings exclude each other or need
+            validation images.
         TrainingError: nothing is trainable, or the loss is not finite.
         ModuleNotFoundError: the package that writes one of the logs is not installed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; state.pt was written.
     """
+    if not len(validation) and (config.keep != "last" or config.schedule == "plateau"):
+        raise UsageError(
+            f"train.keep = {config.keep!r} and train.schedule = {config.schedule!r}: without validation images "
+            "expected train.keep = 'last' and a schedule other than plateau"
+        )
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     run = _trainer(model, train, validation, spec, config, loss, unlabelled, semi, folder=folder, title=title)
     world = run.world

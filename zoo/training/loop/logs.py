@@ -7,6 +7,7 @@ state.pt leaves no epoch twice, and a log may also be asked for in the middle of
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -102,7 +103,8 @@ def open_logs(
             logs.append(LOGS[name](job))
 
         def write(row: Mapping[str, float]) -> None:
-            values = {key: value for key, value in row.items() if key != "epoch"}
+            # A run without validation images has no such values.
+            values = {key: value for key, value in row.items() if key != "epoch" and not math.isnan(value)}
             values |= {f"lr/{stage}": row["lr"] * factor for stage, factor in factors.items()}
             for log in logs:
                 log.write(int(row["epoch"]), values)

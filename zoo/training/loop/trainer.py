@@ -63,6 +63,7 @@ class EpochResult:
     loss: float
     """Their mean."""
     validation_loss: float
+    """NaN, as the next one, without validation images."""
     validation_top1: float
     seconds: float
 
@@ -390,7 +391,7 @@ class Trainer:
             state.since = []
         if (time.monotonic() - self.saved_at) * _SAVE_SHARE >= self.save_seconds:
             self.save(state.seconds)
-        reached = f", validation top-1 {top1:.2%}" if validated else ""
+        reached = "" if math.isnan(top1) else f", validation top-1 {top1:.2%}"
         self._say(f"{label}: loss {loss:.3f}{reached}, {seconds:.1f} s")
         return result
 
@@ -413,12 +414,13 @@ class Trainer:
 
     def _validate(self, epoch: int, feed: Feed) -> tuple[float, float]:
         """Top-1 and mean loss on the validation images; keeps the weights if they are the best so far."""
-        state = self.state
+        state, truth = self.state, self.pictures.validation.labels
+        top1 = loss = math.nan
         with self.average.applied(self.model) if self.average else nullcontext():
-            logits = torch.from_numpy(feed.validation_logits())
-            truth = self.pictures.validation.labels
-            top1 = (logits.argmax(dim=1) == truth).double().mean().item()
-            loss = nn.functional.cross_entropy(logits, truth).item()
+            if len(truth):
+                logits = torch.from_numpy(feed.validation_logits())
+                top1 = (logits.argmax(dim=1) == truth).double().mean().item()
+                loss = nn.functional.cross_entropy(logits, truth).item()
             if self.config.keep == "last" or (top1, -loss) > (state.best_top1, -state.best_loss):
                 state.best_epoch, state.best_top1, state.best_loss = epoch, top1, loss
                 self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}

@@ -639,3 +639,34 @@ def test_an_open_batch_trains_as_the_one_that_it_becomes(tmp_path):
     _fit(tmp_path / "given", given, _config(batch_size=8))
     for (name, first), second in zip(chosen.state_dict().items(), given.state_dict().values(), strict=True):
         assert torch.equal(first, second), name
+
+
+@pytest.mark.parametrize("freeze", [Freezing(), Freezing(stages=1)])
+def test_without_validation_images_the_last_epoch_is_kept(tmp_path, freeze):
+    config = _config(keep="last", ema=0.9, freeze=freeze, views=2)
+    nothing, seen, unseen, results = DecodedImages([], SPEC), _net(), _net(), []
+    report = _fit(tmp_path / "seen", seen, config)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "unseen", _net(), config, validation=nothing, on_epoch=_interrupt)
+    found = _fit(tmp_path / "unseen", unseen, config, validation=nothing, on_epoch=results.append)
+    assert _same(seen, unseen), "validation changes nothing but which epoch is kept"
+    assert (found.best_epoch, found.epochs) == (report.best_epoch, report.epochs) == (4, 4)
+    assert math.isnan(found.validation_top1) and not math.isnan(report.validation_top1)
+    assert [result.epoch for result in results] == [2, 3, 4]
+    rows = _log(tmp_path / "unseen")
+    assert [(row["epoch"], row["validation_loss"], row["validation_top1"]) for row in rows] == [
+        (f"{epoch}", "nan", "nan") for epoch in (1, 2, 3, 4)
+    ]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in _log(tmp_path / "seen")]
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("changes", [{}, {"keep": "last", "schedule": "plateau"}])
+def test_what_needs_validation_images_is_refused_without(tmp_path, changes):
+    with pytest.raises(
+        UsageError, match=r"without validation images expected train\.keep = 'last' and a schedule other"
+    ):
+        _fit(tmp_path, config=_config(**changes), validation=DecodedImages([], SPEC))
