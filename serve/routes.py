@@ -7,6 +7,7 @@ a small network needs for an image, so a request passes from uvicorn to its hand
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -43,6 +44,9 @@ _NOT_IMAGES = ("multipart/", "application/x-www-form-urlencoded", "text/")
 """Media types that some client libraries choose by themselves; worth a sentence about what to send instead."""
 
 
+_ALIVE = dataclasses.replace(json_reply({"status": "alive"}), headers=((b"vary", b"accept"),))
+
+
 async def _predict_form(runtime: Runtime, call: Call) -> Reply:
     _check_encoding(call)
     body = await runtime.read(call, runtime.settings.max_request_bytes)
@@ -66,6 +70,13 @@ async def _predict_raw(runtime: Runtime, call: Call, name: str | None = None, ve
         else:
             _check_media_type(call)
     return _encoded(call, await runtime.answer(call, name, version, pictures))
+
+
+async def _root(runtime: Runtime, call: Call) -> Reply:
+    """The page, for who asks for HTML as browsers do; else what KServe's V1 clients read to see that a server lives."""
+    if runtime.settings.page and b"text/html" in call.headers.get(b"accept", b""):
+        return page.unless_known(page.files()["/"], call)
+    return _ALIVE
 
 
 async def _names(runtime: Runtime, call: Call) -> Reply:
@@ -132,6 +143,7 @@ HANDLERS: Mapping[str, Handler] = {
     "modelNames": _names,
     "openapi": _openapi,
     "docs": _docs,
+    "root": _root,
     "metrics": _metrics,
     **oip.HANDLERS,
 }
@@ -274,7 +286,7 @@ class Front:
                 continue
             label = operation.path.replace("{name}", "{model}")
             method = operation.method.upper()
-            strict = operation.name != "docs"
+            strict = "text/html" not in operation.answers
             endpoint = _Endpoint(runtime, handler, route=label, method=method, key=operation.key, strict=strict)
             # A slash at the end is what some clients of the Open Inference Protocol send.
             for end in ("", "/") if operation.path.startswith("/v2") else ("",):
@@ -282,7 +294,7 @@ class Front:
         for path in _OF_BENTOML:
             yield Route(path, _NoSniffing(self._app))
         for path, reply in page.files().items():
-            if path in (page.ICON, page.STYLE) or runtime.settings.page:
+            if path != "/" and (path in (page.ICON, page.STYLE) or runtime.settings.page):
                 yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
 
 

@@ -7,6 +7,7 @@ Its files are small and belong to this version of the server, so a browser asks 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from importlib import resources
@@ -56,8 +57,9 @@ _FILES: Mapping[str, tuple[str, bytes]] = {
 }
 
 
+@functools.cache
 def files() -> Mapping[str, Reply]:
-    """The page: path -> complete reply, read from the package; to be called once.
+    """The page: path -> complete reply, read from the package once.
 
     Raises:
         FileNotFoundError: the package was installed without its data.
@@ -68,7 +70,12 @@ def files() -> Mapping[str, Reply]:
 
 def page_reply(body: bytes, media_type: bytes) -> Reply:
     """A file of a page, with its tag and the headers of all of them."""
-    always = {"etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "cache-control": "no-cache", **POLICY}
+    always = {
+        "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+        "cache-control": "no-cache",
+        "vary": "accept",
+        **POLICY,
+    }
     headers = tuple((name.encode(), value.encode()) for name, value in always.items())
     return Reply(body=body, media_type=media_type, headers=headers)
 
