@@ -2,7 +2,7 @@
 
 A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts),
 `compare` (the summary of the comparison with other runtimes), `trained` (of that, trained networks
-alone), `serving`, `soak`, `attacks` or `race`.
+alone), `serving`, `start`, `soak`, `attacks` or `race`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from bench.artefact_table import Line, collect, lines_of
 from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
-from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, RACE, SCORE, SERVING, SOAK, read, write
+from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, RACE, SCORE, SERVING, SOAK, START, read, write
 from bench.runtimes.tables import summary_table
-from bench.serving import soak_tables
+from bench.serving import soak_tables, start
 from bench.serving.tables import markdown as serving_table
 from bench.training.race_results import draw_race
 from bench.training.race_results import markdown as race_table
@@ -44,6 +44,7 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     SCORE: lambda row: row["artefact"],
     ATTACKS: lambda row: row["attack"],
     SOAK: lambda row: row["fault"],
+    START: lambda row: (row["artefact"], row["known"]),
     RACE: lambda row: (row["data"], row["model"], row["image_size"], row["allocator"], row["contestant"]),
 }
 """What a newer run replaces an older one of."""
@@ -132,8 +133,8 @@ def render(name: str, results: Path) -> str:
         UsageError: there are no such rows; lists close names.
     """
     lines = groups(results)
-    others = {"compare": COMPARE, "serving": SERVING, "soak": SOAK, "attacks": ATTACKS, "race": RACE}
-    others["trained"] = COMPARE
+    others = {"compare": COMPARE, "trained": COMPARE, "serving": SERVING, "start": START, "soak": SOAK}
+    others |= {"attacks": ATTACKS, "race": RACE}
     measured = {key: rows for key, file in others.items() if (rows := read(results / file))}
     if name in lines:
         return _fenced(plain(table_of(lines[name])))
@@ -144,7 +145,8 @@ def render(name: str, results: Path) -> str:
         # Times of other batches and threads are kept, too, and cannot stand beside these.
         beside = [row for row in rows if row["batch"] == 1 and row["threads"] == _cores(row)]
         return _fenced(summary_table(beside, random=name == "compare"))
-    tables = {SERVING: serving_table, SOAK: soak_tables.faults, ATTACKS: soak_tables.attacks, RACE: race_table}
+    tables = {SERVING: serving_table, START: start.markdown, SOAK: soak_tables.faults}
+    tables |= {ATTACKS: soak_tables.attacks, RACE: race_table}
     return tables[others[name]](rows)
 
 

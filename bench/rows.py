@@ -25,6 +25,7 @@ __all__ = [
     "SCORE",
     "SERVING",
     "SOAK",
+    "START",
     "TRAINING",
     "append",
     "now",
@@ -43,6 +44,7 @@ RACE = "race.jsonl"
 SCORE = "score.jsonl"
 SERVING = "serving.jsonl"
 SOAK = "soak.jsonl"
+START = "start.jsonl"
 TRAINING = "training.jsonl"
 
 _COMMON = frozenset({"artefact", "file", "digest", "environment", "time"})
@@ -60,6 +62,7 @@ _SURE = {"low_ms", "high_ms", "reference", "ratio", "ratio_low", "ratio_high"}
 _PACED = {"pace_seconds", "paced_p50_ms", "paced_low_ms", "paced_high_ms", "paced_p95_ms", "paced_round_ms"}
 _HOW = {"engine", "hint", "weights", "load"}
 _ATTACKED = {"attack", "n", "failed", "p99_alone_ms", "p99_ms", "times", "grew_mb", "attackers", "ok", "seconds"}
+_BEGAN = {"models", "bytes", "known", "rounds", "ready_seconds", "predicted_seconds"}
 _RACED = {"contestant", "round", "rounds", "seed", "settings", "allocator", "minutes", "epochs", "curve", "batch", "n"}
 _ON = {"data", "data_digest", "model", "weights_digest", "image_size", "threads", "validation_n"}
 _CAME = {"top1", "low", "high", "best_top1", "seconds", "user_seconds", "system_seconds", "peak_mb", "images_per_s"}
@@ -74,6 +77,7 @@ REQUIRED = {
     SCORE: _COMMON | {"run", "n", "images_per_s", "ratio"},
     SERVING: _COMMON | _SERVED | {"run", "rounds", "n", "p50_ms", "p95_ms", "p99_ms"},
     SOAK: frozenset({"run", "environment", "time", "fault", "n", "answers", "ok", "detail"}),
+    START: _COMMON | _BEGAN | {"run", "load_average", "worker_mb", "supervisor_mb"},
     TRAINING: frozenset({"run", "environment", "time"}) | _WHAT | _TOOK,
 }
 

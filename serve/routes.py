@@ -7,6 +7,7 @@ a small network needs for an image, so a request passes from uvicorn to its hand
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -20,13 +21,14 @@ from serve.bodies import parsed
 from serve.observe.metrics import CONTENT_TYPE
 from serve.observe.trace import continue_trace, request_id
 from serve.page import route as page
+from serve.page.docs import docs_reply
 from serve.protocols import v1
 from serve.protocols.form import Picture, read_form
 from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
 from serve.protocols.oip import handlers as oip
-from serve.protocols.openapi import docs_page
 from serve.protocols.openapi.document import document
 from serve.protocols.openapi.operations import OPERATIONS
+from serve.settings import Settings
 from serve.worker import Runtime
 from zoo.artefact.decode import sniff
 from zoo.base.errors import PocketzooError
@@ -36,10 +38,13 @@ __all__ = ["Front"]
 Handler = Callable[..., Awaitable[Reply]]
 """Called with the runtime, the call and the named parts of its path."""
 
-_OF_BENTOML = ("/livez", "/readyz", "/healthz", "/schema.json", "/static_content/swagger-ui{rest:path}")
+_OF_BENTOML = ("/livez", "/readyz", "/healthz", "/schema.json")
 
 _NOT_IMAGES = ("multipart/", "application/x-www-form-urlencoded", "text/")
 """Media types that some client libraries choose by themselves; worth a sentence about what to send instead."""
+
+
+_ALIVE = dataclasses.replace(json_reply({"status": "alive"}), headers=((b"vary", b"accept"),))
 
 
 async def _predict_form(runtime: Runtime, call: Call) -> Reply:
@@ -65,6 +70,13 @@ async def _predict_raw(runtime: Runtime, call: Call, name: str | None = None, ve
         else:
             _check_media_type(call)
     return _encoded(call, await runtime.answer(call, name, version, pictures))
+
+
+async def _root(runtime: Runtime, call: Call) -> Reply:
+    """The page, for who asks for HTML as browsers do; else what KServe's V1 clients read to see that a server lives."""
+    if runtime.settings.page and b"text/html" in call.headers.get(b"accept", b""):
+        return page.unless_known(page.files()["/"], call)
+    return _ALIVE
 
 
 async def _names(runtime: Runtime, call: Call) -> Reply:
@@ -103,12 +115,18 @@ async def _models(runtime: Runtime, call: Call) -> Reply:
 
 
 async def _openapi(runtime: Runtime, call: Call) -> Reply:
-    return _document(runtime.settings.formats)
+    return _documents(runtime.settings)[0]
+
+
+async def _docs(runtime: Runtime, call: Call) -> Reply:
+    return page.unless_known(_documents(runtime.settings)[1], call)
 
 
 @functools.cache
-def _document(formats: tuple[str, ...]) -> Reply:
-    return json_reply(document(formats=formats))
+def _documents(settings: Settings) -> tuple[Reply, Reply]:
+    """The OpenAPI document, as JSON and as a page."""
+    found = document(formats=settings.formats)
+    return json_reply(found), docs_reply(found, back=bool(settings.page))
 
 
 async def _metrics(runtime: Runtime, call: Call) -> Reply:
@@ -124,10 +142,12 @@ HANDLERS: Mapping[str, Handler] = {
     "models": _models,
     "modelNames": _names,
     "openapi": _openapi,
+    "docs": _docs,
+    "root": _root,
     "metrics": _metrics,
     **oip.HANDLERS,
 }
-"""Name of an operation -> what answers it; pages and BentoML's operations have none."""
+"""Name of an operation -> what answers it; BentoML's operations have none."""
 
 
 class _ModelName(Convertor[str]):
@@ -266,15 +286,16 @@ class Front:
                 continue
             label = operation.path.replace("{name}", "{model}")
             method = operation.method.upper()
-            endpoint = _Endpoint(runtime, handler, route=label, method=method, key=operation.key)
+            strict = "text/html" not in operation.answers
+            endpoint = _Endpoint(runtime, handler, route=label, method=method, key=operation.key, strict=strict)
             # A slash at the end is what some clients of the Open Inference Protocol send.
             for end in ("", "/") if operation.path.startswith("/v2") else ("",):
                 yield Route(operation.path.replace("{name}", "{name:model}") + end, endpoint)
         for path in _OF_BENTOML:
             yield Route(path, _NoSniffing(self._app))
-        has_page = bool(runtime.settings.page)
-        for path, reply in {**docs_page.pages(back=has_page), **(page.files() if has_page else {})}.items():
-            yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
+        for path, reply in page.files().items():
+            if path != "/" and (path in (page.ICON, page.STYLE) or runtime.settings.page):
+                yield Route(path, _Endpoint(runtime, _constant(reply), route=path, method="GET", strict=False))
 
 
 class _NoSniffing:

@@ -1,6 +1,6 @@
 """The commands that measure artefacts; importing this registers them."""
 
 # ruff: noqa: I001 (the order is that of --help)
-from bench.commands import run, measure, report, compare, serving, load, scoring, training, race, publish
+from bench.commands import run, measure, report, compare, serving, start, load, scoring, training, race, publish
 
-__all__ = ["compare", "load", "measure", "publish", "race", "report", "run", "scoring", "serving", "training"]
+__all__ = ["compare", "load", "measure", "publish", "race", "report", "run", "scoring", "serving", "start", "training"]

@@ -31,7 +31,7 @@ from zoo.base.files import sha256_file
 from zoo.base.progress import note, track
 from zoo.base.statistics.intervals import ratio
 
-__all__ = ["Load", "ServingConfig", "measure"]
+__all__ = ["Load", "ServingConfig", "alone", "measure"]
 
 _POISSON = (0.3, 0.7)
 _OVERLOAD = 3.0
@@ -114,7 +114,7 @@ def measure(artefact: Path, config: ServingConfig) -> list[dict[str, Any]]:
     fields = engine_fields(Predictor(artefact, engine=config.engine))
     engine = fields["engine"]
     with (
-        _alone(artefact) as models,
+        alone(artefact) as models,
         serving(models, POCKETZOO_ENGINE=engine) as server,
         references(artefact, config.image, engine) as pipelines,
     ):
@@ -131,7 +131,8 @@ def measure(artefact: Path, config: ServingConfig) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _alone(artefact: Path) -> Iterator[Path]:
+def alone(artefact: Path) -> Iterator[Path]:
+    """A temporary folder of models that has nothing but a copy of this one."""
     with tempfile.TemporaryDirectory(prefix="pocketzoo-serving-") as name:
         folder = Path(name) / artefact.resolve().parent.name
         folder.mkdir()

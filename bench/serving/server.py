@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,21 @@ class Server:
             with contextlib.suppress(psutil.Error):
                 total += worker.memory_info().rss
         return round(total / _MB, 1)
+
+    def shared_memory_mb(self) -> dict[str, dict[str, float]]:
+        """Memory of a worker (the mean) and of the supervisor: `pss`, pages that processes share counted in parts, and
+        `uss`, what a process has for itself.
+        """
+        of_workers = [worker.memory_full_info() for worker in self.workers()]
+        supervisor = psutil.Process(self.process.pid).memory_full_info()
+        groups = {"worker_mb": of_workers, "supervisor_mb": [supervisor]}
+        return {
+            name: {
+                kind: round(statistics.fmean(getattr(found, kind) for found in group) / _MB, 1)
+                for kind in ("rss", "pss", "uss")
+            }
+            for name, group in groups.items()
+        }
 
     def get(self, path: str, *, timeout: float = 5.0) -> int | None:
         """Status of a GET; None if there was no answer."""

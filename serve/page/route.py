@@ -7,13 +7,17 @@ Its files are small and belong to this version of the server, so a browser asks 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from importlib import resources
 
 from serve.protocols.http import Call, Reply
 
-__all__ = ["POLICY", "files", "unless_known"]
+__all__ = ["ICON", "POLICY", "STYLE", "files", "page_reply", "unless_known"]
+
+ICON, STYLE = "/page/icon.svg", "/page/style.css"
+"""Of every page."""
 
 POLICY: Mapping[str, str] = {
     "content-security-policy": "; ".join(
@@ -45,26 +49,33 @@ _FILES: Mapping[str, tuple[str, bytes]] = {
     "/page/answers.js": ("answers.js", b"text/javascript; charset=utf-8"),
     "/page/app.js": ("app.js", b"text/javascript; charset=utf-8"),
     "/page/errors.js": ("errors.js", b"text/javascript; charset=utf-8"),
-    "/page/icon.svg": ("icon.svg", b"image/svg+xml"),
+    ICON: ("icon.svg", b"image/svg+xml"),
     "/page/known.js": ("known.js", b"text/javascript; charset=utf-8"),
     "/page/sample.js": ("sample.js", b"text/javascript; charset=utf-8"),
     "/page/server.js": ("server.js", b"text/javascript; charset=utf-8"),
-    "/page/style.css": ("style.css", b"text/css; charset=utf-8"),
+    STYLE: ("style.css", b"text/css; charset=utf-8"),
 }
 
 
+@functools.cache
 def files() -> Mapping[str, Reply]:
-    """The page: path -> complete reply, read from the package; to be called once.
+    """The page: path -> complete reply, read from the package once.
 
     Raises:
         FileNotFoundError: the package was installed without its data.
     """
     folder = resources.files("serve.page") / "assets"
-    return {path: _reply((folder / name).read_bytes(), media_type) for path, (name, media_type) in _FILES.items()}
+    return {path: page_reply((folder / name).read_bytes(), media_type) for path, (name, media_type) in _FILES.items()}
 
 
-def _reply(body: bytes, media_type: bytes) -> Reply:
-    always = {"etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "cache-control": "no-cache", **POLICY}
+def page_reply(body: bytes, media_type: bytes) -> Reply:
+    """A file of a page, with its tag and the headers of all of them."""
+    always = {
+        "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+        "cache-control": "no-cache",
+        "vary": "accept",
+        **POLICY,
+    }
     headers = tuple((name.encode(), value.encode()) for name, value in always.items())
     return Reply(body=body, media_type=media_type, headers=headers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -18,6 +18,7 @@ __all__ = [
     "ModelsResponse",
     "PredictForm",
     "PredictResponse",
+    "ServerAlive",
 ]
 
 
@@ -122,3 +123,9 @@ class ModelsResponse(BaseModel):
 
     default: str = Field(description="the model that answers when a request names none")
     models: list[ModelInfo]
+
+
+class ServerAlive(BaseModel):
+    """What KServe's V1 clients read at `/`."""
+
+    status: Literal["alive"]

@@ -1,5 +1,6 @@
 """`bentoml serve` as a user starts it: in the repository's root, without arguments of ours."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -64,6 +65,19 @@ def server(output, tmp_path_factory):
 def _worker(process: subprocess.Popen) -> psutil.Process:
     (worker,) = [child for child in psutil.Process(process.pid).children(True) if "--worker-id" in child.cmdline()]
     return worker
+
+
+def test_bentoml_s_clients_see_that_it_is_ready(server):
+    import bentoml
+
+    async def ready(url: str) -> bool:
+        async with bentoml.AsyncHTTPClient(url, server_ready_timeout=5) as client:
+            return await client.is_ready()
+
+    _, url = server
+    with bentoml.SyncHTTPClient(url, server_ready_timeout=5) as client:
+        assert client.is_ready()
+    assert asyncio.run(ready(url))
 
 
 def test_the_server_answers_like_the_predictor_and_ends_cleanly(server, output, draw, tmp_path):

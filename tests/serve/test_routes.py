@@ -455,9 +455,20 @@ def test_pages_do_not_mind_a_query(client):
 
 
 def test_the_documentation_leads_back_to_the_page_where_there_is_one(client, output):
-    assert (client.get("/").status_code, 'href="./"' in client.get("/docs").text) == (200, True)
+    assert 'href="./"' in client.get("/docs").text
     with serving(output, PAGE="0") as bare:
-        assert (bare.get("/").status_code, 'href="./"' in bare.get("/docs").text) == (404, False)
+        assert 'href="./"' not in bare.get("/docs").text
+        assert bare.get("/page/app.js").status_code == 404
+
+
+@pytest.mark.parametrize(("accept", "html"), [("text/html,application/xhtml+xml,*/*;q=0.8", True), ("*/*", False)])
+def test_browsers_get_the_page_and_kserve_s_v1_clients_that_the_server_lives(client, output, accept, html):
+    with serving(output, PAGE="0") as bare:
+        for one, page in ((client, html), (bare, False)):
+            answer = one.get("/", headers={"Accept": accept})
+            assert (answer.status_code, answer.headers["vary"]) == (200, "accept")
+            assert ("<title>pocketzoo</title>" in answer.text) == page
+            assert page or answer.json() == {"status": "alive"}
 
 
 def test_an_error_nobody_expected_is_a_500_without_details(client, draw, monkeypatch):
@@ -559,4 +570,4 @@ def test_every_operation_of_ours_is_answered_and_nothing_else_is():
     from serve.protocols.openapi.operations import OPERATIONS
     from serve.routes import HANDLERS
 
-    assert {one.name for one in OPERATIONS if one.ours} == {*HANDLERS, "docs"}
+    assert {one.name for one in OPERATIONS if one.ours} == set(HANDLERS)

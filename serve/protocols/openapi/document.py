@@ -136,7 +136,7 @@ def _operation(one: Operation, formats: Sequence[str]) -> JsonObject:
     if one.ours:
         answer["headers"] = {"X-Request-Id": _reference("headers", "X-Request-Id")}
     statuses = {*one.errors, *((405,) if one.ours else ()), *((401, 429) if one.key else ())}
-    if one.body or (one.ours and one.name != "docs"):  # pages do not mind a query, which the others refuse
+    if one.body or (one.ours and "text/html" not in one.answers):  # pages do not mind a query, which the others refuse
         statuses.add(400)
     found: JsonObject = {
         "operationId": one.name,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from serve.protocols.oip import schema as oip
 from serve.protocols.oip.request import InferRequest
-from serve.protocols.schema import ModelNames, ModelsResponse, PredictForm, PredictResponse
+from serve.protocols.schema import ModelNames, ModelsResponse, PredictForm, PredictResponse, ServerAlive
 from serve.protocols.v1 import PredictRequest
 
 __all__ = ["IMAGE", "OPERATIONS", "Document", "Operation"]
@@ -121,6 +121,13 @@ OPERATIONS: tuple[Operation, ...] = (
     _image("/v1/models/{name}/versions/{version}:predict", "predictImageOfVersion"),
     _image("/v1/models/{name}:predict", "predictImageOf"),
     _json("/v1/models", "modelNames", "Names of the models", ModelNames, tag="KServe's V1 protocol"),
+    Operation(
+        path="/",
+        name="root",
+        summary="Whether the process answers; for browsers, a page to send images from",
+        tag="KServe's V1 protocol",
+        answers={"application/json": ServerAlive, "text/html": None},
+    ),
     _json(
         "/v1/models/{name}",
         "modelReadyV1",

@@ -10,6 +10,7 @@ import pytest
 
 from serve.page.route import files, unless_known
 from serve.protocols.http import Call
+from tests.serve.axe import SCREENS, complaints, needs_axe
 from tests.serve.chromium import Chromium, Page, find_chromium
 from tests.serve.conftest import BENTOML_WARNINGS
 from tests.serve.page_server import DIGEST, KEY, LABELS, Received, run_server, stand_in
@@ -218,6 +219,27 @@ def _select(page, name: str, value: str) -> None:
     page.run(
         f"{{const s = document.getElementById('{name}'); s.value = '{value}'; s.dispatchEvent(new Event('change'))}}"
     )
+
+
+@needs_axe
+@pytest.mark.parametrize("screen", SCREENS)
+def test_axe_finds_nothing(open_page, chromium, picture, tmp_path, screen):
+    page = open_page(prefers_reduced_motion="reduce", **screen)
+    assert complaints(page) == []
+    (tmp_path / "torn.jpg").write_bytes(b"no image")
+    _select(page, "second", "ants-and-bees-int8")
+    page.choose_files("#file", picture, tmp_path / "torn.jpg")
+    page.wait(DONE % 4)
+    page.run("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    assert complaints(page) == []
+    _select(page, "second", "plants")
+    page.run("document.querySelectorAll('.known-many').forEach((node) => (node.open = true))")
+    page.wait("document.querySelectorAll('.labels li').length === 1000")
+    assert complaints(page) == []
+    with run_server(stand_in(Received(), locked=True)) as address:
+        page = chromium.open(f"{address}/", **screen)
+        page.wait("!document.getElementById('key-form').hidden")
+        assert complaints(page) == []
 
 
 @needs_chromium

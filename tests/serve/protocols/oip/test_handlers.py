@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -11,6 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as asyncio_triton
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Match
@@ -260,6 +262,19 @@ def test_asynchronous_requests(client, predictor, pixels):
     waiting = [client.async_infer("good", [tensor(pixels[[index]])]) for index in (0, 1)]
     found = np.concatenate([one.get_result().as_numpy("probabilities") for one in waiting])
     np.testing.assert_allclose(found, predictor.probabilities(pixels), rtol=1e-5)
+
+
+def test_the_client_of_asyncio(address, predictor, pixels, draw):
+    async def ask() -> tuple[bool, list[np.ndarray]]:
+        async with asyncio_triton.InferenceServerClient(address) as client:
+            ready = await client.is_server_live() and await client.is_model_ready("good")
+            found = [await client.infer("good", [one]) for one in (tensor(pixels), files(draw(1), draw(2)))]
+            return ready, [each.as_numpy("probabilities") for each in found]
+
+    ready, answers = asyncio.run(ask())
+    assert ready
+    for answer in answers:
+        np.testing.assert_allclose(answer, predictor.probabilities(pixels), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
-"""The OpenAPI document is valid, complete and true; its page needs nothing from elsewhere."""
+"""The OpenAPI document is valid, complete and true."""
 
-import base64
-import hashlib
 import json
 import re
 
@@ -9,7 +7,6 @@ import jsonschema_rs
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
-from serve.protocols.openapi.docs_page import DOCS_POLICY, docs_page, pages, static_files
 from serve.protocols.openapi.document import ERRORS, document
 from tests.serve.conftest import BENTOML_WARNINGS
 
@@ -159,29 +156,3 @@ def test_examples_are_what_their_schemas_say():
 def test_formats_are_those_of_the_server():
     found = document(formats=("JPEG", "WEBP"))["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
     assert set(found) == {"image/jpeg", "image/webp", "application/octet-stream", "application/json"}
-
-
-def test_the_page_loads_nothing_from_elsewhere_and_its_script_is_the_one_of_the_policy():
-    html = docs_page().decode()
-    assert re.findall(r"(?:https?:)?//[\w.]+", html) == []
-    assert re.findall(r'(?:src|href)="([^"]*)"', html) == [
-        "data:,",
-        "static_content/swagger-ui.css",
-        "./",
-        "docs.json",
-        "static_content/swagger-ui-bundle.js",
-    ]
-    assert 'href="./"' not in docs_page(back=False).decode()
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'self' 'sha256-{digest}';" in DOCS_POLICY
-    assert DOCS_POLICY.startswith("default-src 'none'; ")
-    assert "http" not in DOCS_POLICY
-    assert "unsafe-eval" not in DOCS_POLICY
-    assert (b"content-security-policy", DOCS_POLICY.encode()) in pages()["/docs"].headers
-
-
-def test_bentoml_still_has_the_files_of_the_page():
-    assert [path.name for path in static_files()] == ["swagger-ui.css", "swagger-ui-bundle.js"]
-    for path in static_files():
-        assert path.stat().st_size > 100_000
