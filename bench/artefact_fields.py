@@ -30,6 +30,7 @@ def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
         "artefact": path.resolve().parent.name,
         "file": path.name,
         "digest": sha256_file(path),
+        "graph": card.inform.graph,
         "bytes": path.stat().st_size,
         "macs": card.inform.macs,
         "precision": card.inform.precision,
@@ -40,8 +41,12 @@ def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
 
 
 def engine_fields(predictor: Predictor) -> dict[str, Any]:
-    """What computed the numbers of a row, and why it did."""
-    return {"engine": predictor.engine, "engine_reason": predictor.engine_reason}
+    """What computed the numbers of a row, why it did, and the precision where the graph says float32."""
+    return {
+        "engine": predictor.engine,
+        "engine_reason": predictor.engine_reason,
+        "hint": predictor.engine.partition("-")[2] or "f32",
+    }
 
 
 def trained_on(card: Card) -> str | None:

@@ -120,7 +120,7 @@ def _cells(line: Line, parent: Line | None) -> list[str]:
         notes.append(f"refit of {refit_of}")
     if accuracy is None and line.what["trained_on"] is None:
         notes.append("imported: no data set to measure it on")
-    computed = {str(row.get("engine", REFERENCE)) for row in (accuracy, latency) if row}
+    computed = {str(row["engine"]) for row in (accuracy, latency) if row}
     if computed - {REFERENCE}:
         notes.append(f"by {' and '.join(sorted(computed))}")
     if accuracy and line.what["trained_on"] not in (None, accuracy["dataset"]):
@@ -143,10 +143,4 @@ def _speed(line: Line, parent: Line | None) -> float | None:
     """How many times as fast as the FP32 file of the same folder, both measured in one run."""
     if parent is None or not line.latency or not parent.latency or line.latency["run"] != parent.latency["run"]:
         return None
-    return ratio(_rounds(parent.latency), _rounds(line.latency)).value
-
-
-def _rounds(row: Mapping[str, Any]) -> Sequence[float]:
-    """Median of each round; rows of earlier versions have one over all of them."""
-    found: Sequence[float] = row.get("round_ms", [row["p50_ms"]])
-    return found
+    return ratio(parent.latency["round_ms"], line.latency["round_ms"]).value

@@ -1,8 +1,8 @@
-"""Measured rows that are kept with the code, and what is made from them alone: the README's tables and an image.
+"""Measured rows that are kept with the code, and what is made from them alone: tables in documents, and images.
 
 A document holds a table between `<!-- rows: NAME -->` and `<!-- end of rows -->`. NAME is a data set (its artefacts),
 `compare` (the summary of the comparison with other runtimes), `trained` (of that, trained networks
-alone), `serving`, `start`, `soak`, `attacks` or `race`.
+alone), or one of BLOCKS. All rows of a table are of one machine and of clean commits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import ablation
 from bench.artefact_table import Line, collect, lines_of
 from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
-from bench.rows import ACCURACY, ATTACKS, COMPARE, LATENCY, LOAD, RACE, SCORE, SERVING, SOAK, START, read, write
+from bench.rows import (
+    ABLATION,
+    ACCURACY,
+    ATTACKS,
+    COMPARE,
+    KINDS,
+    LATENCY,
+    LOAD,
+    RACE,
+    SCORE,
+    SERVING,
+    SOAK,
+    START,
+    lacking,
+    read,
+    unclean,
+    write,
+)
 from bench.runtimes.tables import summary_table
 from bench.serving import soak_tables, start
 from bench.serving.tables import markdown as serving_table
@@ -25,9 +43,10 @@ from bench.training.race_results import draw_race
 from bench.training.race_results import markdown as race_table
 from zoo.base.errors import ArtefactError, unknown_name
 from zoo.base.files import write_bytes
+from zoo.base.progress import note
 from zoo.base.tables import plain
 
-__all__ = ["PARETO", "RACED", "digest_of", "filled", "groups", "publish", "render"]
+__all__ = ["BLOCKS", "PARETO", "RACED", "digest_of", "filled", "groups", "publish", "render"]
 
 PARETO = "pareto.png"
 RACED = "race.png"
@@ -36,6 +55,7 @@ _BLOCK = re.compile(r"(<!-- rows: (\S+) -->\n).*?(<!-- end of rows -->)", re.DOT
 
 _Row = Mapping[str, Any]
 _KEYS: dict[str, Callable[[_Row], Any]] = {
+    ABLATION: lambda row: (row["recipe"], row["dataset"]),
     ACCURACY: lambda row: (row["artefact"], row["file"], row["split"]),
     LATENCY: lambda row: (row["artefact"], row["file"]),
     COMPARE: lambda row: (row["family"], row["batch"], row["threads"]),
@@ -48,6 +68,18 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     RACE: lambda row: (row["data"], row["model"], row["image_size"], row["allocator"], row["contestant"]),
 }
 """What a newer run replaces an older one of."""
+
+BLOCKS: dict[str, tuple[str, Callable[[Sequence[Any]], str]]] = {
+    "ablation": (ABLATION, ablation.markdown),
+    "attacks": (ATTACKS, soak_tables.attacks),
+    "compare": (COMPARE, lambda rows: _compared(rows, random=True)),
+    "race": (RACE, race_table),
+    "serving": (SERVING, serving_table),
+    "soak": (SOAK, soak_tables.faults),
+    "start": (START, start.markdown),
+    "trained": (COMPARE, lambda rows: _compared(rows, random=False)),
+}
+"""Name of a table -> the file of its rows, and what makes it."""
 
 
 def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path]:
@@ -65,7 +97,8 @@ def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path
         The files that were written.
 
     Raises:
-        ArtefactError: an incomplete row, or a document that cannot be read or written.
+        ArtefactError: a row that is not what its kind has to be, or of a commit that is not clean; a table of several
+            machines; a document that cannot be read or written.
         UsageError: a document asks for rows of an unknown name.
     """
     written = []
@@ -73,11 +106,13 @@ def publish(output: Path, results: Path, documents: Sequence[Path]) -> list[Path
         if rows := _merged(read(results / name), new, _KEYS[name]):
             write(results / name, rows)
             written.append(results / name)
+        for field, count in lacking(results / name).items():
+            note(f"{results / name}: {count} of {len(rows)} rows lack {field}; `{KINDS[name].command}` measures it")
     found = groups(results)
     if found:
         draw_pareto(found, results / PARETO, digest=digest_of(results))
         written.append(results / PARETO)
-    if raced := read(results / RACE):
+    if raced := _kept(results, RACE):
         draw_race(raced, results / RACED)
         written.append(results / RACED)
     for document in documents:
@@ -89,16 +124,25 @@ def _measured(output: Path) -> dict[str, list[_Row]]:
     """The rows to keep, by file."""
     lines = [line for line in collect(output) if line.accuracy and line.latency]
     new: dict[str, list[_Row]] = {
+        ABLATION: [*ablation.gather(output, ablation.RECIPE)],
         ACCURACY: [line.accuracy for line in lines if line.accuracy],
         LATENCY: [line.latency for line in lines if line.latency],
     }
-    return new | {name: _latest(read(output / "bench" / name), key) for name, key in _KEYS.items() if name not in new}
+    for name, key in _KEYS.items():
+        path = output / "bench" / name
+        there = read(path)
+        new.setdefault(name, _latest(there, key))
+        for row in new[name]:
+            if problem := unclean(row):
+                where = f"{path}:{there.index(dict(row)) + 1}" if row in there else output / row["name"]
+                raise ArtefactError(f"{where}: {problem} with `{KINDS[name].command}`")
+    return new
 
 
 def _latest(rows: Sequence[_Row], key: Callable[[_Row], Any]) -> list[_Row]:
-    """Of each key the rows of the last run; rows without a run are runs of their own."""
-    last = {key(row): row.get("run", index) for index, row in enumerate(rows)}
-    return [row for index, row in enumerate(rows) if row.get("run", index) == last[key(row)]]
+    """Of each key the rows of the last run."""
+    last = {key(row): row["run"] for row in rows}
+    return [row for row in rows if row["run"] == last[key(row)]]
 
 
 def _merged(old: Sequence[_Row], new: Sequence[_Row], key: Callable[[_Row], Any]) -> list[_Row]:
@@ -106,9 +150,32 @@ def _merged(old: Sequence[_Row], new: Sequence[_Row], key: Callable[[_Row], Any]
     return [*(row for row in old if key(row) not in replaced), *new]
 
 
+def _kept(results: Path, name: str) -> list[dict[str, Any]]:
+    """The kept rows of a file.
+
+    Raises:
+        ArtefactError: one is of a commit that is not clean.
+    """
+    rows = read(results / name)
+    for number, row in enumerate(rows, start=1):
+        if problem := unclean(row):
+            raise ArtefactError(f"{results / name}:{number}: {problem} with `{KINDS[name].command}`")
+    return rows
+
+
+def _of_one_machine(rows: Sequence[_Row], table: str) -> None:
+    """Raises ArtefactError where the rows of a table are of several machines."""
+    found = {json.dumps([row["environment"][name] for name in ("cpu", "flags", "cores")]) for row in rows}
+    sizes = {row["environment"].get("memory_gb") for row in rows} - {None}
+    if len(found) > 1 or len(sizes) > 1:
+        told = ", ".join([*sorted(found), *(f"{size} GB" for size in sorted(sizes))])
+        raise ArtefactError(f"rows of {table}: expected one machine, got {told}; measure all of them on one")
+
+
 def groups(results: Path) -> dict[str, list[Line]]:
     """Data set -> its artefacts' lines, as the kept rows have them, in the order of their names."""
-    accuracy, latency = read(results / ACCURACY), read(results / LATENCY)
+    accuracy, latency = _kept(results, ACCURACY), _kept(results, LATENCY)
+    _of_one_machine(latency, LATENCY)
     found: dict[str, dict[str, _Row]] = {}
     for row in accuracy:
         if row["split"] == "test":
@@ -127,27 +194,27 @@ def _cores(row: _Row) -> int:
 
 
 def render(name: str, results: Path) -> str:
-    """The table of this name, as text, from the kept rows alone.
+    """The table of this name, as text, from the kept rows alone; a sentence where none of its kind are kept yet.
 
     Raises:
+        ArtefactError: its rows are of several machines, or one is of a commit that is not clean.
         UsageError: there are no such rows; lists close names.
     """
-    lines = groups(results)
-    others = {"compare": COMPARE, "trained": COMPARE, "serving": SERVING, "start": START, "soak": SOAK}
-    others |= {"attacks": ATTACKS, "race": RACE}
-    measured = {key: rows for key, file in others.items() if (rows := read(results / file))}
-    if name in lines:
+    if name not in BLOCKS:
+        lines = groups(results)
+        if name not in lines:
+            raise unknown_name("rows", name, [*lines, *BLOCKS])
         return _fenced(plain(table_of(lines[name])))
-    if name not in measured:
-        raise unknown_name("rows", name, [*lines, *measured])
-    rows = measured[name]
-    if others[name] == COMPARE:
-        # Times of other batches and threads are kept, too, and cannot stand beside these.
-        beside = [row for row in rows if row["batch"] == 1 and row["threads"] == _cores(row)]
-        return _fenced(summary_table(beside, random=name == "compare"))
-    tables = {SERVING: serving_table, START: start.markdown, SOAK: soak_tables.faults}
-    tables |= {ATTACKS: soak_tables.attacks, RACE: race_table}
-    return tables[others[name]](rows)
+    file, table = BLOCKS[name]
+    rows = _kept(results, file)
+    _of_one_machine(rows, name)
+    return table(rows) if rows else f"No rows are kept yet; `{KINDS[file].command}` measures them."
+
+
+def _compared(rows: Sequence[_Row], *, random: bool) -> str:
+    # Times of other batches and threads are kept, too, and cannot stand beside these.
+    beside = [row for row in rows if row["batch"] == 1 and row["threads"] == _cores(row)]
+    return _fenced(summary_table(beside, random=random))
 
 
 def _fenced(text: str) -> str:

@@ -101,6 +101,7 @@ def timing_row(
             "artefact": path.parent.name,
             "file": path.name,
             "digest": predictor.digest,
+            "graph": predictor.card.inform.graph,
             **engine_fields(predictor),
             "model": model,
             "batch": batch,

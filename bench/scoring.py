@@ -28,7 +28,7 @@ from bench.rows import stamp
 from serve.bulk.inputs import open_source
 from serve.bulk.score import ScoreConfig, score
 from zoo.artefact.clock import alternate
-from zoo.artefact.onnx_file import read_card
+from zoo.artefact.environment import load_average
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, DataError, ImageError, UsageError
 from zoo.base.files import graph_paths, sha256_file
@@ -94,6 +94,7 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         raise DataError(f"{config.source}: the references read image files; name a folder or a glob of them")
     workers = config.workers or cores()
     chosen = Predictor(path, threads=config.threads, engine=config.engine)
+    load = load_average()
     turns = [
         Turn(
             way=way,
@@ -114,9 +115,11 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     fastest = [max(rates[way][number] for way in REFERENCES) for number in range(config.rounds)]
     share = ratio(rates[_SCORE], fastest)
     return stamp() | {
-        "artefact": read_card(path).name,
+        "artefact": chosen.card.name,
         "file": path.name,
         "digest": sha256_file(path),
+        "graph": chosen.card.inform.graph,
+        "load_average": load,
         "source": config.source,
         "executor": "embedded",
         **engine_fields(chosen),
@@ -125,6 +128,7 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         "batch": config.batch,
         "n": source.rows,
         "rounds": config.rounds,
+        "round_images_per_s": rates,
         "images_per_s": median(rates[_SCORE]),
         "references": {way: median(rates[way]) for way in REFERENCES},
         "ratio": share.value,

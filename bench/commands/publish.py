@@ -13,7 +13,12 @@ from zoo.base.files import output_root
 
 __all__ = ["DOCUMENTS", "publish"]
 
-DOCUMENTS = [Path("README.md"), Path("docs/benchmarks.md"), Path("docs/tutorials/lora.md")]
+DOCUMENTS = [
+    Path("README.md"),
+    Path("docs/benchmarks.md"),
+    Path("docs/tutorials/lora.md"),
+    Path("zoo/recipes/README.md"),
+]
 
 
 @bench.command()
@@ -24,9 +29,9 @@ def publish(
         typer.Option(help="Markdown file with tables. Repeatable. Default: those of this repository that have some."),
     ] = None,
 ) -> None:
-    """Keep the latest rows, and make the README's tables of them.
+    """Keep the latest rows, and make the documents' tables of them.
 
-    From output/bench; draws the Pareto front as well.
+    From output/bench, and of an ablation from its checkpoints; draws the Pareto front as well.
     """
     from bench.publish import publish as keep
 

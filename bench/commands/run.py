@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,9 +17,10 @@ from compress.commands.chain import compress
 from compress.commands.prune import why_not_prunable
 from compress.commands.quantize import export
 from zoo.base.commandline import TRAIN, AsJson, Force, Resume, app, short
+from zoo.base.errors import UsageError
 from zoo.base.files import GRAPH, INT8_GRAPH, PROJECT, output_root
 from zoo.base.names import PRUNED
-from zoo.base.progress import note
+from zoo.base.progress import Chain, chain, note
 from zoo.commands.runs import (
     BatchSize,
     Data,
@@ -86,34 +90,77 @@ def run(
         # From here on the network that was chosen is a named one.
         model = runs[0].model
     names = [run.artefact for run in runs]
-    begin = time.monotonic()
+    said_by = recipe or ("folder" if data or model else "quickstart")
     note(
         f"{', '.join(names)}: trained, pruned, exported, quantized, measured. Minutes, as the recipe says: "
-        f"{said(recipe or ('folder' if data or model else 'quickstart'), 'Minutes') or 'nothing'}"
+        f"{said(said_by, 'Minutes') or 'nothing'}"
     )
-
-    def step(number: int, what: str) -> None:
-        note(f"[{number}/5] {what}; {tqdm.format_interval(time.monotonic() - begin)} so far")
-
-    step(1, "train")
-    train(recipe, data, model, weights, settings=settings, only=names, resume=resume, force=force, as_json=as_json)
     models = [run for run in runs if run.role == "model"]
     pruned = [run.artefact for run in models if not (run.model and why_not_prunable(run))]
-    if pruned:
-        step(2, "prune, and recover what that cost")
-        compress(recipe, data, model, settings, pruned, resume=resume, force=force, as_json=as_json)
-    step(3, "export and quantize")
-    export(None, recipe, True, data, model, settings, names, force=force, as_json=as_json)
-    places = [output_root() / f"{name}{ending}" for name in names for ending in ("", PRUNED)]
-    made = [folder for folder in places if (folder / GRAPH).is_file()]
-    step(4, "measure accuracy on test images")
-    bench_accuracy(made, missing=True, as_json=as_json)
-    step(5, "measure latency, the files in turns")
-    latency(made, missing=True, as_json=as_json)
+
+    def made() -> list[Path]:
+        places = [output_root() / f"{name}{ending}" for name in names for ending in ("", PRUNED)]
+        return [folder for folder in places if (folder / GRAPH).is_file()]
+
+    steps: dict[str, Callable[[], None]] = {
+        "train": lambda: train(
+            recipe, data, model, weights, settings=settings, only=names, resume=resume, force=force, as_json=as_json
+        ),
+        "prune, and recover what that cost": lambda: compress(
+            recipe, data, model, settings, pruned, resume=resume, force=force, as_json=as_json
+        ),
+        "export and quantize": lambda: export(
+            None, recipe, True, data, model, settings, names, force=force, as_json=as_json
+        ),
+        "measure accuracy on test images": lambda: bench_accuracy(made(), missing=True, as_json=as_json),
+        "measure latency, the files in turns": lambda: latency(made(), missing=True, as_json=as_json),
+    }
+    announced = step_minutes(said_by)
+    if announced and len(announced) != len(steps):
+        raise UsageError(f"{said_by}: # Steps: expected {len(steps)} numbers of minutes, got {announced}")
+    _take(
+        steps,
+        announced,
+        as_announced=not (data or model or weights or settings or only),
+        skipped=() if pruned else (1,),
+    )
     list_artefacts(as_json=as_json)
-    of_models = [folder for folder in made if folder.name.removesuffix(PRUNED) in {run.artefact for run in models}]
-    for line in next_steps(max(of_models or made, key=_validation)):
+    there = made()
+    of_models = [folder for folder in there if folder.name.removesuffix(PRUNED) in {run.artefact for run in models}]
+    for line in next_steps(max(of_models or there, key=_validation)):
         note(line)
+
+
+def step_minutes(recipe: str) -> list[float]:
+    """How many minutes the steps took where a recipe was tried, as it says itself; empty: it does not."""
+    return [float(number) for number in re.findall(r"(?:^|, )(\d+(?:\.\d+)?) ", said(recipe, "Steps"))]
+
+
+def _take(
+    steps: Mapping[str, Callable[[], None]], minutes: list[float], *, as_announced: bool, skipped: tuple[int, ...]
+) -> None:
+    """Take steps in turn; say before each what is over and what is left, and at the end what each took.
+
+    Args:
+        steps: by what they are called.
+        minutes: of each where the recipe was tried; empty: unknown.
+        as_announced: whether this is what was tried, so that its minutes count before a step has ended here.
+        skipped: places of steps that are left out.
+    """
+    shares = [0.0 if place in skipped else share for place, share in enumerate(minutes or [1.0] * len(steps))]
+    whole = Chain(shares, 60 * sum(shares) if minutes and as_announced else None)
+    begin, took = time.monotonic(), []
+    with chain(whole) if minutes else nullcontext():
+        for place, (what, act) in enumerate(steps.items()):
+            whole.begin()
+            begun = time.monotonic()
+            left = whole.left() if minutes else None
+            told = "" if left is None else f", about {tqdm.format_interval(left)} left"
+            if place not in skipped:
+                note(f"[{place + 1}/{len(steps)}] {what}; {tqdm.format_interval(begun - begin)} so far{told}")
+                act()
+            took.append((time.monotonic() - begun) / 60)
+    note(f"minutes of the steps: {', '.join(f'{spent:.1f}' for spent in took)}")
 
 
 def _validation(artefact: Path) -> float:

@@ -23,6 +23,7 @@ from bench.load.load_spec import Job
 from bench.load.search import Search, Step, search
 from bench.load.server_under_test import Answer, Target, ask, requests_of
 from bench.rows import now, stamp
+from zoo.artefact.environment import load_average
 from zoo.base.errors import ArtefactError, UsageError, unknown_name
 from zoo.base.progress import note
 
@@ -179,6 +180,7 @@ def _common(target: Target, images: Sequence[tuple[str, bytes]], config: LoadCon
             "first": images[0][0],
         },
         "settings": settings,
+        "load_average": load_average(),
     }
 
 

@@ -127,7 +127,7 @@ def compare(
         "rounds": config.latency.rounds,
         "warmup": config.latency.warmup,
         "pace_seconds": PACE_SECONDS,
-        "load": load,
+        "load_average": load,
     } | stamp("torch", "timm", "openvino", "nncf")
     common["environment"] = common["environment"] | {"provider": "CPUExecutionProvider"}
     rows = [
@@ -245,6 +245,7 @@ def _what(network: Network, name: str) -> dict[str, Any]:
         "form": network.form,
         "file": path.name,
         "digest": sha256_file(path),
+        "graph": None if path.name == CHECKPOINT else graph.read_card(path).inform.graph,
         "variant": name,
         "precision": PEERS[name].precision,
         "weights": "trained" if _trained(network) else "random",

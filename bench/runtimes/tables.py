@@ -149,7 +149,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     """The same as a Markdown page, with the command and the environment."""
     first = rows[0]
     counts = sorted(row["n"] for row in rows)
-    loads = [row["load"] for row in rows if row["load"] is not None]
+    loads = [row["load_average"] for row in rows if row["load_average"] is not None]
     facts = [
         f"command: `{command}`",
         f"latency: batch {first['batch']}, threads {first['threads']}, {first['rounds']} processes per variant that "

@@ -23,6 +23,7 @@ from bench.serving.reference_processes import REFERENCES, References, references
 from bench.serving.server import Server, serving, watching
 from serve.models.folder import SUFFIXES
 from zoo.artefact.card import Card
+from zoo.artefact.environment import load_average
 from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import preprocess
@@ -111,7 +112,7 @@ def measure(artefact: Path, config: ServingConfig) -> list[dict[str, Any]]:
     card, image = read_card(artefact), config.image.read_bytes()
     preprocess(image, card.use.input)  # a file that is no image fails here, with a sentence
     # One engine for all: server and pipelines would choose by different numbers of threads.
-    fields = engine_fields(Predictor(artefact, engine=config.engine))
+    fields = engine_fields(Predictor(artefact, engine=config.engine)) | {"load_average": load_average()}
     engine = fields["engine"]
     with (
         alone(artefact) as models,
@@ -258,6 +259,7 @@ def _rows(
         "artefact": artefact.resolve().parent.name,
         "file": artefact.name,
         "digest": sha256_file(artefact),
+        "graph": card.inform.graph,
         "image": {"name": config.image.name, "bytes": config.image.stat().st_size},
     } | stamp()
     best = {
@@ -295,6 +297,7 @@ def _row(load: Load, config: ServingConfig, share: float | None) -> dict[str, An
         "connections": load.connections,
         "seconds": load.seconds or config.seconds,
         "rounds": len(load.rates),
+        "round_images_per_s": [round(rate, 3) for rate in load.rates],
         "images_per_s": round(load.rate, 3),
         "ratio": None if share is None else round(share, 4),
         "n": len(load.samples_ms),

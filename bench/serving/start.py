@@ -12,6 +12,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -26,7 +27,7 @@ from bench.serving.measure import alone
 from bench.serving.server import Server, serving
 from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Resize, Use
 from zoo.artefact.environment import environment_text
-from zoo.artefact.onnx_file import write
+from zoo.artefact.onnx_file import read_card, write
 from zoo.artefact.predictor import Predictor, draw_golden
 from zoo.base.errors import ArtefactError, UsageError
 from zoo.base.files import GRAPH, sha256_file
@@ -87,6 +88,7 @@ def _starts(models: Path, rounds: int) -> list[dict[str, Any]]:
         "artefact": files[0].parent.name,
         "file": files[0].name,
         "digest": sha256_file(files[0]),
+        "graph": read_card(files[0]).inform.graph,
         "models": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "rounds": rounds,
@@ -187,7 +189,7 @@ def _convolutions(channels: int) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line per case: medians of the starts, and memory in MB after the first prediction."""
     memory = [f"{process} {kind}" for process in ("worker", "supervisor") for kind in ("RSS", "PSS", "USS")]
     heading = ["models", "MB", "<files", "starts", "ready s", "predicted s", *memory]

@@ -18,6 +18,7 @@ from rich.table import Table
 from bench.rows import stamp
 from bench.training.folders import READ_BY_ALL, class_folders
 from zoo.artefact.clock import alternate
+from zoo.artefact.environment import load_average
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.machine import allocator_variables, cores
 from zoo.base.progress import track
@@ -94,6 +95,7 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {
         (model, variant): [] for model in config.models for variant in config.measured
     }
+    load = load_average()
     with class_folders(dataset.labels, chosen) as folder:
         commands, environments = {}, {}
         for model, variant in answers:
@@ -122,6 +124,7 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
         "epochs": epochs,
         "threads": threads,
         "rounds": config.rounds,
+        "load_average": load,
     } | stamp("timm", "torch")
     return [
         common | {"model": model, "variant": variant} | _summary(found, answers[model, config.measured[0]], config.part)

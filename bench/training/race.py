@@ -24,6 +24,7 @@ from bench.training.contestants import CONTESTANTS, OURS, PEERS, Course, fine_tu
 from bench.training.folders import class_folders
 from bench.training.racer import Job
 from zoo.artefact.clock import alternate
+from zoo.artefact.environment import load_average
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import sha256_file
 from zoo.base.machine import allocator_variables, cores
@@ -192,6 +193,7 @@ def _common(dataset: Dataset, config: RaceConfig) -> dict[str, Any]:
         "rounds": config.rounds,
         "n": len(dataset.splits["train"]),
         "validation_n": len(dataset.splits["validation"]),
+        "load_average": load_average(),
     } | stamp("timm", "torch", "fastai")
 
 

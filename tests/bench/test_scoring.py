@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import bench.scoring
-from bench.rows import REQUIRED, SCORE
+from bench.rows import SCORE, append, read
 from bench.scoring import REFERENCES, SpeedConfig, Turn, measure_speed, take_turn
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.base.errors import ArtefactError, DataError, UsageError
@@ -50,7 +50,7 @@ def test_two_threads_share_the_pictures(place):
     assert take_turn(_turn(place, "threads", workers=2))["images_per_s"] > 0
 
 
-def test_the_row(place, monkeypatch):
+def test_the_row(place, monkeypatch, tmp_path):
     rates = {
         "score": (90.0, 60.0, 80.0),
         "session threads": (1, 1, 1),
@@ -66,7 +66,9 @@ def test_the_row(place, monkeypatch):
 
     monkeypatch.setattr(bench.scoring, "alternate", alternate)
     row = measure_speed(SpeedConfig(artefact=place / "model.onnx", source=str(place / "photos"), rounds=3, workers=2))
-    assert set(row) >= REQUIRED[SCORE]
+    append(tmp_path / SCORE, [row])
+    assert read(tmp_path / SCORE) == [json.loads(json.dumps(row))]
+    assert row["round_images_per_s"] == {way: list(found) for way, found in rates.items()}
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (0.9, 0.8, 1.0)
     assert row["references"] == {"session threads": 1, "threads": 50, "processes": 75}
     assert (row["n"], row["images_per_s"], row["engine"]) == (6, 80, "onnxruntime")

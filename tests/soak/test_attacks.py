@@ -60,7 +60,8 @@ def test_the_working_network_answers(tmp_path):
 
 def _row(name, **changed):
     row = {"attack": name, "n": 9, "failed": 0, "p99_alone_ms": 2.0, "p99_ms": 6.0, "times": 3.0, "grew_mb": 1.0}
-    row |= {"seconds": 1.0, "honest_per_second": 9.0}
+    row |= {"seconds": 1.0, "honest_per_second": 9.0, "status": {"200": 9}, "errors": {}, "same_worker": True}
+    row |= {"p50_alone_ms": 1.0, "p50_ms": 2.0}
     return {**row, "attackers": {"408": 2}, "ok": True, **changed}
 
 

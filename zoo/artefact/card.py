@@ -324,7 +324,7 @@ class LineageEntry:
     commit: str | None = None
     """Commit of the code that ran."""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """What the stage did, in numbers."""
+    """What the stage did, in numbers; of a training also where and when (the `environment` that rows name, too)."""
     seconds: float = 0.0
 
 

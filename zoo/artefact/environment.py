@@ -13,7 +13,7 @@ import onnxruntime
 
 from zoo.artefact.engines.runtimes import default_providers
 from zoo.base.files import code_commit
-from zoo.base.machine import installed_version, processor
+from zoo.base.machine import installed_version, processor, total_memory
 
 __all__ = ["environment", "environment_text", "load_average"]
 
@@ -25,7 +25,9 @@ def environment(*packages: str) -> dict[str, Any]:
     Args:
         packages: others whose version belongs to the number; those that are not installed are left out.
     """
+    memory = total_memory()
     return processor() | {
+        "memory_gb": None if memory is None else max(1, round(memory / 1e9)),
         "provider": default_providers()[0],
         "versions": {
             "python": platform.python_version(),
@@ -41,9 +43,10 @@ def environment_text(found: Mapping[str, Any]) -> str:
     """A line about the machine."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     flags = ", ".join(found["flags"]) or "no known vector extensions"
+    memory = f", {found['memory_gb']} GB" if found.get("memory_gb") else ""
     return (
-        f"{found['cpu']} ({flags}), {found['cores']} cores, {found['system']}, {found['provider']}; {versions}; "
-        f"commit {found['commit']}"
+        f"{found['cpu']} ({flags}), {found['cores']} cores{memory}, {found['system']}, {found['provider']}; "
+        f"{versions}; commit {found['commit']}"
     )
 
 

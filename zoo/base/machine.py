@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -21,6 +22,7 @@ __all__ = [
     "keep_freed_memory",
     "peak_bytes",
     "processor",
+    "total_memory",
 ]
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
@@ -34,6 +36,9 @@ _MALLOPT = {
     "MALLOC_TOP_PAD_": (-2, 64 << 20),
 }
 """mallopt(3): variables, parameters, bytes. Only an allocation of a GiB is still given back at once."""
+_LIMIT = {True: "memory.max", False: "memory.limit_in_bytes"}
+"""By whether the control groups are of version 2."""
+_UNLIMITED = 1 << 62
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
@@ -71,8 +76,17 @@ def available_memory() -> int:
         import psutil
 
         return int(psutil.virtual_memory().available)
-    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    return max(0, min(int(fields["MemAvailable"].split()[0]) << 10, *_left_in_groups()))
+    return max(0, min(_meminfo("MemAvailable"), *_left_in_groups()))
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this process could have if nothing else ran; None where the system does not tell.
+
+    Those of the system, or as many as the control groups around the process allow (containers).
+    """
+    if not _MEMINFO.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    return min(_meminfo("MemTotal"), *_limits_of_groups())
 
 
 def allocator_variables(*, kept: bool) -> dict[str, str | None]:
@@ -116,15 +130,26 @@ def peak_bytes() -> int:
     return most if sys.platform == "darwin" else most << 10
 
 
+def _meminfo(name: str) -> int:
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return int(fields[name].split()[0]) << 10
+
+
 def _left_in_groups() -> Iterator[int]:
     """Bytes that each control group leaves which has a limit; at least one number, however large."""
-    yield 1 << 62
+    yield _UNLIMITED
     for second, group in _groups("memory"):
-        names = ("memory.max", "memory.current", "inactive_file")
-        if not second:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        if (left := _left(group, *names)) is not None:
+        names = ("memory.current", "inactive_file") if second else ("memory.usage_in_bytes", "total_inactive_file")
+        if (left := _left(group, _LIMIT[second], *names)) is not None:
             yield left
+
+
+def _limits_of_groups() -> Iterator[int]:
+    """Bytes that each control group allows which has a limit; at least one number, however large."""
+    yield _UNLIMITED
+    for second, group in _groups("memory"):
+        with contextlib.suppress(OSError, ValueError):  # a group without the file, or with `max` in it
+            yield int((group / _LIMIT[second]).read_text())
 
 
 def _quotas() -> Iterator[float]:

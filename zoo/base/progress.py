@@ -1,26 +1,92 @@
-"""Progress on standard error, with an estimate of the time left: a bar on a terminal, elsewhere a line now and then."""
+"""Progress on standard error, with an estimate of the time left: a bar on a terminal, elsewhere a line now and then.
+
+Within :func:`chain` both also say how long all of its steps will take together.
+"""
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["note", "track"]
+__all__ = ["Bar", "Chain", "chain", "note", "track"]
 
 LINE_SECONDS = 30.0
 """Between two lines where there is no terminal; what takes less has none."""
+_UP_TO_DATE_SECONDS = 3.0
+"""A step that took less had nothing to do, and says nothing of how fast others are."""
 
 T = TypeVar("T")
+
+
+class Chain:
+    """Steps one after the other, and how long those that are left will take by the pace of those that have ended.
+
+    Args:
+        shares: of each step, how long it takes beside the others.
+        seconds: of all steps, as somebody announced them; None: unknown until one has ended.
+    """
+
+    def __init__(self, shares: Sequence[float], seconds: float | None = None) -> None:
+        self.shares, self.pace = shares, seconds / sum(shares) if seconds else None
+        self.begun: list[float] = []
+        """When each step began that has begun."""
+
+    def begin(self) -> None:
+        """The next step begins, and with it ends the one before."""
+        self.begun.append(time.monotonic())
+        took = [later - begin for begin, later in itertools.pairwise(self.begun)]
+        ended = zip(took, self.shares, strict=False)
+        worked = [(seconds, share) for seconds, share in ended if seconds >= _UP_TO_DATE_SECONDS]
+        if worked:
+            self.pace = sum(seconds for seconds, _ in worked) / sum(share for _, share in worked)
+
+    def left(self) -> float | None:
+        """Seconds until all steps have ended; None: nothing is known yet."""
+        if self.pace is None or not self.begun:
+            return None
+        now, later = self.shares[len(self.begun) - 1], self.shares[len(self.begun) :]
+        return max(0.0, self.pace * now - (time.monotonic() - self.begun[-1])) + self.pace * sum(later)
+
+
+_chain: Chain | None = None
+
+
+@contextmanager
+def chain(steps: Chain) -> Iterator[None]:
+    """Meanwhile, what shows progress also says when all of these steps will have ended."""
+    global _chain
+    before, _chain = _chain, steps
+    try:
+        yield
+    finally:
+        _chain = before
+
+
+def _all_left() -> str:
+    left = _chain.left() if _chain else None
+    return "" if left is None else f"all steps {tqdm.format_interval(left)} left"
+
+
+class Bar(tqdm):  # type: ignore[misc]
+    """A progress bar that ends with what is left of the chain around it."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the bar is drawn from."""
+        found: dict[str, Any] = super().format_dict
+        return found | {"postfix": ", ".join(text for text in (found["postfix"], _all_left()) if text) or None}
 
 
 def track(items: Iterable[T], *, total: int, description: str, **options: Any) -> Iterator[T]:
     """Iterate with a progress bar on a terminal, with a line every LINE_SECONDS elsewhere (a log, a pipe)."""
     if sys.stderr.isatty():
-        return iter(tqdm(items, total=total, desc=description, leave=False, **options))
+        return iter(Bar(items, total=total, desc=description, leave=False, **options))
     return _with_lines(items, total, description)
 
 
@@ -31,7 +97,7 @@ def _with_lines(items: Iterable[T], total: int, description: str) -> Iterator[T]
         if now - last >= LINE_SECONDS:
             last = now
             left = tqdm.format_interval((now - begin) / done * (total - done)) if done else "?"
-            note(f"{description}: {done:,} of {total:,}, {left} left")
+            note(", ".join(filter(None, (f"{description}: {done:,} of {total:,}, {left} left", _all_left()))))
         yield item
 
 

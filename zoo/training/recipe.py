@@ -34,6 +34,7 @@ __all__ = [
     "load_recipe",
     "read_toml",
     "recipe_names",
+    "run_names",
     "said",
 ]
 
@@ -292,6 +293,19 @@ def said(name: str, fact: str) -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     found = [line.partition(f"# {fact}:")[2].strip() for line in lines if line.startswith(f"# {fact}:")]
     return found[0] if found else ""
+
+
+def run_names(name: str) -> list[str]:
+    """The names that the runs of a recipe have of their own, in its order.
+
+    Raises:
+        UsageError: no such recipe, not TOML, or a run without a name.
+    """
+    path, document = read_toml(name, _FOLDER, kind="recipe")
+    names = [str(run.get("name", "")) for run in document.get("run", [])]
+    if not names or not all(names):
+        raise UsageError(f"{path}: expected [[run]] tables that all have a name")
+    return names
 
 
 def read_toml(name: str, folder: Path, *, kind: str) -> tuple[Path, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from zoo.artefact.card import Build, Card, Inform, Input, LineageEntry, Lora, Use, advance
+from zoo.artefact.environment import environment
 from zoo.base.errors import ArtefactError, DataError, UsageError
 from zoo.base.files import CHECKPOINT, UNMERGED, code_commit, sha256_file
 from zoo.base.progress import note
@@ -335,7 +337,13 @@ def _train(
         parent=digest,
         seed=run.train.seed,
         commit=code_commit(),
-        summary=_numbers(report) | (settled.summary() if settled else {}),
+        summary={
+            **_numbers(report),
+            **(settled.summary() if settled else {}),
+            "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type,
+            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "environment": environment("torch", "timm"),
+        },
         seconds=report.seconds,
     )
     # A first training has no parent file, so it cannot `advance` a parent's card.

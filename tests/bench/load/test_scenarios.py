@@ -238,7 +238,7 @@ def test_a_table_a_picture_and_sentences_come_from_rows(real, tmp_path):
     draw_load(rows[:1], tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 5_000
     append(tmp_path / LOAD, rows)
-    with pytest.raises(ValueError, match="histogram"):
+    with pytest.raises(ArtefactError, match="histogram: expected a value, got nothing"):
         append(tmp_path / LOAD, [{name: value for name, value in rows[0].items() if name != "histogram"}])
 
 

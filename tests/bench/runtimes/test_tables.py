@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "cpu": "Test CPU",
     "flags": ["avx2"],
     "cores": 2,
+    "memory_gb": 8,
     "system": "Linux",
     "provider": "CPUExecutionProvider",
     "versions": {"onnxruntime": "1.0"},
@@ -42,9 +43,10 @@ def row(artefact: str, variant: str, pace: float, **changes: Any) -> dict[str, A
         "paced_p95_ms": 5 * ms,
         "paced_round_ms": [ms],
         "pace_seconds": 0.005,
-        "load": 0.5,
+        "load_average": 0.5,
     }
-    common |= {"peak_mb": 123.4, "environment": ENVIRONMENT, "time": "now", "digest": "d", "file": "model.onnx"}
+    common |= {"peak_mb": 123.4, "environment": ENVIRONMENT, "time": "2026-12-01T00:00:00+00:00"}
+    common |= {"digest": "d" * 64, "graph": None, "file": "model.onnx", "p99_ms": 9.0, "parameters": 7}
     return common | changes
 
 

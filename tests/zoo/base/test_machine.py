@@ -58,6 +58,14 @@ def test_without_groups_it_is_the_systems(system):
     assert machine.available_memory() == 10 * GIB
 
 
+def test_all_memory_is_the_systems_or_what_the_groups_allow(system):
+    assert machine.total_memory() == 20 * GIB
+    (system / "own").write_text("0::/batch/job\n")
+    _group(system / "groups/batch", 4 * GIB, 3 * GIB, 0)
+    _group(system / "groups/batch/job", "max", 3 * GIB, 0)
+    assert machine.total_memory() == 4 * GIB
+
+
 @pytest.mark.parametrize("own", ["/", "/batch/job"])
 def test_the_smallest_limit_counts_and_cached_files_are_free(system, own):
     (system / "own").write_text(f"0::{own}\n")

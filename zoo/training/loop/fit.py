@@ -44,6 +44,8 @@ class FitReport:
     """That were trained: fewer than were asked for where the training ended before."""
     seconds: float
     """Over all sessions of a resumed run."""
+    cpu_seconds: float
+    """Processor time of all threads of this process meanwhile, validation included."""
     trainable: int
     """How many weights could change."""
     precision: str
@@ -138,6 +140,7 @@ def fit(
         validation_top1=state.best_top1,
         epochs=state.epoch,
         seconds=round(state.seconds, 1),
+        cpu_seconds=round(run.cpu_seconds, 1),
         trainable=trained,
         precision=state.precision,
     )

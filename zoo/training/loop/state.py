@@ -35,6 +35,8 @@ class RunState:
     """Sum of their losses."""
     seconds: float = 0.0
     """Over all sessions."""
+    cpu_seconds: float = 0.0
+    """Of the sessions before this one, and where it is written, of this one too."""
     precision: str = ""
     """float32 or bf16, once that is settled."""
     best_epoch: int = -1

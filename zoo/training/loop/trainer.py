@@ -19,10 +19,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from zoo.base.errors import TrainingError, UsageError
-from zoo.base.progress import note
+from zoo.base.progress import Bar, note
 from zoo.base.seeds import generator_for, seed_of
 from zoo.data.decoded import DecodedImages, epoch_order
 from zoo.networks.stages import Stage, eval_frozen, is_batch_norm, live_norms, phases, stages, trained_at
@@ -114,6 +113,7 @@ class Trainer:
         self.held: MaskedUpdate | None = None
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
+        self.begun_cpu = time.process_time()
         self.shadow: nn.Module | None = None
         """With SyncBatchNorm: the network that steps call, whose parameters and statistics are the model's."""
 
@@ -288,7 +288,7 @@ class Trainer:
         if self.shadow is not None:
             _copy_modes(self.model, self.shadow)
         hidden = not (self.world.first and sys.stderr.isatty())
-        with tqdm(total=len(chunks), initial=state.step, desc=label, leave=False, disable=hidden) as bar:
+        with Bar(total=len(chunks), initial=state.step, desc=label, leave=False, disable=hidden) as bar:
             for inputs, targets in feed.batches(epoch, chunks, state.step):
                 torch.manual_seed(seed_of(config.seed, epoch, state.step, "dropout", self.world.rank))
                 rows = len(chunks[state.step])
@@ -426,6 +426,11 @@ class Trainer:
                 self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         return top1, loss
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of all threads of this process, over all sessions."""
+        return self.state.cpu_seconds + time.process_time() - self.begun_cpu
+
     def save(self, seconds: float) -> None:
         """Write state.pt and log.csv.
 
@@ -437,7 +442,7 @@ class Trainer:
             tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
             if self.average is not None:
                 tensors["average"] = self.average.state
-            state = dataclasses.replace(self.state, seconds=seconds)
+            state = dataclasses.replace(self.state, seconds=seconds, cpu_seconds=self.cpu_seconds)
             write_state(self.folder / STATE, self.fingerprint, state, tensors)
             if state.history:
                 write_log(self.folder / LOG, state.history)
