@@ -64,7 +64,6 @@ JUDGED = {
     ("explain", "confusion"): "measure it on --split test",
     ("explain", "training"): "take choices on the artefact that was refitted",
     ("report",): "measure it on --split test",
-    ("bench", "accuracy", "--split", "validation"): "measure it on --split test",
     ("bench", "compare", "--accuracy", "--peers", "ort"): "a refit was trained on them",
     ("decoding",): "a refit was trained on them",
     ("quantize",): "--calibrate FOLDER compares its answers on other images",

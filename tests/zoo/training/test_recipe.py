@@ -150,7 +150,7 @@ def test_every_recipe_is_in_the_list_of_recipes():
 
 
 def test_the_projects_recipes_are_found():
-    assert len(recipe_names()) == 20
+    assert len(recipe_names()) == 17
 
 
 @pytest.mark.parametrize("name", recipe_names())
