@@ -16,7 +16,7 @@ from zoo.base.files import CHECKPOINT, sha256_file
 from zoo.base.progress import note
 from zoo.base.tables import markdown_table
 from zoo.networks.checkpoint import read_card
-from zoo.training.recipe import recipe_names, run_names
+from zoo.training.recipe import run_names
 
 __all__ = ["RECIPE", "gather", "markdown"]
 
@@ -30,13 +30,12 @@ def gather(output: Path, recipe: str) -> Iterator[dict[str, Any]]:
 
     Args:
         output: the folder of artefacts.
-        recipe: name, or path of a TOML file; no rows where there is none of this name.
+        recipe: name, or path of a TOML file.
 
     Raises:
         ArtefactError: a checkpoint that cannot be read.
+        UsageError: no such recipe.
     """
-    if not recipe.endswith(".toml") and recipe not in recipe_names():
-        return
     names = run_names(recipe)
     paths = {name: output / name / CHECKPOINT for name in names}
     cards = {name: read_card(path) for name, path in paths.items() if path.is_file()}

@@ -218,7 +218,7 @@ cat     FP32         OpenVINO     90.0  10.00  OpenVINO       same         90.0 
 
 accuracy: n = 12 images of tiny, split validation
 noise: one file in ONNX Runtime twice is 1.00 to 1.00 times as fast, intervals 1.00 to 1.00 (n = 2 networks)
-machine: Test CPU (avx2), 2 cores, Linux, CPUExecutionProvider; onnxruntime 1.0; commit abc\
+machine: Test CPU (avx2), 2 cores, 8 GB, Linux, CPUExecutionProvider; onnxruntime 1.0; commit abc\
 """
 
 
