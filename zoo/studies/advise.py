@@ -293,7 +293,10 @@ def _warnings(facts: Facts, similarity: str) -> tuple[str, ...]:
 
 def _run(run: Run, strategy: str, similarity: str, facts: Facts, *, small: bool, balanced: bool) -> Run:
     """The run with what the strategy needs."""
-    batch = 64 if facts.images >= 2000 else 32 if facts.images >= 64 else 16
+    norm = "freeze" if small else "update"
+    batch = FitConfig(batch_size=0).for_images(facts.images).batch_size
+    if norm == "update" or strategy == "scratch":
+        batch = max(32, batch)  # the variance of fewer images is not that of all
     epochs = math.ceil((6 if strategy == "scratch" else 1) * STEPS * batch / facts.images)
     common: dict[str, Any] = {
         "epochs": min(max(epochs, 5), 100 if strategy == "scratch" else 30),
@@ -302,7 +305,6 @@ def _run(run: Run, strategy: str, similarity: str, facts: Facts, *, small: bool,
         "augment": _augment(facts, strategy),
         "class_weights": "balanced" if balanced else "none",
     }
-    norm = "freeze" if small else "update"
     changes: dict[str, dict[str, Any]] = {
         # A new head on frozen features can learn fast: nothing that is worth keeping is behind it. A few kept views of
         # each image make an epoch as fast as one over numbers.
