@@ -293,10 +293,8 @@ def _warnings(facts: Facts, similarity: str) -> tuple[str, ...]:
 
 def _run(run: Run, strategy: str, similarity: str, facts: Facts, *, small: bool, balanced: bool) -> Run:
     """The run with what the strategy needs."""
-    norm = "freeze" if small else "update"
-    batch = FitConfig(batch_size=0).for_images(facts.images).batch_size
-    if norm == "update" or strategy == "scratch":
-        batch = max(32, batch)  # the variance of fewer images is not that of all
+    norm = "freeze" if small and strategy != "scratch" else "update"
+    batch = FitConfig(batch_size=0, freeze=Freezing(norm=norm)).for_images(facts.images).batch_size
     epochs = math.ceil((6 if strategy == "scratch" else 1) * STEPS * batch / facts.images)
     common: dict[str, Any] = {
         "epochs": min(max(epochs, 5), 100 if strategy == "scratch" else 30),

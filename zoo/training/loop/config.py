@@ -18,6 +18,7 @@ from zoo.training.loop.optim import ladder, make_optimizer
 __all__ = ["FitConfig", "loss_of", "optimizer_of"]
 
 _BATCHES = (8, 16, 32, 64)
+_LEAST_WITH_NORM = 32
 _STEPS = 50
 
 
@@ -27,7 +28,8 @@ class FitConfig:
 
     epochs: int = 10
     batch_size: int = 64
-    """Images per step; 0: 8, 16, 32 or 64, the most that leave 50 steps an epoch: few images need every step."""
+    """Images per step; 0: 8, 16, 32 or 64, the most that leave 50 steps an epoch, as few images need every step; with
+    `freeze.norm = "update"` at least 32, whose variance BatchNorm takes for that of all."""
     accumulate: int = 1
     """Each batch is computed in so many pieces, to save memory; their gradients add up to the batch's.
     BatchNorm that is not frozen sees the pieces, not the batch."""
@@ -122,8 +124,9 @@ class FitConfig:
         """With a batch size that suits `count` training images, where it is left open."""
         if self.batch_size:
             return self
+        least = _LEAST_WITH_NORM if self.freeze.norm == "update" else _BATCHES[0]
         suitable = [size for size in _BATCHES if size * _STEPS <= count]
-        return dataclasses.replace(self, batch_size=max(suitable, default=_BATCHES[0]))
+        return dataclasses.replace(self, batch_size=max([least, *suitable]))
 
 
 def loss_of(config: FitConfig, labels: torch.Tensor, classes: int) -> Loss:

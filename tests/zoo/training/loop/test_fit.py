@@ -629,14 +629,16 @@ def test_few_labels_need_the_others(tmp_path):
     ("images", "size"), [(1, 8), (799, 8), (800, 16), (1019, 16), (1600, 32), (3200, 64), (10**6, 64)]
 )
 def test_the_batch_follows_from_the_number_of_images_where_it_is_left_open(images, size):
-    assert _config(batch_size=0).for_images(images).batch_size == size
+    frozen, updated = (Freezing(norm=norm) for norm in ("freeze", "update"))
+    assert _config(batch_size=0, freeze=frozen).for_images(images).batch_size == size
+    assert _config(batch_size=0, freeze=updated).for_images(images).batch_size == max(size, 32)
     assert _config(batch_size=7).for_images(images).batch_size == 7
 
 
 def test_an_open_batch_trains_as_the_one_that_it_becomes(tmp_path):
     chosen, given = _net(), _net()
-    _fit(tmp_path / "chosen", chosen, _config(batch_size=0))
-    _fit(tmp_path / "given", given, _config(batch_size=8))
+    _fit(tmp_path / "chosen", chosen, _config(batch_size=0, freeze=Freezing(norm="freeze")))
+    _fit(tmp_path / "given", given, _config(batch_size=8, freeze=Freezing(norm="freeze")))
     for (name, first), second in zip(chosen.state_dict().items(), given.state_dict().values(), strict=True):
         assert torch.equal(first, second), name
 
