@@ -2,7 +2,8 @@
 
 The references read files, decode, preprocess, infer and throw the answers away: one process with as many threads of
 inference as there are cores, one process with a thread and a session per core, and a process per core. Scoring also
-collects, writes parts and makes the result of them. Listing the images and loading the artefact count nowhere. Run as
+collects and writes parts, and lists the images meanwhile, which the references have done before. Loading the artefact
+counts nowhere. Run as
 `python -m bench.scoring JOB`, this module is one such turn.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 from bench.artefact_fields import engine_fields
 from bench.rows import stamp
-from serve.bulk.inputs import open_source
+from serve.bulk.inputs import Source
 from serve.bulk.score import ScoreConfig, score
 from zoo.artefact.clock import alternate
 from zoo.artefact.environment import load_average
@@ -89,8 +90,8 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         DataError: nothing to score, images in a Parquet file, or one that cannot be read.
     """
     path = graph_paths(config.artefact)[-1]
-    source = open_source(config.source, batch=config.batch)
-    if not source.files:
+    files = _files(config.source)
+    if not files:
         raise DataError(f"{config.source}: the references read image files; name a folder or a glob of them")
     workers = config.workers or cores()
     chosen = Predictor(path, threads=config.threads, engine=config.engine)
@@ -126,7 +127,7 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
         "workers": workers,
         "threads": config.threads,
         "batch": config.batch,
-        "n": source.rows,
+        "n": len(files),
         "rounds": config.rounds,
         "round_images_per_s": rates,
         "images_per_s": median(rates[_SCORE]),
@@ -147,7 +148,7 @@ def take_turn(turn: Turn) -> dict[str, Any]:
     """
     if turn.way == _SCORE:
         return _take_score(turn)
-    files = list(open_source(turn.source, batch=turn.batch).files)
+    files = _files(turn.source)
     if turn.way == "processes":
         seconds = _in_processes(turn, files)
     else:
@@ -159,12 +160,16 @@ def take_turn(turn: Turn) -> dict[str, Any]:
     return {"images_per_s": len(files) / seconds}
 
 
+def _files(source: str) -> list[str]:
+    return [file for partition in Source(text=source, size=1 << 12).partitions() for file in partition.files]
+
+
 def _take_score(turn: Turn) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pocketzoo-") as folder:
         config = ScoreConfig(
             artefact=Path(turn.file),
             source=turn.source,
-            out=Path(folder) / "results.parquet",
+            out=f"{folder}/results",
             engine=turn.engine,
             workers=turn.workers,
             threads=turn.threads,
@@ -175,7 +180,7 @@ def _take_score(turn: Turn) -> dict[str, Any]:
     return {"images_per_s": report.images_per_s, "peak_mb": here / 1e6, "worker_peak_mb": there / 1e6}
 
 
-def _loop(predictor: Predictor, files: Sequence[bytes], batch: int) -> None:
+def _loop(predictor: Predictor, files: Sequence[str], batch: int) -> None:
     for first in range(0, len(files), batch):
         data = []
         for file in files[first : first + batch]:
@@ -187,7 +192,7 @@ def _loop(predictor: Predictor, files: Sequence[bytes], batch: int) -> None:
             raise DataError(f"{file!r} or one before it: {error}; remove it to measure speed") from error
 
 
-def _in_threads(predictors: Sequence[Predictor], files: list[bytes], batch: int) -> float:
+def _in_threads(predictors: Sequence[Predictor], files: list[str], batch: int) -> float:
     shares = _shares(files, len(predictors))
     with ThreadPoolExecutor(len(predictors)) as pool:
         begin = time.perf_counter()
@@ -195,7 +200,7 @@ def _in_threads(predictors: Sequence[Predictor], files: list[bytes], batch: int)
         return time.perf_counter() - begin
 
 
-def _in_processes(turn: Turn, files: list[bytes]) -> float:
+def _in_processes(turn: Turn, files: list[str]) -> float:
     context = get_context("spawn")
     all_there = context.Barrier(turn.workers)
     with ProcessPoolExecutor(turn.workers, context, initializer=_load, initargs=(turn, all_there)) as pool:
@@ -211,7 +216,7 @@ def _in_processes(turn: Turn, files: list[bytes]) -> float:
             ) from error
 
 
-def _shares(files: list[bytes], count: int) -> list[list[bytes]]:
+def _shares(files: list[str], count: int) -> list[list[str]]:
     return [files[place::count] for place in range(count)]
 
 
@@ -225,7 +230,7 @@ def _wait(_: int) -> None:
     _all_there.wait()
 
 
-def _share(files: list[bytes], batch: int) -> None:
+def _share(files: list[str], batch: int) -> None:
     _all_there.wait()
     _loop(_predictor, files, batch)
 

@@ -71,7 +71,7 @@ def localised(command: str, made: Path, folder: Path) -> list[str]:
         command = command.replace(image, str(folder / image))
     for long, short in SHORTER.items():
         command = command.replace(long, short)
-    for made_file in ("shipped", "results.parquet"):
+    for made_file in ("shipped", "results"):
         command = command.replace(f" {made_file}", f" {folder / made_file}")
     for stand_in in ("path/to/folder", "path/to/images"):
         command = command.replace(stand_in, str(folder / "photographs"))

@@ -187,5 +187,5 @@ def next_steps(artefact: Path) -> list[str]:
         "next:",
         f"  {where}bentoml serve{service}   # every artefact, and a page to try them at localhost:3000",
         f"  pocketzoo report {folder}   # all there is to know about this one, on one page",
-        f"  pocketzoo score {file} path/to/images --out results.parquet   # predictions for many files",
+        f"  pocketzoo score {file} path/to/images --out results   # predictions for many files",
     ]

@@ -1,270 +1,239 @@
-"""What is to be scored: image files, or rows of Parquet files; listed once, read chunk by chunk."""
+"""What is to be scored, cut into partitions: image files, rows of Parquet files, or tar shards (WebDataset).
+
+Nothing is listed before it is needed: a partition is made when the ones before it are taken. Which inputs it has, and
+what they are called, depends on the source and the settings alone; its digest says whether they are still the same.
+"""
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.bulk.scorer import Chunk, shown
-from zoo.artefact.decode import SUFFIXES
+from serve.bulk.listing import Found, listed, open_file, shown
+from zoo.artefact.decode import SUFFIXES, UNREAD
 from zoo.base.errors import DataError, UsageError, unknown_name
 
-__all__ = ["Source", "Span", "open_source", "read_span"]
+__all__ = ["Partition", "RowRange", "Source", "pass_over", "suffix_of"]
 
 _COLUMNS = ("image", "bytes", "path")
 _MAGIC = b"PAR1"
+_PARQUET = (".parquet", ".pq")
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
-_STEP_ROWS, _STEP_BYTES = 128, 8 << 20
-"""Rows of a chunk, and what images from Parquet files it may hold on average: enough to make the way to a worker and
-back cost little, few enough for several chunks per worker to be in memory."""
+_HELD = 10_000
+"""Parquet files and tar shards before the first image of a folder; with more it is a folder of those."""
+
+_REASONS = 40
+"""Suffixes of files that are counted each on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
-    """A row group of a Parquet file. Plain values: it travels to other processes and machines."""
+class RowRange:
+    """Neighbouring rows of a Parquet file."""
 
     file: str
-    group: int
     column: str
     """Of images, or of their paths."""
-    key: str
-    """Column that names the images; "": none."""
-    row: int
-    """First row in its file."""
-    first: int
-    """First row in the whole source."""
+    key: str | None
+    """Column that names the images."""
+    begin: int
     count: int
-    """Rows."""
-    chunk: int
-    """Number of its first chunk."""
-    step: int
-    """Rows of a chunk; the last one of a row group may have fewer."""
+    rows: int
+    """Of the whole file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """Neighbouring inputs whose rows become one file of the result. Plain values: it travels to other machines.
+
+    It has either files, or rows of a Parquet file, or the images of a tar shard.
+    """
+
+    number: int
+    """Partitions count from zero."""
+    first: int
+    """Row of its first input, through the whole source; 0 for tar shards, whose images nobody has counted."""
+    digest: str
+    """SHA-256 of its inputs: names, sizes and times of change."""
+    files: tuple[str, ...] = field(default=(), repr=False)
+    rows: RowRange | None = None
+    tar: str = ""
+    passed: Counter[str] = field(default_factory=Counter, compare=False)
+    """Members of a tar shard that are no images, by reason; counted while it is read."""
+
+    def __len__(self) -> int:
+        """Inputs; of a tar shard 1."""
+        return len(self.files) or (self.rows.count if self.rows else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Everything to be scored, in the order of the result."""
+    """A folder, a quoted glob, an image, a Parquet file or a tar shard, here or at a URL that fsspec reads.
+
+    A folder's images are known by their suffix (zoo.artefact.decode.SUFFIXES), at any depth; a folder without images
+    means its Parquet files, or its tar shards. A glob means every file it matches, `**` any depth. What is left out
+    (hidden files, links to folders, other suffixes) is counted. Files are sorted as serve.bulk.listing says.
+    """
 
     text: str
     """As the user named it."""
-    digest: str
-    """SHA-256 of the files' paths, sizes and times of change, and of the columns that are read."""
-    rows: int
-    chunks: int
-    step: int = 0
-    """Rows of a chunk of image files; row groups have their own."""
-    files: tuple[bytes, ...] = field(default=(), repr=False)
-    """Image files; none if rows of Parquet files are scored."""
-    spans: tuple[Span, ...] = field(default=(), repr=False)
-    """Row groups of Parquet files; none if image files are scored."""
+    size: int
+    """Inputs of a partition; of tar shards each is one."""
+    column: str | None = None
+    """Of a Parquet file; default: `image`, `bytes` or `path`, else the only column of images. It holds encoded images,
+    structs of `bytes` and `path` (as Hugging Face writes them), or paths and URLs; paths are relative to the working
+    directory or to the Parquet file."""
+    key: str | None = None
+    """Column whose values stand in the result's `path`; default: the image's path, else FILE#ROW."""
+    out: str = ""
+    """Where the result goes: no part of the source, though the folder may hold it."""
 
-    def read(self, start: int) -> Iterator[Chunk]:
-        """The chunks from number `start` on, in order.
+    def partitions(self) -> Iterator[Partition]:
+        """The partitions, in order, listed while they are taken.
 
         Raises:
-            DataError: a Parquet file cannot be read.
+            DataError: nothing is there, there are no images, or a Parquet file cannot be read or lacks the column.
+            UsageError: a column was named but there is no Parquet file, or it does not have it.
         """
-        for number in range(start, self.chunks if self.files else 0):
-            yield _of_files(number, number * self.step, self.files[number * self.step : (number + 1) * self.step])
-        for span in self.spans:
-            if span.chunk + _chunks(span.count, span.step) > start:
-                yield from read_span(span, start=start)
+        kind, found = self._files(Counter())
+        if kind == "tar":
+            for number, shard in enumerate(found):
+                yield Partition(number=number, first=0, digest=_digest([shard]), tar=shard.path)
+        elif kind == "parquet":
+            yield from self._row_ranges(found)
+        else:
+            for number in itertools.count():
+                if not (taken := list(itertools.islice(found, self.size))):
+                    return
+                names = tuple(one.path for one in taken)
+                yield Partition(number=number, first=number * self.size, digest=_digest(taken), files=names)
 
-    def rows_before(self, chunk: int) -> int:
-        """Rows in the chunks before number `chunk`."""
-        if self.files:
-            return min(self.rows, chunk * self.step)
-        return sum(max(0, min(span.count, (chunk - span.chunk) * span.step)) for span in self.spans)
+    def count(self, passed: Counter[str]) -> Iterator[tuple[int, str]]:
+        """List the source without looking at its files: how many inputs were listed so far, and their unit.
+
+        Args:
+            passed: reasons why files are left out, counted on the way.
+        """
+        kind, found = self._files(passed)
+        if kind == "parquet":
+            found = (each for one in found for each in itertools.repeat(one, _opened(one.path)[1].num_rows))
+        for number, _ in enumerate(found, start=1):
+            yield number, "shards" if kind == "tar" else "images"
+
+    def _files(self, passed: Counter[str]) -> tuple[str, Iterator[Found]]:
+        """The files of one kind: images where there are any, else Parquet files or tar shards."""
+        named, found = listed(self.text, passed, out=self.out)
+        held: list[Found] = []
+        kind = ""
+        for one in found:
+            if found_kind := _kind(one.path, named):
+                held.append(one)
+                kind = "images" if found_kind == "images" else kind or found_kind
+                if kind == "images" or len(held) == _HELD:
+                    break
+            else:
+                pass_over(one.path, passed)
+        if not kind:
+            raise DataError(
+                f"{self.text}: the glob matches no file; `**` matches folders at any depth, and quotes keep it whole"
+                if named
+                else f"{self.text}: no images below it; expected files ending in {', '.join(sorted(SUFFIXES))}"
+            )
+        if kind != "parquet" and (self.column or self.key):
+            raise UsageError(f"--column and --key belong to Parquet files; {self.text} has none; leave them out")
+
+        def chosen() -> Iterator[Found]:
+            for one in itertools.chain(held, found):
+                if _kind(one.path, named) == kind:
+                    yield one
+                else:
+                    pass_over(one.path, passed)
+
+        return kind, chosen()
+
+    def _row_ranges(self, found: Iterable[Found]) -> Iterator[Partition]:
+        number = first = 0
+        column = self.column
+        for one in found:
+            schema, metadata = _opened(one.path)
+            column = _choose(schema, column, one.path)
+            if self.key and self.key not in schema.names:
+                raise unknown_name(f"column of {one.path}", self.key, schema.names)
+            rows = metadata.num_rows
+            for begin in range(0, rows, self.size):
+                taken = RowRange(
+                    file=one.path,
+                    column=column,
+                    key=self.key,
+                    begin=begin,
+                    count=min(self.size, rows - begin),
+                    rows=rows,
+                )
+                digest = _digest([one], column, self.key, begin, taken.count)
+                yield Partition(number=number, first=first, digest=digest, rows=taken)
+                number, first = number + 1, first + taken.count
+        if not number:
+            raise DataError(f"{self.text}: no rows to score; name a Parquet file that has some")
 
 
-def open_source(
-    text: str, *, batch: int, column: str | None = None, key: str | None = None, out: Path | None = None
-) -> Source:
-    """List what a folder, a quoted glob, an image or a Parquet file names.
-
-    A folder's images are known by their suffix (zoo.artefact.decode.SUFFIXES), at any depth, hidden files and
-    folders left out; a folder with Parquet files but no images means those. A glob means every file it matches, `**`
-    any depth. Files are sorted by path.
-
-    Args:
-        text: what the user named.
-        batch: rows of an inference, of which a chunk has a whole number.
-        column: of a Parquet file; default: `image`, `bytes` or `path`, else the only column of images. It holds
-            encoded images, structs of `bytes` and `path` (as Hugging Face writes them), or paths, which are relative
-            to the working directory or to the Parquet file.
-        key: column whose values stand in the result's `path`; default: the image's path, else FILE#ROW.
-        out: where the result goes: no part of the source, though the folder or glob may hold it.
-
-    Raises:
-        DataError: nothing is there, there are no images, or a Parquet file cannot be read or lacks the column.
-        UsageError: a column was named but there is no Parquet file, or it does not have it.
-    """
-    files = _list(text, out)
-    parquet = [file for file in files if _is_parquet(file)]
-    if parquet and len(parquet) < len(files):
-        raise DataError(
-            f"{text}: {len(parquet)} Parquet files and {len(files) - len(parquet)} others; name the ones or the others"
-        )
-    if not parquet:
-        if column or key:
-            raise UsageError(f"--column and --key belong to Parquet files; {text} has none; leave them out")
-        step = _step(batch, 0)
-        chunks = _chunks(len(files), step)
-        return Source(text=text, digest=_digest(files), step=step, rows=len(files), chunks=chunks, files=tuple(files))
-    spans = tuple(_spans([os.fsdecode(file) for file in files], column, key, batch))
-    rows, chunks = sum(span.count for span in spans), sum(_chunks(span.count, span.step) for span in spans)
-    if not rows:
-        raise DataError(f"{text}: no rows to score; name a Parquet file that has some")
-    read = [spans[0].column, spans[0].key]
-    return Source(text=text, digest=_digest(files, *read), rows=rows, chunks=chunks, spans=spans)
+def _kind(path: str, named: bool) -> str:
+    """`images`, `parquet` or `tar`; empty where nobody named the file and its suffix is of none of them."""
+    name = path.lower()
+    if name.endswith(_PARQUET):
+        return "parquet"
+    if name.endswith(_TAR):
+        return "tar"
+    if suffix_of(path) in SUFFIXES:
+        return "images"
+    if named and _begins_as_parquet(path):
+        return "parquet"
+    return "images" if named else ""
 
 
-def read_span(span: Span, *, start: int = 0) -> Iterator[Chunk]:
-    """Stream a row group: its chunks from number `start` on; one chunk of images is in memory at a time.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    skip = max(0, start - span.chunk)
-    columns = [span.column, span.key] if span.key else [span.column]
-    waiting: list[dict[str, Any]] = []
-    number, row = span.chunk, 0
+def _begins_as_parquet(path: str) -> bool:
     try:
-        # Without these two settings the whole row group would be in memory, which may be the whole file.
-        with pq.ParquetFile(span.file, pre_buffer=False, buffer_size=1 << 20) as opened:
-            for batch in opened.iter_batches(span.step, row_groups=[span.group], columns=columns):
-                waiting += batch.to_pylist()
-                while len(waiting) >= span.step or (waiting and row + len(waiting) == span.count):
-                    taken, waiting = waiting[: span.step], waiting[span.step :]
-                    if number >= span.chunk + skip:
-                        yield _of_rows(span, number, row, taken)
-                    number, row = number + 1, row + len(taken)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{span.file}: row group {span.group} cannot be read: {error}; write the file again") from error
-
-
-def _list(text: str, out: Path | None) -> list[bytes]:
-    path = Path(text)
-    if path.is_file() and _is_same(path, out):
-        raise DataError(f"{text}: is where the result would go, in place of the images; name another --out")
-    if path.is_dir():
-        found = [file for file in _below(text) if not _is_same(Path(os.fsdecode(file)), out)]
-        pictures = sorted(file for file in found if Path(os.fsdecode(file)).suffix.lower() in SUFFIXES)
-        if pictures:
-            return pictures
-        if parquet := sorted(file for file in found if file.endswith(b".parquet")):
-            return parquet
-        raise DataError(f"{text}: no images below it; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    if path.exists():
-        return [os.fsencode(text)]
-    if not glob.has_magic(text):
-        raise DataError(f"{text}: nothing is there; name a folder, a glob in quotes, an image or a Parquet file")
-    matches = [match for match in _once(glob.glob(text, recursive=True)) if not _is_same(Path(match), out)]  # noqa: PTH207
-    if not matches:
-        raise DataError(
-            f"{text}: the glob matches no file; `**` matches folders at any depth, and quotes keep it whole"
-        )
-    return sorted(map(os.fsencode, matches))
-
-
-def _once(matches: Iterable[str]) -> list[str]:
-    """The files among them, each once however many links lead to its folder: a link upwards makes a loop for `**`."""
-    found: dict[str, str] = {}
-    for match in sorted(matches, key=lambda match: (len(match), match)):
-        if Path(match).is_file():
-            found.setdefault(str(Path(match).parent.resolve() / Path(match).name), match)
-    return list(found.values())
-
-
-def _is_same(file: Path, out: Path | None) -> bool:
-    return out is not None and out.exists() and file.samefile(out)
-
-
-def _below(folder: str) -> Iterator[bytes] | list[bytes]:
-    found = []
-    for place, folders, files in os.walk(os.fsencode(folder), onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(b".")]
-        found += [os.path.join(place, name) for name in files if not name.startswith(b".")]  # noqa: PTH118
-    return found
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    folder = shown(os.fsencode(error.filename))
-    raise DataError(
-        f"{folder}: the folder cannot be read ({error.strerror}), so its images would be missing; allow it with "
-        "`chmod u+rx`, or move it away"
-    ) from error
-
-
-def _is_parquet(file: bytes) -> bool:
-    if file.endswith((b".parquet", b".pq")):
-        return True
-    if Path(os.fsdecode(file)).suffix.lower() in SUFFIXES:
-        return False
-    try:
-        with open(file, "rb") as stream:  # noqa: PTH123
-            return stream.read(len(_MAGIC)) == _MAGIC
+        with open_file(path) as stream:
+            return bool(stream.read(len(_MAGIC)) == _MAGIC)
     except OSError:
         return False
 
 
-def _digest(files: Iterable[bytes], *columns: str) -> str:
-    found = hashlib.sha256()
-    for file in files:
-        try:
-            state = os.stat(file)  # noqa: PTH116
-            known = f"{state.st_size} {state.st_mtime_ns}"
-        except OSError:
-            known = "unreadable"
-        found.update(b"%d %s %s\n" % (len(file), file, known.encode()))
-    found.update(repr(columns).encode())
-    return found.hexdigest()
+def suffix_of(path: str) -> str:
+    """In small letters; pathlib would take ten times as long, and keep the name."""
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122
 
 
-def _chunks(rows: int, step: int) -> int:
-    return -(-rows // step)
+def pass_over(path: str, passed: Counter[str]) -> None:
+    """Count a file by its suffix, with what can be done about it."""
+    suffix = shown(suffix_of(path))
+    reason = f"ending in {suffix}" if suffix else "without a suffix"
+    if remedy := UNREAD.get(suffix):
+        reason += f" ({remedy})"
+    passed[reason if reason in passed or len(passed) < _REASONS else "of other kinds"] += 1
 
 
-def _step(batch: int, row_bytes: int) -> int:
-    rows = min(_STEP_ROWS, _STEP_BYTES // max(1, row_bytes))
-    return max(1, rows // batch) * batch
+def _digest(found: Iterable[Found], *more: object) -> str:
+    digest = hashlib.sha256()
+    for one in found:
+        digest.update(f"{shown(one.path)}\0{one.state()}\0".encode())
+    digest.update(repr(more).encode())
+    return digest.hexdigest()
 
 
-def _spans(files: list[str], column: str | None, key: str | None, batch: int) -> Iterator[Span]:
-    first = chunk = 0
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as opened:
-                schema, metadata = opened.schema_arrow, opened.metadata
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: not a Parquet file that can be read: {error}") from error
-        column = _choose(schema, column, file)
-        if key and key not in schema.names:
-            raise unknown_name(f"column of {file}", key, schema.names)
-        row = 0
-        for group in range(metadata.num_row_groups):
-            count = metadata.row_group(group).num_rows
-            step = _step(batch, metadata.row_group(group).total_byte_size // max(1, count))
-            yield Span(
-                file=file,
-                group=group,
-                column=column,
-                key=key or "",
-                row=row,
-                first=first,
-                count=count,
-                chunk=chunk,
-                step=step,
-            )
-            row, first, chunk = row + count, first + count, chunk + _chunks(count, step)
+def _opened(file: str) -> tuple[pa.Schema, Any]:
+    try:
+        with open_file(file) as stream, pq.ParquetFile(stream) as opened:
+            return opened.schema_arrow, opened.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: not a Parquet file that can be read: {error}") from error
 
 
 def _choose(schema: pa.Schema, column: str | None, file: str) -> str:
@@ -283,10 +252,10 @@ def _choose(schema: pa.Schema, column: str | None, file: str) -> str:
     candidates: list[str] = [name for name, kind in kinds.items() if _holds_pictures(kind)]
     if len(candidates) == 1:
         return candidates[0]
-    listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
     raise DataError(
         f"{file}: {len(candidates)} columns of images, and none is called {', '.join(_COLUMNS)}; "
-        f"name one with --column; columns: {listed}"
+        f"name one with --column; columns: {columns}"
     )
 
 
@@ -298,28 +267,3 @@ def _holds_pictures(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _of_files(number: int, first: int, files: tuple[bytes, ...]) -> Chunk:
-    names = tuple(shown(file) for file in files)
-    return Chunk(number=number, first=first, names=names, images=(None,) * len(files), files=files)
-
-
-def _of_rows(span: Span, number: int, row: int, rows: list[dict[str, Any]]) -> Chunk:
-    names, images, files = [], [], []
-    for place, entry in enumerate(rows, start=span.row + row):
-        value = entry[span.column]
-        data = value.get("bytes") if isinstance(value, dict) else value if isinstance(value, bytes) else None
-        path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
-        name = entry[span.key] if span.key else path or None
-        names.append(f"{Path(span.file).name}#{place}" if name is None else str(name))
-        images.append(data)
-        files.append(os.fsencode(path) if data is None and path else None)
-    return Chunk(
-        number=number,
-        first=span.first + row,
-        names=tuple(names),
-        images=tuple(images),
-        files=tuple(files),
-        base=os.fsencode(Path(span.file).parent),
-    )

@@ -7,18 +7,22 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Barrier
+from operator import itemgetter
 
 import pyarrow as pa
 
-from serve.bulk.inputs import Source
+from serve.bulk.inputs import Partition, Source
+from serve.bulk.parts import Parts, Summary
+from serve.bulk.reading import read
 from serve.bulk.scorer import Chunk, Job, Scorer
 from zoo.base.errors import PocketzooError
+from zoo.base.interrupt import deferred_signals
 from zoo.base.machine import cores, peak_bytes
 
 __all__ = ["Scored", "in_processes"]
@@ -36,22 +40,32 @@ _barrier: Barrier
 
 
 @contextmanager
-def in_processes(job: Job, source: Source, start: int, workers: int) -> Iterator[tuple[int, Iterator[Scored]]]:
-    """Score the chunks from number `start` on in processes of this machine.
+def in_processes(
+    job: Job, source: Source, parts: Parts, workers: int, scored: Callable[[int], None]
+) -> Iterator[tuple[int, Iterator[tuple[Summary, int]]]]:
+    """Score in processes of this machine what has no part yet.
 
     Args:
         job: for every process.
-        source: cut into chunks.
-        start: chunks before it are done.
+        source: of the images.
+        parts: that are there, and where the others go.
         workers: processes; 0: as many as the cores allow.
+        scored: told how many images a chunk had.
 
     Yields:
-        The number of processes, all of which have loaded the artefact, and the rows and memory of each chunk, in their
-        order.
+        The number of processes, all of which have loaded the artefact (0 where nothing is to be done); and for each
+        part, in their order or found before, its summary and the most bytes of memory a worker had.
 
     Raises:
         PocketzooError: a process cannot load the artefact, or died.
     """
+    partitions = source.partitions()
+    there: deque[Summary] = deque()
+    missing = (each for each in partitions if not _is_there(parts, each, there))
+    first = next(missing, None)
+    if first is None:
+        yield 0, ((summary, 0) for summary in there)
+        return
     workers = workers or max(1, cores() // job.threads)
     context = get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_load, initargs=(job, context.Barrier(workers)))
@@ -63,28 +77,69 @@ def in_processes(job: Job, source: Source, start: int, workers: int) -> Iterator
                 future.result()
         except BrokenProcessPool as error:
             raise PocketzooError(_broken([])) from error
-        yield workers, _results(pool, source.read(start), workers * _AHEAD)
+        chunks = (
+            (partition, chunk)
+            for partition in itertools.chain([first], missing)
+            for chunk in read(partition, batch=job.batch, most=job.max_image_bytes)
+        )
+        with deferred_signals() as stop_if_asked:
+            results = _results(pool, chunks, workers * _AHEAD, stop_if_asked)
+            yield workers, _written(results, parts, there, scored)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _results(pool: ProcessPoolExecutor, chunks: Iterator[Chunk], window: int) -> Iterator[Scored]:
-    waiting: deque[tuple[Chunk, Future[Scored]]] = deque()
+def _is_there(parts: Parts, partition: Partition, there: deque[Summary]) -> bool:
+    if summary := parts.find(partition):
+        there.append(summary)
+    return summary is not None
+
+
+def _written(
+    results: Iterator[tuple[Partition, Scored]], parts: Parts, there: deque[Summary], scored: Callable[[int], None]
+) -> Iterator[tuple[Summary, int]]:
+    memory = 0
+
+    def rows(group: Iterator[tuple[Partition, Scored]]) -> Iterator[pa.RecordBatch]:
+        nonlocal memory
+        for _, (batch, most) in group:
+            memory = max(memory, most)
+            scored(len(batch))
+            yield batch
+
+    for partition, group in itertools.groupby(results, key=itemgetter(0)):
+        yield parts.write(partition, rows(group)), memory
+        while there:
+            yield there.popleft(), memory
+    while there:
+        yield there.popleft(), memory
+
+
+def _results(
+    pool: ProcessPoolExecutor,
+    chunks: Iterator[tuple[Partition, Chunk]],
+    window: int,
+    stop_if_asked: Callable[[], None],
+) -> Iterator[tuple[Partition, Scored]]:
+    waiting: deque[tuple[Partition, Chunk, Future[Scored]]] = deque()
     try:
         while True:
-            for chunk in itertools.islice(chunks, window - len(waiting)):
-                waiting.append((chunk, pool.submit(_score, chunk)))
+            for partition, chunk in itertools.islice(chunks, window - len(waiting)):
+                waiting.append((partition, chunk, pool.submit(_score, chunk)))
             if not waiting:
                 return
-            scored = waiting[0][1].result()
+            partition, _, future = waiting[0]
+            scored = future.result()
             waiting.popleft()
-            yield scored
+            stop_if_asked()
+            yield partition, scored
     except BrokenProcessPool as error:
-        raise PocketzooError(_broken([chunk for chunk, _ in waiting])) from error
+        raise PocketzooError(_broken([chunk for _, chunk, _ in waiting])) from error
 
 
 def _broken(chunks: list[Chunk]) -> str:
-    place = f"at work on {chunks[0].names[0]} to {chunks[-1].names[-1]}" if chunks else "while it started"
+    names = [item.name for chunk in chunks for item in chunk.items]
+    place = f"at work on {names[0]} to {names[-1]}" if names else "while it started"
     return (
         f"a worker process died {place}: killed, out of memory (fewer --workers or a smaller --batch need less), "
         "or crashed by an image; the same command continues where it stopped"

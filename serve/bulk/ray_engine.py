@@ -1,25 +1,22 @@
-"""The executor on Ray Data: the same chunks through the same scorer, as actors of a cluster.
+"""The executor on Ray Data: a task lists the partitions, actors read, score and write one each; counts come back.
 
-Every machine of the cluster needs this package and sees the artefact and the source under the same paths.
+Every machine of the cluster needs this package and sees the artefact, the source and the result under the same paths.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from typing import Any
 
-import pyarrow as pa
-
-from serve.bulk.inputs import Source, Span, read_span
-from serve.bulk.process_pool import Scored
-from serve.bulk.scorer import SCHEMA, Chunk, Job, Scorer
+from serve.bulk.inputs import Partition, Source
+from serve.bulk.parts import Parts, Summary
+from serve.bulk.reading import read
+from serve.bulk.scorer import Job, Scorer
 from zoo.base.errors import PocketzooError
 from zoo.base.machine import peak_bytes
 
@@ -28,39 +25,27 @@ __all__ = ["on_ray"]
 _OBJECT_STORE_BYTES = 512 << 20
 """Of a cluster that is started here; Ray takes a third of the memory otherwise."""
 
-_BLOCK_BYTES = 1 << 20
-"""Images from Parquet files that travel together."""
-
-_READING = 0.5
-"""Processors of a reading task. As many as an actor's, and Ray would make the actors read, a row group each."""
+_LISTING = 0.5
+"""Processors of the task that lists. As many as an actor's, and Ray would make the actors list, each for itself."""
 
 _KNOCK_SECONDS = 5.0
 
-_CHUNKS = pa.schema(
-    [
-        ("number", pa.int64()),
-        ("first", pa.int64()),
-        ("names", pa.list_(pa.string())),
-        ("images", pa.list_(pa.large_binary())),
-        ("files", pa.list_(pa.binary())),
-        ("base", pa.binary()),
-    ]
-)
-_ROWS = SCHEMA.append(pa.field("_chunk", pa.int64())).append(pa.field("_memory", pa.int64()))
-
 
 @contextmanager
-def on_ray(job: Job, source: Source, start: int, workers: int) -> Iterator[tuple[int, Iterator[Scored]]]:
-    """Score the chunks from number `start` on in actors: of the Ray cluster at RAY_ADDRESS, else of one here.
+def on_ray(
+    job: Job, source: Source, parts: Parts, workers: int, scored: Callable[[int], None]
+) -> Iterator[tuple[int, Iterator[tuple[Summary, int]]]]:
+    """Score in actors what has no part yet: of the Ray cluster at RAY_ADDRESS, else of one here.
 
     Args:
         job: for every actor.
-        source: cut into chunks.
-        start: chunks before it are done.
-        workers: actors; 0: as many as the cluster's processors allow, one of which reads.
+        source: of the images.
+        parts: that are there, and where the others go.
+        workers: actors; 0: as many as the cluster's processors allow, one of which lists.
+        scored: told how many images a part had.
 
     Yields:
-        The actors' number, and the rows and memory of each chunk, in their order.
+        The actors' number; and for each part, in any order, its summary and the most bytes of memory an actor had.
 
     Raises:
         PocketzooError: the cluster cannot be reached, or an actor failed.
@@ -83,7 +68,7 @@ def on_ray(job: Job, source: Source, start: int, workers: int) -> Iterator[tuple
         _connect(ray, job.threads, workers)
     try:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1) - 1) // job.threads)
-        yield workers, _results(job, source, start, workers)
+        yield workers, _results(job, source, parts, workers, scored)
     finally:
         if ours:
             ray.shutdown()
@@ -126,89 +111,58 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
-def _results(job: Job, source: Source, start: int, workers: int) -> Iterator[Scored]:
+def _results(
+    job: Job, source: Source, parts: Parts, workers: int, scored: Callable[[int], None]
+) -> Iterator[tuple[Summary, int]]:
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, from_items
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    # A block is what an actor gets at once: what is read from one row group has to be enough for all of them.
-    context.target_max_block_size = _BLOCK_BYTES
-    dataset = _chunk_rows(source, start).map_batches(
-        _Actor,
-        fn_constructor_args=(asdict(job),),
-        compute=ActorPoolStrategy(size=workers),
-        num_cpus=job.threads,
-        batch_size=1,
-        batch_format="pyarrow",
+    # A block is what an actor gets at once: one partition, or a few actors would have them all.
+    context.target_max_block_size = 1
+    dataset = (
+        from_items([source])
+        .flat_map(_partitions, num_cpus=_LISTING)
+        .map(
+            _Actor,
+            fn_constructor_args=(job, parts),
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=job.threads,
+        )
     )
+    memory = 0
     try:
-        yield from _by_chunk(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for row in dataset.iter_rows():
+            memory = max(memory, row["memory"])
+            if row["summary"].fresh:
+                scored(row["summary"].rows)
+            yield row["summary"], memory
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
+        if isinstance(cause, PocketzooError):
+            raise cause from error
         raise PocketzooError(
             f"Ray failed: {str(cause).strip().splitlines()[-1]}; the same command continues where it stopped"
         ) from error
 
 
-def _chunk_rows(source: Source, start: int) -> Any:
-    """A Ray data set with one row per chunk; images in Parquet files are read where the rows are made."""
-    from ray.data import from_arrow
-
-    if source.files:
-        return from_arrow([_chunk_table(chunk) for chunk in source.read(start)])
-    spans = [span for span in source.spans if span.first + span.count > source.rows_before(start)]
-    tables = [pa.table({key: [value] for key, value in (asdict(span) | {"start": start}).items()}) for span in spans]
-    return from_arrow(tables).map_batches(_read, num_cpus=_READING, batch_size=1, batch_format="pyarrow")
-
-
-def _chunk_table(chunk: Chunk) -> pa.Table:
-    row = {field.name: getattr(chunk, field.name) for field in fields(Chunk)}
-    return pa.Table.from_pylist([row], schema=_CHUNKS)
-
-
-def _read(table: pa.Table) -> Iterator[pa.Table]:
-    (row,) = table.to_pylist()
-    start = row.pop("start")
-    for chunk in read_span(Span(**row), start=start):
-        yield _chunk_table(chunk)
+def _partitions(row: dict[str, Source]) -> Iterator[dict[str, Partition]]:
+    for partition in row["item"].partitions():
+        yield {"item": partition}
 
 
 class _Actor:
     """A scorer in a process of Ray."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        self._scorer = Scorer(Job(**job))
+    def __init__(self, job: Job, parts: Parts) -> None:
+        self._scorer, self._parts = Scorer(job), parts
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the chunk in a table of one row."""
-        (row,) = table.to_pylist()
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        chunk = Chunk(**values)
-        rows = pa.Table.from_batches([self._scorer(chunk)])
-        numbers, memory = [chunk.number] * len(rows), [peak_bytes()] * len(rows)
-        return pa.table([*rows.columns, pa.array(numbers, pa.int64()), pa.array(memory, pa.int64())], schema=_ROWS)
-
-
-def _by_chunk(tables: Iterator[pa.Table]) -> Iterator[Scored]:
-    """Rows of each chunk, whatever the tables are that Ray makes of them."""
-    waiting: pa.Table = _ROWS.empty_table()
-    for table in tables:
-        waiting = pa.concat_tables([waiting, table.cast(_ROWS)])
-        numbers = waiting["_chunk"].to_pylist()
-        begin = 0
-        for _, group in itertools.groupby(
-            numbers[: len(numbers) - numbers[::-1].count(numbers[-1])] if numbers else []
-        ):
-            end = begin + len(list(group))
-            yield _scored(waiting.slice(begin, end - begin))
-            begin = end
-        waiting = waiting.slice(begin)
-    if len(waiting):
-        yield _scored(waiting)
-
-
-def _scored(table: pa.Table) -> Scored:
-    (batch,) = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks().to_batches()
-    return batch, max(table["_memory"].to_pylist())
+    def __call__(self, row: dict[str, Partition]) -> dict[str, Any]:
+        """Score a partition, unless its part is there."""
+        partition, job = row["item"], self._scorer.job
+        summary = self._parts.find(partition)
+        if summary is None:
+            chunks = read(partition, batch=job.batch, most=job.max_image_bytes)
+            summary = self._parts.write(partition, map(self._scorer, chunks))
+        return {"summary": summary, "memory": peak_bytes()}

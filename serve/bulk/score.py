@@ -1,44 +1,40 @@
-"""Bulk scoring: every image of a source through one artefact, into one Parquet file.
+"""Bulk scoring: every image of a source through one artefact, into Parquet files.
 
-Two executors, one way: a source is cut into chunks (serve.bulk.inputs), an executor turns each into rows
-(serve.bulk.scorer) in their order, and parts on disk (serve.bulk.partial_results) become the result. A run that was
-killed continues with the first chunk that no part has.
+Two executors, one way: a source is cut into partitions while it is listed (serve.bulk.inputs), each is read in chunks
+(serve.bulk.reading) that become rows (serve.bulk.scorer), and its rows one file (serve.bulk.parts). A run that was
+stopped continues with the first partition that has no file.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from serve.bulk.inputs import Source, open_source
-from serve.bulk.partial_results import Parts, check_out, count, opened_parts, read_metadata
-from serve.bulk.process_pool import Scored, in_processes
+from serve.bulk.inputs import Source
+from serve.bulk.parts import Parts, Summary
+from serve.bulk.process_pool import in_processes
 from serve.bulk.scorer import Job
 from serve.settings import read_settings
 from zoo.artefact.engines.runtimes import AUTO, preference
 from zoo.artefact.environment import environment
 from zoo.artefact.predictor import Predictor
-from zoo.base.errors import UsageError, unknown_name
+from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import graph_paths
-from zoo.base.interrupt import deferred_signals
 from zoo.base.machine import peak_bytes
-from zoo.base.progress import note, track
+from zoo.base.progress import Ongoing, note
 
 __all__ = ["EXECUTORS", "ScoreConfig", "ScoreReport", "score"]
 
 EXECUTORS = ("embedded", "ray")
 
-_PART_ROWS, _PART_SECONDS = 1024, 10.0
-"""A part is written when it has so many rows, or after so long: what a killed run has to score again."""
-
-
-_Executor = Callable[[Job, Source, int, int], AbstractContextManager[tuple[int, Iterator[Scored]]]]
+_Results = tuple[int, Iterator[tuple[Summary, int]]]
+_Executor = Callable[[Job, Source, Parts, int, Callable[[int], None]], AbstractContextManager[_Results]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +44,9 @@ class ScoreConfig:
     artefact: Path
     """Folder (its INT8 file where there is one) or ONNX file."""
     source: str
-    """Folder, glob, image or Parquet file; see serve.bulk.inputs.open_source."""
-    out: Path
-    """The result, a .parquet file."""
+    """Folder, glob, image, Parquet file or tar shard, or the URL of one; see serve.bulk.inputs.Source."""
+    out: str
+    """Folder or URL of the result: a Parquet file per partition; see serve.bulk.parts."""
     engine: str | None = None
     """What computes, see zoo.artefact.predictor.Predictor."""
     executor: str = "embedded"
@@ -63,11 +59,13 @@ class ScoreConfig:
     """Images of one inference."""
     top: int = 5
     """Labels per image."""
+    partition: int = 4096
+    """Inputs of a file of the result, what a stopped run loses at most; a tar shard makes one file."""
     column: str | None = None
     key: str | None = None
-    """Columns of a Parquet source; see serve.bulk.inputs.open_source."""
+    """Columns of a Parquet source; see serve.bulk.inputs.Source."""
     force: bool = False
-    """Replace a result, or the parts of an interrupted run, that differ."""
+    """Begin again: remove what an earlier run wrote."""
     command: str = ""
     """What the result says made it."""
 
@@ -75,49 +73,52 @@ class ScoreConfig:
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
         preference(self.engine or AUTO)
-        for name, least in (("workers", 0), ("threads", 1), ("batch", 1), ("top", 1)):
+        for name, least in (("workers", 0), ("threads", 1), ("batch", 1), ("top", 1), ("partition", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ScoreReport:
     """What a run did."""
 
-    out: Path
-    images: int
+    out: str
+    images: int = 0
     """Rows of the result."""
-    errors: int
+    errors: int = 0
     """Rows without an answer, each with its reason in `error`."""
-    examples: tuple[str, ...]
+    examples: list[str] = field(default_factory=list)
     """The first of them."""
-    scored: int
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Files, and members of tar shards, that were not scored, by reason."""
+    scored: int = 0
     """Rows of this run; the others were there."""
-    workers: int
-    start_seconds: float | None
-    """Until every worker had loaded the artefact; None on Ray, whose actors start when the first chunk is asked for."""
-    seconds: float
-    """From there to the result on disk; on Ray the start of its actors is among them."""
-    images_per_s: float
+    parts: int = 0
+    """Files of the result."""
+    workers: int = 0
+    start_seconds: float | None = None
+    """Until every worker had loaded the artefact; None on Ray, whose actors start when the first part is asked for."""
+    seconds: float = 0.0
+    """From there to the last part; on Ray the start of its actors is among them."""
+    images_per_s: float = 0.0
     """Of `scored` in `seconds`; 0 if nothing was left to do."""
-    memory: tuple[tuple[int, int], ...]
-    """Most bytes that (this process, any worker) had when a tenth of the run was done, and at its end.
-
-    Empty if nothing was left to do."""
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    """Most bytes that (this process, any worker) had after the first part of this run, and at its end."""
 
 
 def score(config: ScoreConfig) -> ScoreReport:
-    """Score a source, or what an interrupted run left of it.
+    """Score a source, or what a stopped run left of it.
 
     Raises:
-        UsageError: options that do not fit, or a result or parts that another artefact, source or setting made.
+        UsageError: options that do not fit, or parts that another artefact, other inputs or settings made.
         DataError: nothing to score.
         PocketzooError: the artefact cannot be loaded, or a worker died.
-        KeyboardInterrupt: SIGINT or SIGTERM; what is scored is kept.
+        KeyboardInterrupt: SIGINT or SIGTERM; finished parts are kept.
     """
-    check_out(config.out)
     path = graph_paths(config.artefact)[-1]
-    source = open_source(config.source, batch=config.batch, column=config.column, key=config.key, out=config.out)
+    out = config.out.removeprefix("file://")
+    source = Source(text=config.source, size=config.partition, column=config.column, key=config.key, out=out)
+    next(source.partitions())  # or it says what is wrong, before anything is made
     predictor = Predictor(path, threads=config.threads, engine=config.engine)
     limits = read_settings()
     job = Job(
@@ -131,76 +132,87 @@ def score(config: ScoreConfig) -> ScoreReport:
         max_image_bytes=limits.max_image_bytes,
         formats=limits.formats,
     )
-    name, reason = predictor.card.name, predictor.engine_reason
+    parts = Parts(out=out, decides=_decides(config, job), about=_about(config, predictor, path))
     del predictor
-    decides = _decides(job, source)
-    if config.out.exists() and not config.force and _is_current(config.out, decides):
+    report = ScoreReport(out=config.out)
+    progress = _Progress(source)
+    with parts.opened(force=config.force):
+        begin = time.perf_counter()
+        executor = _executor(config.executor)
+        with executor(job, source, parts, config.workers, progress.scored) as (report.workers, results):
+            ready = time.perf_counter()
+            if config.executor == "embedded":
+                report.start_seconds = ready - begin
+            _follow(results, report, progress)
+            report.seconds = time.perf_counter() - ready
+        report.passed_over = dict(progress.close() + Counter(report.passed_over))
+        report.images_per_s = report.scored / report.seconds if report.scored else 0.0
+        said = {"images": report.images, "errors": report.errors, "passed_over": report.passed_over}
+        parts.finish(report.parts, said)
+    if not report.scored:
         note(f"{config.out} is up to date; --force scores it again")
-        return _Run(total=0).report(config.out)
-    with opened_parts(config.out, decides, force=config.force) as parts:
-        starts_first = config.executor != "ray"
-        run = _Run(total=source.rows - source.rows_before(parts.done), starts_first=starts_first)
-        if parts.done:
-            note(f"continuing: {source.rows_before(parts.done)} of {source.rows} images are scored")
-        with ExitStack() as stack:
-            if parts.done < source.chunks:
-                executor = _executor(config.executor)(job, source, parts.done, config.workers)
-                run.workers, results = stack.enter_context(executor)
-                run.follow(results, parts, source)
-            parts.assemble(_metadata(config, name, path, decides) | {"engine_reason": reason})
-            run.end = time.perf_counter()
-    return run.report(config.out)
+    return report
 
 
-class _Run:
-    """The clock and the memory of a run, and its rows on their way from an executor to parts."""
+class _Progress:
+    """What is done, of all that there is to do, which is listed in the background."""
 
-    def __init__(self, *, total: int, starts_first: bool = True) -> None:
-        self.total, self.workers, self.starts_first = total, 0, starts_first
-        self.begin = self.ready = self.saved = self.end = time.perf_counter()
-        self.memory: list[tuple[int, int]] = []
-        self.rows: list[pa.RecordBatch] = []
+    def __init__(self, source: Source) -> None:
+        self.passed: Counter[str] = Counter()
+        self._listed, self._unit, self._known = 0, "images", False
+        self._images = self._parts = 0
+        self._thread = threading.Thread(target=self._list, args=(source,), daemon=True)
+        self._thread.start()
+        self._shown = Ongoing("Scoring", "images")
 
-    def follow(self, results: Iterator[Scored], parts: Parts, source: Source) -> None:
-        self.ready = self.saved = time.perf_counter()
-        left, most = source.chunks - parts.done, 0
-        bar = {"initial": parts.done, "unit": " images", "unit_scale": source.rows / source.chunks}
-        tracked = track(results, total=source.chunks, description="Scoring", **bar)
-        with deferred_signals() as stop_if_asked:
-            try:
-                for number, (rows, memory) in enumerate(tracked, start=1):
-                    self.rows.append(rows)
-                    most = max(most, memory)
-                    if number in (-(-left // 10), left):
-                        self.memory.append((peak_bytes(), most))
-                    if self._is_due():
-                        self._save(parts)
-                    stop_if_asked()
-            finally:
-                self._save(parts)
+    def _list(self, source: Source) -> None:
+        try:
+            for listed, unit in source.count(self.passed):
+                self._listed, self._unit = listed, unit
+            self._known = True
+        except PocketzooError:
+            pass  # those who list in order to read come upon the same, and say so
 
-    def _is_due(self) -> bool:
-        return sum(map(len, self.rows)) >= _PART_ROWS or time.perf_counter() - self.saved > _PART_SECONDS
+    def scored(self, images: int, *, skipped: bool = False) -> None:
+        """Count images."""
+        self._images += images
+        state, total = "" if self._known else f"{self._listed:,} {self._unit} listed so far", None
+        if self._unit == "shards":
+            state = f"{self._parts:,} of {self._listed:,} shards{', listing goes on' * (not self._known)}"
+            total = self._images * self._listed / self._parts if self._known and self._parts else None
+        elif self._known:
+            total = self._listed
+        self._shown.add(images, total=total, state=state, skipped=skipped)
 
-    def _save(self, parts: Parts) -> None:
-        if self.rows:
-            parts.write(self.rows)
-        self.rows, self.saved = [], time.perf_counter()
+    def part(self, summary: Summary) -> None:
+        """Count a part; its images are counted if this run has not scored them."""
+        self._parts += 1
+        if not summary.fresh:
+            self.scored(summary.rows, skipped=True)
 
-    def report(self, out: Path) -> ScoreReport:
-        totals, seconds = count(out), self.end - self.ready
-        return ScoreReport(
-            out=out,
-            images=totals.images,
-            errors=totals.errors,
-            examples=totals.examples,
-            scored=self.total,
-            workers=self.workers,
-            start_seconds=self.ready - self.begin if self.starts_first else None,
-            seconds=seconds,
-            images_per_s=self.total / seconds if seconds else 0.0,
-            memory=tuple(self.memory),
-        )
+    def close(self) -> Counter[str]:
+        """Wait for the listing: reasons why files were left out."""
+        self._shown.close()
+        self._thread.join()
+        return self.passed
+
+
+def _follow(results: Iterator[tuple[Summary, int]], report: ScoreReport, progress: _Progress) -> None:
+    """Add up the parts as they come."""
+    memory = 0
+    for summary, memory in results:
+        progress.part(summary)
+        report.parts += 1
+        report.images += summary.rows
+        report.errors += summary.errors
+        report.examples += summary.examples[: 3 - len(report.examples)]
+        report.passed_over = dict(Counter(report.passed_over) + Counter(summary.passed))
+        if summary.fresh:
+            report.scored += summary.rows
+            if not report.memory:
+                report.memory = [(peak_bytes(), memory)]
+    if report.memory:
+        report.memory.append((peak_bytes(), memory))
 
 
 def _executor(name: str) -> _Executor:
@@ -211,25 +223,19 @@ def _executor(name: str) -> _Executor:
     return on_ray
 
 
-def _decides(job: Job, source: Source) -> dict[str, Any]:
-    """All that decides about the rows; how many workers and threads there are does not."""
+def _decides(config: ScoreConfig, job: Job) -> dict[str, Any]:
+    """All that decides about the rows besides the inputs; how many workers and threads there are does not."""
     settings = {key: value for key, value in asdict(job).items() if key not in {"path", "digest", "threads"}}
-    settings["formats"] = list(job.formats)
-    return {"artefact_digest": job.digest, "source": source.text, "source_digest": source.digest, "settings": settings}
+    settings |= {"formats": list(job.formats), "partition": config.partition}
+    return {"artefact_digest": job.digest, "settings": settings}
 
 
-def _is_current(out: Path, decides: dict[str, Any]) -> bool:
-    found = read_metadata(out)
-    if found is None:
-        raise UsageError(f"{out}: is there already, and no result of this command; name another --out, or add --force")
-    if changed := [key for key in decides if found.get(key) != decides[key]]:
-        raise UsageError(
-            f"{out}: is there already, with another {', '.join(key.replace('_', ' ') for key in changed)}; "
-            "--force scores it again, or name another --out"
-        )
-    return True
-
-
-def _metadata(config: ScoreConfig, name: str, path: Path, decides: dict[str, Any]) -> dict[str, Any]:
+def _about(config: ScoreConfig, predictor: Predictor, path: Path) -> dict[str, Any]:
     where = {key: value for key, value in environment("pyarrow").items() if key in {"commit", "versions", "provider"}}
-    return decides | where | {"artefact": name, "file": path.name, "command": config.command}
+    return where | {
+        "artefact": predictor.card.name,
+        "file": path.name,
+        "source": config.source,
+        "command": config.command,
+        "engine_reason": predictor.engine_reason,
+    }

@@ -1,27 +1,31 @@
 """Scoring one chunk of images: what runs in every worker of every executor, free of torch.
 
-A chunk is a run of neighbouring rows of the source, scored in batches of as many neighbours as an inference takes.
+A chunk is a run of neighbouring inputs of a partition, scored in batches of as many neighbours as an inference takes.
 Kernels may round differently at another batch size, so chunks and batches depend on the source and the settings alone:
 never on the executor, on the number of workers, or on where an interrupted run stopped.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from serve.bulk.listing import is_url, located
 from zoo.artefact.predictor import Prediction, Predictor
 from zoo.artefact.preprocess import decode_for, normalise, to_input_size
-from zoo.base.errors import ArtefactError, ImageError, ImageSizeError
+from zoo.base.errors import ArtefactError, DataError, ImageError, ImageSizeError
 
-__all__ = ["SCHEMA", "Chunk", "Job", "Scorer", "shown"]
+__all__ = ["SCHEMA", "Chunk", "Item", "Job", "Scorer"]
 
 SCHEMA = pa.schema(
     [
@@ -37,7 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of the result: either `label` to `probabilities`, or `error`; `bytes` and `sha256` of the image's file
-where it was read."""
+where it was read. `row` counts from zero through the source, in tar shards through the shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +66,26 @@ class Job:
     """Limits of an image, as serving has them (serve.settings)."""
 
 
+class Item(NamedTuple):
+    """One input: an encoded image, where one is, or why there is none."""
+
+    name: str
+    """Says which image it is."""
+    image: bytes | None = None
+    file: str | None = None
+    """Path (os.fsdecode's where it is not Unicode) or URL."""
+    error: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Neighbouring rows of the source: `N` images, in memory or on disk."""
+    """Neighbouring inputs of a partition."""
 
-    number: int
-    """Chunks count from zero."""
     first: int
-    """Row of the first image; rows count from zero through the whole source."""
-    names: tuple[str, ...]
-    """N texts that say which image it is."""
-    images: tuple[bytes | None, ...]
-    """N encoded images; None: it is on disk."""
-    files: tuple[bytes | None, ...]
-    """N paths as the file system has them; None: it is in memory, or (if that is None too) the row is empty."""
-    base: bytes = b""
-    """Folder of relative paths that the working directory does not have."""
-
-
-def shown(path: bytes) -> str:
-    """A path as valid Unicode; bytes that are none are escaped."""
-    return path.decode("utf-8", "backslashreplace")
+    """Row of the first one."""
+    items: tuple[Item, ...] = field(repr=False)
+    base: str = ""
+    """Folder or URL of relative paths that the working directory does not have."""
 
 
 class Scorer:
@@ -100,22 +103,24 @@ class Scorer:
         if self.predictor.digest != job.digest:
             raise ArtefactError(f"{job.path}: changed while it was in use; run the command again with --force")
         # The first row that Arrow makes takes a fifth of a second (it looks for pandas), which belongs to loading.
-        self(Chunk(number=0, first=0, names=("",), images=(None,), files=(None,)))
+        self(Chunk(first=0, items=(Item(""),)))
 
     def __call__(self, chunk: Chunk) -> pa.RecordBatch:
         """Score `N` images: a record batch of N rows, in their order."""
-        count = len(chunk.names)
+        count = len(chunk.items)
         answers: list[Prediction | None] = []
         sizes: list[int | None] = [None] * count
         digests: list[str | None] = [None] * count
         errors: list[str | None] = [None] * count
         for first in range(0, count, self.job.batch):
             places = range(first, min(first + self.job.batch, count))
+            files = [_place(chunk.items[place], chunk.base) for place in places]
+            fetched = _fetch([file for file in files if file and is_url(file)], self.job.max_image_bytes)
             inputs = np.empty((len(places), *self.predictor.card.use.input.shape), dtype=np.float32)
             good = 0
-            for place in places:
+            for place, file in zip(places, files, strict=True):
                 try:
-                    data = self._data(chunk, place)
+                    data = self._data(chunk.items[place], file, fetched)
                     sizes[place], digests[place] = len(data), hashlib.sha256(data).hexdigest()
                     self._prepare(data, inputs[good])
                     good += 1
@@ -126,7 +131,7 @@ class Scorer:
         return pa.record_batch(
             [
                 pa.array(range(chunk.first, chunk.first + count), pa.int64()),
-                pa.array(chunk.names, pa.string()),
+                pa.array([item.name for item in chunk.items], pa.string()),
                 pa.array([answer and answer.labels[0] for answer in answers], pa.string()),
                 pa.array([answer and answer.probabilities[0] for answer in answers], pa.float32()),
                 pa.array([answer and answer.labels for answer in answers], pa.list_(pa.string())),
@@ -143,12 +148,17 @@ class Scorer:
             return []
         return self.predictor.answers(self.predictor.probabilities(inputs), top=self.job.top)
 
-    def _data(self, chunk: Chunk, place: int) -> bytes:
-        data, file = chunk.images[place], chunk.files[place]
-        if data is None:
-            if file is None:
-                raise ImageError("the row has no image")
-            return _read(file, chunk.base, self.job.max_image_bytes)
+    def _data(self, item: Item, file: str | None, fetched: dict[str, bytes | OSError]) -> bytes:
+        if item.error:
+            raise ImageError(item.error)
+        if item.image is not None:
+            data: bytes | OSError = item.image
+        elif file is None:
+            raise ImageError("the row has no image")
+        else:
+            data = fetched[file] if file in fetched else _read(file, self.job.max_image_bytes)
+        if isinstance(data, OSError):
+            raise data
         _check_size(len(data), self.job.max_image_bytes)
         return data
 
@@ -158,9 +168,39 @@ class Scorer:
         normalise(to_input_size(image, spec, max_pixels=job.max_pixels), spec, out=out)
 
 
-def _read(file: bytes, base: bytes, most: int) -> bytes:
-    if base and not os.path.exists(file):  # noqa: PTH110 - paths need not be valid Unicode
-        file = os.path.join(base, file)  # noqa: PTH118
+def _place(item: Item, base: str) -> str | None:
+    file = item.file
+    if file is None or is_url(file) or not base or os.path.exists(file):  # noqa: PTH110 - paths need not be Unicode
+        return file
+    return f"{base}/{file}"
+
+
+def _fetch(urls: list[str], most: int) -> dict[str, bytes | OSError]:
+    """The first `most` + 1 bytes of what stands at each URL, read at the same time, or why one of them has none."""
+    found: dict[str, bytes | OSError] = {}
+    for scheme, group in itertools.groupby(sorted(set(urls)), key=lambda url: url.partition("://")[0]):
+        named = list(group)
+        try:
+            system = located(named[0])[0]
+        except DataError as error:
+            found |= dict.fromkeys(named, OSError(str(error)))
+            continue
+        paths = [system._strip_protocol(url) for url in named]
+        answers = system.cat_ranges(paths, [0] * len(paths), [most + 1] * len(paths), on_error="return")
+        for url, answer in zip(named, answers, strict=True):
+            if isinstance(answer, OSError) and answer.errno == errno.EINVAL:
+                answer = b""  # S3 has no range of an empty object
+            # Anything else is no property of the image: the network, or credentials that ended.
+            if isinstance(answer, Exception) and not isinstance(answer, (FileNotFoundError, PermissionError)):
+                raise DataError(
+                    f"{url}: {scheme} does not answer ({type(answer).__name__}: {answer}); the same command continues "
+                    "where it stopped"
+                )
+            found[url] = answer
+    return found
+
+
+def _read(file: str, most: int) -> bytes:
     state = os.stat(file)  # noqa: PTH116
     # Opening a pipe would wait for somebody who writes into it.
     if not stat.S_ISREG(state.st_mode):
@@ -172,7 +212,7 @@ def _read(file: bytes, base: bytes, most: int) -> bytes:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise ImageSizeError(f"the file has {size} bytes, at most {most} are accepted (POCKETZOO_MAX_IMAGE_BYTES)")
+        raise ImageSizeError(f"the file has more than {most} bytes (POCKETZOO_MAX_IMAGE_BYTES)")
 
 
 def _sentence(error: ImageError | OSError) -> str:

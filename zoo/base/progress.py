@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "Chain", "chain", "note", "track"]
+__all__ = ["Bar", "Chain", "Ongoing", "chain", "note", "track"]
 
 LINE_SECONDS = 30.0
 """Between two lines where there is no terminal; what takes less has none."""
@@ -99,6 +99,46 @@ def _with_lines(items: Iterable[T], total: int, description: str) -> Iterator[T]
             left = tqdm.format_interval((now - begin) / done * (total - done)) if done else "?"
             note(", ".join(filter(None, (f"{description}: {done:,} of {total:,}, {left} left", _all_left()))))
         yield item
+
+
+class Ongoing:
+    """Progress of work whose amount becomes known while it is done, shown as `track` does it."""
+
+    def __init__(self, description: str, unit: str) -> None:
+        self._text, self._unit = description, unit
+        self._done = self._skipped = 0
+        self._begin = self._last = time.monotonic()
+        self._bar = Bar(desc=description, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
+
+    def add(self, count: int, *, total: float | None, state: str, skipped: bool = False) -> None:
+        """Tell that `count` more are done.
+
+        Args:
+            count: in this process's rate, unless they are `skipped`.
+            total: of all, where it is known or can be estimated.
+            state: said besides, or instead.
+            skipped: they were done before.
+        """
+        self._done += count
+        self._skipped += count if skipped else 0
+        if self._bar is not None:
+            self._bar.total, self._bar.initial = total and round(total), self._skipped
+            self._bar.set_postfix_str(state, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last < LINE_SECONDS:
+            return
+        self._last = now
+        rate = (self._done - self._skipped) / (now - self._begin)
+        left = f"{tqdm.format_interval((total - self._done) / rate)} left" if total and rate else "time left unknown"
+        done = f"{self._done:,} of {round(total):,}" if total else f"{self._done:,}"
+        note(f"{self._text}: {done} {self._unit}, {rate:,.1f} a second, {left}{', ' * bool(state)}{state}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def note(text: str) -> None:

@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serve.bulk.ray_engine import _ROWS, _by_chunk
 from serve.bulk.score import ScoreConfig, score
-from serve.bulk.scorer import SCHEMA
 from tests.zoo.factories import encode, picture, write_artefact
 
 _COMMANDS = """
@@ -62,46 +60,37 @@ def test_the_same_rows_as_embedded(tmp_path: Path) -> None:
     for number, data in enumerate(images):
         (photos / f"{number:03d}.png").write_bytes(data)
     pq.write_table(pa.table({"image": [{"bytes": data, "path": None} for data in images]}), table, row_group_size=70)
-    sources = {str(source): tmp_path / f"{number}.parquet" for number, source in enumerate((photos, table))}
-    options = ("--batch", "8", "--workers", "1")
-    done = _ray(
-        *((str(tmp_path / "model.onnx"), source, "--out", str(out), *options) for source, out in sources.items())
-    )
+    sources = {str(source): tmp_path / f"ray-{number}" for number, source in enumerate((photos, table))}
+    options = ("--batch", "8", "--workers", "1", "--partition", "60")
+    commands = [(str(tmp_path / "model.onnx"), source, "--out", str(out), *options) for source, out in sources.items()]
+    # The third finds everything done.
+    done = _ray(*commands, commands[0])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("150 images, 1 of them without an answer") == 2
+    assert done.stdout.count("150 images, 1 of them without an answer") == 3
+    assert done.stderr.count("is up to date") == 1
     assert "Traceback" not in done.stderr and "INFO" not in done.stderr and "WARNING" not in done.stderr
     for source, out in sources.items():
-        embedded = tmp_path / "embedded.parquet"
-        config = ScoreConfig(
-            artefact=tmp_path / "model.onnx", source=source, out=embedded, batch=8, workers=1, force=True
+        embedded = tmp_path / f"embedded-{out.name}"
+        score(
+            ScoreConfig(
+                artefact=tmp_path / "model.onnx", source=source, out=str(embedded), batch=8, workers=1, partition=60
+            )
         )
-        score(config)
+        names = [f"part-{number:05d}.parquet" for number in range(3)]
+        assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", *names]
         # Bit for bit: the same images stand in the same batches.
-        assert pq.read_table(out).equals(pq.read_table(embedded))
-
-
-@pytest.mark.parametrize("sizes", [[7], [3, 4], [1] * 7, [2, 0, 5]])
-def test_chunks_are_found_in_whatever_tables_come(sizes):
-    rows = [{"row": row, "path": "x", "_chunk": row // 3, "_memory": row} for row in range(7)]
-    table = pa.Table.from_pylist(rows, schema=_ROWS)
-    tables, first = [], 0
-    for size in sizes:
-        tables.append(table.slice(first, size))
-        first += size
-    found = list(_by_chunk(iter(tables)))
-    assert [(batch["row"].to_pylist(), memory) for batch, memory in found] == [
-        ([0, 1, 2], 2),
-        ([3, 4, 5], 5),
-        ([6], 6),
-    ]
-    assert all(batch.schema == SCHEMA for batch, _ in found)
+        assert all(pq.read_table(out / name).equals(pq.read_table(embedded / name)) for name in names)
+    refused = _ray((*commands[0], "--top", "1"))
+    assert refused.returncode == 2
+    assert "part-00000.parquet: expected settings {'top': 1}, found {'top': 5}; --force" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_cluster_that_does_not_answer(tmp_path):
     pytest.importorskip("ray")
     write_artefact(tmp_path / "model.onnx")
     (tmp_path / "1.png").write_bytes(encode(picture(1)))
-    arguments = (str(tmp_path / "model.onnx"), str(tmp_path / "1.png"), "--out", str(tmp_path / "r.parquet"))
+    arguments = (str(tmp_path / "model.onnx"), str(tmp_path / "1.png"), "--out", str(tmp_path / "r"))
     done = _ray(arguments, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 1
     assert "error: RAY_ADDRESS=127.0.0.1:1: no cluster answers" in done.stderr and "ray start" in done.stderr

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,17 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import serve.bulk.process_pool
 import serve.bulk.score
-from serve.bulk.inputs import Source, open_source
-from serve.bulk.partial_results import read_metadata
-from serve.bulk.process_pool import Scored
+from serve.bulk.inputs import Source
+from serve.bulk.parts import METADATA, Parts, Summary
+from serve.bulk.reading import read
 from serve.bulk.score import ScoreConfig, score
 from serve.bulk.scorer import Job, Scorer
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.base.errors import ArtefactError, DataError, PocketzooError, UsageError
 from zoo.base.files import sha256_file
-
-COMMAND = "import serve.bulk.score, zoo.main; serve.bulk.score._PART_ROWS = 128; zoo.main.main()"
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +48,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(place: Path) -> pa.Table:
     """The rows of `many.parquet` at batches of 8."""
+    scorer = Scorer(_job(place, batch=8, top=5, max_pixels=10**6, max_image_bytes=10**6, formats=("PNG",)))
+    (partition,) = Source(text=str(place / "many.parquet"), size=1200).partitions()
+    return pa.Table.from_batches(map(scorer, read(partition, batch=8, most=1)))
+
+
+def _job(place: Path, **changes: object) -> Job:
     path = place / "model.onnx"
-    job = Job(
-        path=str(path),
-        digest=sha256_file(path),
-        threads=1,
-        engine="onnxruntime",
-        batch=8,
-        top=5,
-        max_pixels=10**6,
-        max_image_bytes=10**6,
-        formats=("PNG",),
-    )
-    scorer = Scorer(job)
-    return pa.Table.from_batches([scorer(chunk) for chunk in open_source(str(place / "many.parquet"), batch=8).read(0)])
+    values = {"threads": 1, "engine": "onnxruntime", "batch": 1, "top": 1, "max_pixels": 1, "max_image_bytes": 1}
+    return Job(**{"path": str(path), "digest": sha256_file(path), "formats": ()} | values | changes)
 
 
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, *, fail_after: int | None = None) -> list[int]:
-    """Score without processes, for tests of what is around them; returns the numbers of the chunks it scored."""
-    from contextlib import contextmanager
-
+    """Score without processes, for tests of what is around them; returns the numbers of the partitions it scored."""
     seen: list[int] = []
 
     @contextmanager
-    def executor(job: Job, source: Source, start: int, workers: int) -> Iterator[tuple[int, Iterator[Scored]]]:
-        def results() -> Iterator[Scored]:
+    def executor(
+        job: Job, source: Source, parts: Parts, workers: int, scored: Callable[[int], None]
+    ) -> Iterator[tuple[int, Iterator[tuple[Summary, int]]]]:
+        def results() -> Iterator[tuple[Summary, int]]:
             scorer = Scorer(job)
-            for chunk in source.read(start):
-                if len(seen) == fail_after:
-                    raise PocketzooError("a worker process died")
-                seen.append(chunk.number)
-                yield scorer(chunk), 1
+            for partition in source.partitions():
+                summary = parts.find(partition)
+                if summary is None:
+                    if len(seen) == fail_after:
+                        raise PocketzooError("a worker process died")
+                    seen.append(partition.number)
+                    chunks = read(partition, batch=job.batch, most=job.max_image_bytes)
+                    summary = parts.write(partition, map(scorer, chunks))
+                    scored(summary.rows)
+                yield summary, 1
 
         yield 1, results()
 
@@ -85,21 +88,34 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch, *, fail_after: int | None 
 
 def _config(place: Path, out: Path, **changes: object) -> ScoreConfig:
     values = {"artefact": place / "model.onnx", "source": str(place / "photos"), "batch": 2, "top": 2, "workers": 1}
-    return ScoreConfig(**{"out": out} | values | changes)
+    return ScoreConfig(**{"out": str(out)} | values | changes)
 
 
 def test_a_folder_in_two_processes(place, tmp_path):
-    report = score(_config(place, tmp_path / "r.parquet", workers=2, command="pocketzoo score"))
+    config = _config(place, tmp_path / "r", workers=2, partition=6, command="pocketzoo score")
+    report = score(config)
     table = pq.read_table(report.out)
-    assert (report.images, report.errors, report.scored, report.workers) == (20, 1, 20, 2)
-    assert report.examples == (f"{place}/photos/07.png: {table['error'][7]}",)
-    assert report.images_per_s > 0 and len(report.memory) == 1 and min(map(min, report.memory)) > 10 << 20
+    assert (report.images, report.errors, report.scored, report.workers, report.parts) == (20, 1, 20, 2, 4)
+    assert report.examples == [f"{place}/photos/07.png: {table['error'][7]}"]
+    assert report.images_per_s > 0 and len(report.memory) == 2 and min(map(min, report.memory)) > 10 << 20
     assert table["row"].to_pylist() == list(range(20))
     assert table["path"].to_pylist() == sorted(table["path"].to_pylist())
-    metadata = read_metadata(report.out)
-    assert metadata["artefact"] == "tiny" and metadata["command"] == "pocketzoo score"
-    assert metadata["artefact_digest"] == sha256_file(place / "model.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+    names = [f"part-{number:05d}.parquet" for number in range(4)]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["_SUCCESS", *names]
+    known = json.loads(pq.read_metadata(tmp_path / "r" / names[1]).metadata[METADATA])
+    assert known["artefact"] == "tiny" and known["command"] == "pocketzoo score" and known["settings"]["top"] == 2
+    assert known["artefact_digest"] == sha256_file(place / "model.onnx")
+    said = json.loads((tmp_path / "r" / "_SUCCESS").read_text())
+    assert (said["images"], said["errors"], said["passed_over"]) == (20, 1, {})
+    # What is missing is made again, by processes that begin with it.
+    (tmp_path / "r" / names[1]).unlink()
+    again = score(config)
+    assert (again.images, again.errors, again.scored, again.parts) == (20, 1, 6, 4)
+    assert pq.read_table(report.out).equals(table)
+    # Where nothing is missing, there are no processes.
+    last = score(config)
+    assert (last.images, last.errors, last.examples, last.scored) == (20, 1, report.examples, 0)
+    assert (last.workers, last.images_per_s, last.memory) == (0, 0.0, [])
 
 
 def test_no_torch_where_pictures_are_scored():
@@ -110,14 +126,14 @@ def test_no_torch_where_pictures_are_scored():
 
 @pytest.mark.parametrize("way", ["kill", "worker", "interrupt"])
 def test_a_run_that_was_stopped_continues(place, whole, tmp_path, monkeypatch, way):
-    out = tmp_path / "r.parquet"
-    arguments = ["score", place / "model.onnx", place / "many.parquet", "--out", out, "--workers", "2", "--batch", "8"]
+    out = tmp_path / "r"
+    options = ["--workers", "2", "--batch", "8", "--partition", "128"]
+    arguments = ["score", place / "model.onnx", place / "many.parquet", "--out", out, *options]
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "zoo", *map(str, arguments)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    parts = tmp_path / "r.parquet.parts"
-    end = time.monotonic() + 60
-    while not list(parts.glob("part-*")):
+    end = time.monotonic() + 200
+    while not list(out.glob("part-*")):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
@@ -134,81 +150,89 @@ def test_a_run_that_was_stopped_continues(place, whole, tmp_path, monkeypatch, w
     if way != "kill":
         assert process.returncode == 1
         assert {"worker": "a worker process died at work on large.png", "interrupt": "interrupted"}[way] in said
-    done = len(list(parts.glob("part-*")))
-    assert done and not out.exists()
+        assert not list(out.glob(".*"))
+    done = len(list(out.glob("part-*")))
+    assert done and not (out / "_SUCCESS").exists()
     seen = _in_this_process(monkeypatch)
-    config = {"source": str(place / "many.parquet"), "batch": 8, "top": 5}
-    report = score(_config(place, out, **config))
-    assert seen[0] > 0 and seen == list(range(seen[0], 10)) and report.scored < 1200
+    report = score(_config(place, out, source=str(place / "many.parquet"), batch=8, top=5, partition=128))
+    assert seen == list(range(done, 10)) and report.scored == 1200 - 128 * done
     assert pq.read_table(out).equals(whole)
 
 
-def test_what_was_scored_before_a_failure_is_kept(place, tmp_path, monkeypatch):
-    config = _config(place, tmp_path / "r.parquet", batch=128, source=str(place / "many.parquet"))
-    monkeypatch.setattr(serve.bulk.score, "_PART_ROWS", 10**6)
+def test_parts_before_a_failure_are_kept(place, tmp_path, monkeypatch):
+    config = _config(place, tmp_path / "r", partition=5)
     seen = _in_this_process(monkeypatch, fail_after=3)
     with pytest.raises(PocketzooError, match="died"):
         score(config)
     again = _in_this_process(monkeypatch)
-    assert score(config).scored == 1200 - 3 * 128
-    assert seen + again == list(range(10))
+    assert score(config).scored == 5
+    assert seen + again == list(range(4))
 
 
 def test_a_finished_result_is_left_alone(place, tmp_path, monkeypatch, capsys):
-    config = _config(place, tmp_path / "r.parquet")
+    config = _config(place, tmp_path / "r")
     seen = _in_this_process(monkeypatch)
     first = score(config)
-    before = config.out.stat().st_mtime_ns
+    part = tmp_path / "r" / "part-00000.parquet"
+    before = part.stat().st_mtime_ns
     again = score(config)
     assert "is up to date" in capsys.readouterr().err
     assert (again.images, again.errors, again.scored) == (first.images, first.errors, 0)
-    assert config.out.stat().st_mtime_ns == before and seen == [0]
-    with pytest.raises(UsageError, match="with another settings; --force scores it again"):
-        score(_config(place, config.out, top=1))
-    assert score(_config(place, config.out, top=1, force=True)).scored == 20
-    (tmp_path / "b.parquet").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="no result of this command"):
-        score(_config(place, tmp_path / "b.parquet"))
+    assert part.stat().st_mtime_ns == before and seen == [0]
+    with pytest.raises(UsageError, match=r"expected settings \{'top': 1\}, found \{'top': 2\}; --force scores"):
+        score(_config(place, tmp_path / "r", top=1))
+    assert score(_config(place, tmp_path / "r", top=1, force=True)).scored == 20
+
+
+def test_shards_and_what_is_not_scored_of_them(place, tmp_path, monkeypatch):
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
+            for path in sorted((place / "photos").iterdir())[10 * shard : 10 * shard + 10]:
+                tar.add(path, path.name)
+                tar.addfile(tarfile.TarInfo(f"{path.stem}.cls"), io.BytesIO())
+    (tmp_path / "shards" / "notes.txt").write_text("x")
+    seen = _in_this_process(monkeypatch)
+    config = _config(place, tmp_path / "r", source=str(tmp_path / "shards"))
+    passed = {"ending in .cls": 20, "ending in .txt": 1}
+    for scored in (20, 0):
+        report = score(config)
+        assert (report.images, report.errors, report.scored, dict(report.passed_over)) == (20, 1, scored, passed)
+    assert seen == [0, 1]
+    files = score(_config(place, tmp_path / "files"))
+    rows, others = pq.read_table(tmp_path / "r"), pq.read_table(files.out)
+    assert rows["row"].to_pylist() == [*range(10), *range(10)]
+    assert rows.drop(["row", "path"]).equals(others.drop(["row", "path"]))
 
 
 def test_limits_are_the_servers(place, tmp_path, monkeypatch):
     _in_this_process(monkeypatch)
     monkeypatch.setenv("POCKETZOO_MAX_PIXELS", "63")
-    report = score(_config(place, tmp_path / "r.parquet"))
+    report = score(_config(place, tmp_path / "r"))
     assert report.errors == 20 and "63" in report.examples[0]
 
 
 def test_bad_input_ends_before_anything_is_scored(place, tmp_path, monkeypatch):
     seen = _in_this_process(monkeypatch)
-    out = tmp_path / "r.parquet"
     for changes, kind, message in (
-        ({"out": tmp_path / "gone" / "r.parquet"}, UsageError, "there is no folder"),
+        ({"out": tmp_path / "gone" / "r"}, UsageError, "expected a folder that can be written"),
         ({"source": str(tmp_path)}, DataError, "no images below it"),
         ({"artefact": tmp_path}, ArtefactError, "no ONNX file"),
         ({"executor": "rays"}, UsageError, "unknown executor 'rays'; did you mean ray"),
         ({"engine": "openvno"}, UsageError, "unknown engine 'openvno'; did you mean openvino"),
         ({"batch": 0}, UsageError, "--batch: expected at least 1, got 0"),
+        ({"partition": 0}, UsageError, "--partition: expected at least 1, got 0"),
     ):
         with pytest.raises(kind, match=message):
-            score(_config(place, **({"out": out} | changes)))
+            score(_config(place, **({"out": tmp_path / "r"} | changes)))
     assert (seen, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_worker_that_cannot_load_says_why(place, tmp_path):
-    job = Job(
-        path=str(place / "model.onnx"),
-        digest="0" * 64,
-        threads=1,
-        engine="onnxruntime",
-        batch=1,
-        top=1,
-        max_pixels=1,
-        max_image_bytes=1,
-        formats=(),
-    )
-    source = open_source(str(place / "photos"), batch=1)
+    source = Source(text=str(place / "photos"), size=20)
+    parts = Parts(out=str(tmp_path), decides={}, about={})
     with (
         pytest.raises(ArtefactError, match="changed while it was in use"),
-        serve.bulk.score.in_processes(job, source, 0, 1),
+        serve.bulk.process_pool.in_processes(_job(place, digest="0" * 64), source, parts, 1, lambda _: None),
     ):
         pytest.fail("started")

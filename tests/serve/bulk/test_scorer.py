@@ -6,14 +6,15 @@ import hashlib
 import os
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
-from serve.bulk.scorer import SCHEMA, Chunk, Job, Scorer
+from serve.bulk.scorer import SCHEMA, Chunk, Item, Job, Scorer
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.artefact.decode import FORMATS
 from zoo.artefact.predictor import Predictor
-from zoo.base.errors import ArtefactError
+from zoo.base.errors import ArtefactError, DataError
 from zoo.base.files import sha256_file
 
 
@@ -29,10 +30,10 @@ def _job(path: Path, **changes: object) -> Job:
     return Job(**{"path": str(path), "max_image_bytes": 50_000, "formats": FORMATS} | values | changes)
 
 
-def _chunk(images: list[bytes | None], files: list[bytes | None] | None = None, **changes: object) -> Chunk:
-    names = tuple(f"p{place}" for place in range(len(images)))
+def _chunk(images: list[bytes | None], files: list[str | None] | None = None, **changes: object) -> Chunk:
     files = files or [None] * len(images)
-    return Chunk(**{"number": 0, "first": 0, "names": names, "images": tuple(images), "files": tuple(files)} | changes)
+    items = tuple(Item(f"p{place}", *each) for place, each in enumerate(zip(images, files, strict=True)))
+    return Chunk(**{"first": 0, "items": items} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def test_what_cannot_be_read_is_a_sentence_in_its_row(artefact, tmp_path):
     (tmp_path / "good.png").write_bytes(good)
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    files = [None, None, None, None, *(b"%s.png" % name for name in (b"gone", b"good", b"folder", b"pipe"))]
+    files = [None, None, None, None, *(f"{name}.png" for name in ("gone", "good", "folder", "pipe"))]
     images = [b"", good[:60], encode(picture(0, 101, 100)), None, None, None, None, None]
-    chunk = _chunk([*images, b"x" * 50_001, good], [*files, None, None], base=os.fsencode(tmp_path))
+    chunk = _chunk([*images, b"x" * 50_001, good], [*files, None, None], base=str(tmp_path))
     rows = Scorer(_job(artefact, batch=4))(chunk).to_pylist()
     assert [row["label"] is None for row in rows] == [row["error"] is not None for row in rows]
     assert [place for place, row in enumerate(rows) if row["error"] is None] == [5, 9]
@@ -75,7 +76,7 @@ def test_what_cannot_be_read_is_a_sentence_in_its_row(artefact, tmp_path):
         "No such file",
         "not a regular",
         "not a regular",
-        "at most",
+        "more than 50000 bytes",
     ]
     errors = [row["error"] for row in rows if row["error"]]
     assert all(part in error for part, error in zip(said, errors, strict=True)), errors
@@ -94,6 +95,41 @@ def test_without_any_answer(artefact):
     batch = Scorer(_job(artefact))(_chunk([None, b"x"]))
     assert batch.schema == SCHEMA
     assert batch["label"].null_count == batch["probabilities"].null_count == 2
+
+
+def test_without_inputs(artefact):
+    assert len(Scorer(_job(artefact))(_chunk([]))) == 0
+
+
+def test_what_the_reader_says_is_in_the_row(artefact):
+    (row,) = Scorer(_job(artefact))(Chunk(first=0, items=(Item("s.tar", error="is cut off"),))).to_pylist()
+    assert (row["path"], row["error"], row["label"]) == ("s.tar", "is cut off", None)
+
+
+def test_urls(artefact):
+    system = fsspec.filesystem("memory")
+    good = encode(picture(1))
+    system.pipe({"/photos/good.png": good, "/photos/empty.png": b"", "/photos/large.png": b"x" * 50_001})
+    names = ["memory://photos/good.png", "gone.png", "empty.png", "large.png", "nothing://x", "good.png"]
+    try:
+        rows = Scorer(_job(artefact, batch=4))(_chunk([None] * 6, names, base="memory://photos")).to_pylist()
+    finally:
+        system.rm("/photos", recursive=True)
+    assert [row["error"] is None for row in rows] == [True, False, False, False, False, True]
+    assert rows[0]["sha256"] == rows[5]["sha256"] == hashlib.sha256(good).hexdigest()
+    said = ["cannot be read", "empty", "more than 50000 bytes", "Protocol not known"]
+    assert all(part in row["error"] for part, row in zip(said, rows[1:5], strict=True)), rows
+
+
+def test_a_store_that_does_not_answer_ends_the_run(artefact, monkeypatch):
+    def fail(*given: object, **options: object) -> list[Exception]:
+        return [TimeoutError("no answer")]
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_ranges", fail)
+    with pytest.raises(
+        DataError, match=r"memory does not answer \(TimeoutError: no answer\); the same command continues"
+    ):
+        Scorer(_job(artefact))(_chunk([None], ["memory://x"]))
 
 
 def test_another_file_than_the_run_began_with(artefact):

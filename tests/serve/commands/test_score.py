@@ -19,14 +19,16 @@ def _write(folder: Path) -> Path:
     (folder / "photos").mkdir()
     (folder / "photos" / "1.png").write_bytes(encode(picture(1)))
     (folder / "photos" / "2.png").write_bytes(b"nonsense")
+    (folder / "photos" / ".3.png").write_bytes(b"nonsense")
     return folder / "tiny"
 
 
 def test_score_tells_what_it_did(tmp_path):
-    artefact, out = _write(tmp_path), tmp_path / "r.parquet"
+    artefact, out = _write(tmp_path), tmp_path / "r"
     result = run_cli("score", artefact, tmp_path / "photos", "--out", out, "--workers", "1")
     assert "2 images, 1 of them without an answer" in result.stdout
-    assert "images/s, 1 workers" in result.stdout and "peak memory after a tenth" in result.stdout
+    assert "images/s, 1 workers" in result.stdout and "peak memory after the first part" in result.stdout
+    assert "not scored: 1 hidden" in result.stderr
     assert "no answer: " in result.stderr and "2.png: cannot decode" in result.stderr
     assert pq.read_table(out)["label"].null_count == 1
     again = run_cli("score", artefact, tmp_path / "photos", "--out", out, "--json")

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from zoo.base import progress
-from zoo.base.progress import Bar, Chain, chain, note, track
+from zoo.base.progress import Bar, Chain, Ongoing, chain, note, track
 
 
 def test_what_is_short_is_silent_without_a_terminal(capsys):
@@ -79,3 +79,29 @@ def test_progress_says_what_is_left_of_the_chain_around_it(clock, capsys):
 def test_notes_leave_standard_output_alone(capsys):
     note("half way")
     assert capsys.readouterr() == ("", "half way\n")
+
+
+def test_work_whose_amount_is_found_out_while_it_is_done(capsys, monkeypatch):
+    seconds = iter([0.0, 1.0, 40.0, 60.0, 80.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    shown = Ongoing("Scoring", "images")
+    shown.add(1000, total=None, state="", skipped=True)
+    shown.add(400, total=None, state="9,000 listed so far")
+    shown.add(100, total=10_000, state="")
+    shown.add(300, total=10_000, state="")
+    shown.close()
+    lines = [
+        "Scoring: 1,400 images, 10.0 a second, time left unknown, 9,000 listed so far",
+        "Scoring: 1,800 of 10,000 images, 10.0 a second, 13:40 left",
+    ]
+    assert capsys.readouterr() == ("", "\n".join(lines) + "\n")
+
+
+def test_its_bar(capsys, monkeypatch):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    shown = Ongoing("Scoring", "images")
+    shown.add(10, total=None, state="30 listed so far")
+    shown.add(10, total=40, state="", skipped=True)
+    assert shown._bar is not None and (shown._bar.n, shown._bar.total, shown._bar.initial) == (20, 40, 10)
+    shown.close()
+    assert "Scoring" in capsys.readouterr().err

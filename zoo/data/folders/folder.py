@@ -85,7 +85,7 @@ def _parts(name: str, layout: Layout) -> tuple[list[str], int]:
 def _unlabelled(folder: Path) -> str:
     return (
         f"in {folder.name} without class folders and so without labels; `pocketzoo score output/NAME {folder} --out "
-        "results.parquet` predicts them"
+        "results` predicts them"
     )
 
 
