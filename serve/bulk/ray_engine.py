@@ -134,22 +134,26 @@ def _results(
     memory = 0
     try:
         for row in dataset.iter_rows():
+            if isinstance(row["summary"], PocketzooError):
+                raise row["summary"]
             memory = max(memory, row["memory"])
             if row["summary"].fresh:
                 scored(row["summary"].rows)
             yield row["summary"], memory
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        if isinstance(cause, PocketzooError):
-            raise cause from error
         raise PocketzooError(
-            f"Ray failed: {str(cause).strip().splitlines()[-1]}; the same command continues where it stopped"
+            f"Ray failed: {str(cause).strip().splitlines()[0]}; the same command continues where it stopped"
         ) from error
 
 
-def _partitions(row: dict[str, Source]) -> Iterator[dict[str, Partition]]:
-    for partition in row["item"].partitions():
-        yield {"item": partition}
+def _partitions(row: dict[str, Source]) -> Iterator[dict[str, Partition | PocketzooError]]:
+    """Errors of this project travel as values: what Ray makes of exceptions hides them."""
+    try:
+        for partition in row["item"].partitions():
+            yield {"item": partition}
+    except PocketzooError as error:
+        yield {"item": error}
 
 
 class _Actor:
@@ -158,11 +162,18 @@ class _Actor:
     def __init__(self, job: Job, parts: Parts) -> None:
         self._scorer, self._parts = Scorer(job), parts
 
-    def __call__(self, row: dict[str, Partition]) -> dict[str, Any]:
-        """Score a partition, unless its part is there."""
-        partition, job = row["item"], self._scorer.job
-        summary = self._parts.find(partition)
-        if summary is None:
-            chunks = read(partition, batch=job.batch, most=job.max_image_bytes)
-            summary = self._parts.write(partition, map(self._scorer, chunks))
-        return {"summary": summary, "memory": peak_bytes()}
+    def __call__(self, row: dict[str, Partition | PocketzooError]) -> dict[str, Any]:
+        """Score a partition, unless its part is there: its summary, or why there is none."""
+        try:
+            return {"summary": self._part(row["item"]), "memory": peak_bytes()}
+        except PocketzooError as error:
+            return {"summary": error, "memory": 0}
+
+    def _part(self, partition: Partition | PocketzooError) -> Summary:
+        if isinstance(partition, PocketzooError):
+            raise partition
+        if summary := self._parts.find(partition):
+            return summary
+        job = self._scorer.job
+        chunks = read(partition, batch=job.batch, most=job.max_image_bytes)
+        return self._parts.write(partition, map(self._scorer, chunks))
