@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bench.training.contestants import OURS
+from zoo.artefact.environment import environment_text
 from zoo.base.figures import save_figure
 from zoo.base.tables import markdown_table, rich_table
 
@@ -19,7 +20,7 @@ __all__ = ["draw_race", "level_of", "markdown", "moment_of", "reached", "render"
 
 _Row = Mapping[str, Any]
 _COLOURS = {OURS: "#0072b2", "timm": "#d55e00", "fastai": "#009e73"}
-"""Of Okabe and Ito's palette, which colour-blind people tell apart."""
+"""Ours first; of Okabe and Ito's palette, which colour-blind people tell apart."""
 _HEADINGS = (
     "<data",
     "<contestant",
@@ -61,8 +62,11 @@ def render(rows: Sequence[_Row]) -> Table:
 
 
 def markdown(rows: Sequence[_Row]) -> str:
-    """The same for a document."""
-    return markdown_table([*_HEADINGS, *_MORE], _lines(rows))
+    """The same for a document, with the machine, and how busy it was at the start of each."""
+    machines = dict.fromkeys(environment_text(row["environment"]) for row in rows)
+    loads = sorted(row["load_average"] for row in rows if row["load_average"] is not None)
+    busy = f"; load average {loads[0]:.1f} to {loads[-1]:.1f}" if loads else ""
+    return f"{markdown_table([*_HEADINGS, *_MORE], _lines(rows))}\n\n" + "; ".join(machines) + busy
 
 
 def _lines(rows: Sequence[_Row]) -> list[list[str]]:
@@ -116,28 +120,31 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
         seconds, top1 = zip(*row["curve"], strict=True)
         percent = [100 * value for value in top1]
         name = row["contestant"]
-        label = name if row["round"] == min(other["round"] for other in rows if other["contestant"] == name) else None
-        axes.plot(seconds, percent, "o-", color=_COLOURS[name], linewidth=1.6, markersize=4, label=label)
+        axes.plot(seconds, percent, "o-", color=_COLOURS[name], linewidth=1.6, markersize=4)
         last = percent[-1]
         error = [[last - 100 * row["low"]], [100 * row["high"] - last]]
         axes.errorbar(seconds[-1], last, yerr=error, color=_COLOURS[name], elinewidth=0.8, capsize=3)
+        if row["round"] == min(other["round"] for other in rows if other["contestant"] == name):
+            axes.annotate(
+                name, (seconds[-1], last), (8, 0), textcoords="offset points", va="center", color=_COLOURS[name]
+            )
     if rows[0]["minutes"] is not None:
-        axes.axvline(60 * rows[0]["minutes"], color="#444444", linestyle="--", linewidth=1, label="budget")
+        axes.axvline(60 * rows[0]["minutes"], color="#444444", linestyle="--", linewidth=1)
     first = rows[0]
     axes.set(
         title=f"{_where(first)}, {first['model']}, n = {first['validation_n']}",
         xlabel=f"seconds since the process began, {first['threads']} threads, allocator {first['allocator']}",
         ylabel="validation top-1 (%), last epoch with its 95 % interval",
     )
-    axes.set_xlim(left=0)
+    # Room for the names on the right.
+    axes.set_xlim(0, 1.2 * max(row["curve"][-1][0] for row in rows))
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, loc="lower right")
 
 
 def _courses(rows: Sequence[_Row]) -> dict[tuple[Any, ...], list[_Row]]:
     """The rows that may be compared with each other; of an allocator that is not the same, times are not."""
     found: dict[tuple[Any, ...], list[_Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(_COLOURS).index(row["contestant"])):
         found.setdefault((row["data"], row["model"], row["image_size"], row["allocator"]), []).append(row)
     return found
 
