@@ -17,6 +17,7 @@ DOCUMENTS = [
     Path("README.md"),
     Path("docs/benchmarks.md"),
     Path("docs/tutorials/lora.md"),
+    Path("docs/guides/training.md"),
     Path("zoo/recipes/README.md"),
 ]
 

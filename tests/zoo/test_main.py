@@ -31,7 +31,7 @@ def commands() -> list[list[str]]:
 
 
 def test_every_command_has_help_with_its_purpose() -> None:
-    assert len(commands()) == 54
+    assert len(commands()) == 55
     for command in commands():
         text = run_cli(*command, "--help").output
         assert "Usage:" in text

@@ -71,4 +71,4 @@ def test_comparisons_that_cannot_be_read_are_a_sentence(tmp_path: Path, monkeypa
     assert (read_peers({"0"}).rows, read_peers({"0"}).problem) == ((), "")
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "compare.jsonl").write_text("{}\n")
-    assert "an incomplete row" in read_peers({"0"}).problem
+    assert "compare.jsonl:1: batch: expected a value, got nothing" in read_peers({"0"}).problem

@@ -240,7 +240,11 @@ def test_versions(client, versions, pixels):
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compressed_requests(client, predictor, pixels, runtime, monkeypatch, algorithm):
     held = []
-    monkeypatch.setattr(runtime.bodies, "hold", lambda call, count: held.append(count))
+
+    async def hold(call, count):
+        held.append(count)
+
+    monkeypatch.setattr(runtime.bodies, "hold", hold)
     found = client.infer("good", [tensor(pixels)], request_compression_algorithm=algorithm)
     np.testing.assert_allclose(found.as_numpy("probabilities"), predictor.probabilities(pixels), rtol=1e-5)
     assert held[-1] > pixels.nbytes
