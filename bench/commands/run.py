@@ -40,7 +40,6 @@ from zoo.commands.runs import (
     with_flags,
 )
 from zoo.commands.training import train
-from zoo.training.recipe import said
 
 __all__ = ["run"]
 
@@ -71,6 +70,7 @@ def run(
     training alone. With --json each of these commands prints its own lines.
     """
     from zoo.training.loop.distributed import check_alone
+    from zoo.training.recipe import said
 
     check_alone("run", "train with it, then run this command by itself: it goes on with what was trained")
     settings = with_flags(
@@ -133,6 +133,8 @@ def run(
 
 def step_minutes(recipe: str) -> list[float]:
     """How many minutes the steps took where a recipe was tried, as it says itself; empty: it does not."""
+    from zoo.training.recipe import said
+
     return [float(number) for number in re.findall(r"(?:^|, )(\d+(?:\.\d+)?) ", said(recipe, "Steps"))]
 
 
