@@ -28,7 +28,7 @@ DOCUMENT = "# Numbers\n\n<!-- rows: mnist5k -->\nold\n<!-- end of rows -->\n\naf
 
 LEAST = {
     "README.md": {"trained"},
-    "docs/benchmarks.md": {"compare", "mnist5k", "race", "serving", "soak", "attacks"},
+    "docs/benchmarks.md": {"compare", "mnist5k", "flowers102", "race", "serving", "start", "soak", "attacks"},
     "docs/tutorials/lora.md": {"mnist5k"},
     "docs/guides/training.md": {"ablation"},
     "zoo/recipes/README.md": {"ablation"},
@@ -71,7 +71,7 @@ def test_a_number_that_no_row_has_is_noticed():
         ("97.4  96.2", "98.4  96.2"),
         ("| malformed requests | 10000 |", "| malformed requests | 99999 |"),
     ):
-        assert text.count(before) == 1
+        assert before in text
         assert filled(text.replace(before, after), RESULTS) == text
 
 

@@ -40,7 +40,7 @@ def test_everything_from_a_folder(output: Path, tmp_path: Path) -> None:
         (path.parent.name, path.name, "test") for path in files
     }
     told = done.stderr.splitlines()
-    assert "Minutes, as the recipe says: 4 to 9" in told[0]
+    assert "Minutes, as the recipe says: 14 for" in told[0]
     assert [line[:5] for line in told if " so far" in line] == [f"[{step}/5]" for step in range(1, 6)]
     assert next(line for line in told if line.startswith("[1/5]")).endswith("00:00 so far")
     assert len(next(line for line in told if line.startswith("minutes of the steps: ")).split(",")) == 5
