@@ -92,6 +92,9 @@ class Bodies:
         self._tidy = tidy
         self._uploads: set[_Upload] = set()
         self._waiting: set[int] = set()
+        """Identities of calls: who waits for memory does not stall."""
+        # Who waits behind large bodies would wait for what only they need.
+        self._turns = {most: asyncio.Lock() for most in (self._most, self._most_of_large)}
         self.held = 0
         """Bytes in memory."""
 
@@ -164,22 +167,20 @@ class Bodies:
         call.buffered += count
 
     async def _wait_for(self, call: Call, count: int, most: int) -> None:
-        """Return when there is memory for `count` more bytes."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _PATIENCE_SECONDS
+        """Return when there is memory for `count` more bytes; the first in each of two queues looks for it."""
         self._waiting.add(id(call))
         try:
-            while self.held + count > most:
-                if self._cut_slowest():
-                    continue
-                if loop.time() >= until:
-                    raise Refused(
-                        503,
-                        f"the requests in memory have {self.held} bytes, with this one more than {most} "
-                        "(POCKETZOO_MAX_BUFFERED_BYTES); try again later",
-                        retry_after=1.0,
-                    )
-                await asyncio.sleep(_STALLED_SECONDS / 8)
+            async with asyncio.timeout(_PATIENCE_SECONDS), self._turns[most]:
+                while self.held + count > most:
+                    if not self._cut_slowest():
+                        await asyncio.sleep(_STALLED_SECONDS / 8)
+        except TimeoutError:
+            raise Refused(
+                503,
+                f"the requests in memory have {self.held} bytes, with this one more than {most} "
+                "(POCKETZOO_MAX_BUFFERED_BYTES); try again later",
+                retry_after=1.0,
+            ) from None
         finally:
             self._waiting.discard(id(call))
 

@@ -58,7 +58,7 @@ def test_small_bodies_have_room_whatever_large_ones_hold(monkeypatch):
         one = bodies(16 * _MB)
         tasks = await stalled(one, bytes_each=4 * _MB, count=4)
         assert one.held == 12 * _MB  # three quarters
-        await asyncio.sleep(0)
+        await asyncio.wait([tasks[3]])
         assert end(tasks[3])[0] == 503
         for _ in range(4):
             assert len(await one.read(sent(bytes(_MB), length=_MB), _MB)) == _MB
@@ -82,6 +82,25 @@ def test_a_body_waits_until_those_that_stall_can_be_told_from_others(monkeypatch
         return [end(task)[0] for task in tasks if task.done()]
 
     assert asyncio.run(ask()) == 6 * [408]
+
+
+def test_of_many_that_wait_for_memory_one_looks_for_it(monkeypatch):
+    monkeypatch.setattr(serve.bodies, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(serve.bodies, "_STALLED_SECONDS", 0.08)
+
+    async def ask():
+        one, looks = bodies(4 * _MB), []
+        monkeypatch.setattr(one, "_cut_slowest", lambda: looks.append(1))
+        tasks = await stalled(one, bytes_each=_MB // 2, count=8)
+        late = [asyncio.ensure_future(one.read(sent(bytes(_MB // 2), length=_MB // 2), _MB)) for _ in range(100)]
+        await asyncio.wait(late)
+        for task in tasks:
+            task.cancel()
+        return {end(task)[0] for task in late}, len(looks)
+
+    statuses, looks = asyncio.run(ask())
+    assert statuses == {503}
+    assert looks < 20
 
 
 @pytest.mark.parametrize("size", [4 * _MB, _MB // 2])
