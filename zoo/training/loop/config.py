@@ -18,7 +18,7 @@ from zoo.training.loop.optim import ladder, make_optimizer
 __all__ = ["FitConfig", "loss_of", "optimizer_of"]
 
 _BATCHES = (8, 16, 32, 64)
-_LEAST_WITH_NORM = 32
+_LEAST_WITH_NORM = 16
 _STEPS = 50
 
 
@@ -29,7 +29,7 @@ class FitConfig:
     epochs: int = 10
     batch_size: int = 64
     """Images per step; 0: 8, 16, 32 or 64, the most that leave 50 steps an epoch, as few images need every step; with
-    `freeze.norm = "update"` at least 32, whose variance BatchNorm takes for that of all."""
+    `freeze.norm = "update"` at least 16, whose variance BatchNorm takes for that of all."""
     accumulate: int = 1
     """Each batch is computed in so many pieces, to save memory; their gradients add up to the batch's.
     BatchNorm that is not frozen sees the pieces, not the batch."""

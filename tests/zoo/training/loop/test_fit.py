@@ -631,7 +631,7 @@ def test_few_labels_need_the_others(tmp_path):
 def test_the_batch_follows_from_the_number_of_images_where_it_is_left_open(images, size):
     frozen, updated = (Freezing(norm=norm) for norm in ("freeze", "update"))
     assert _config(batch_size=0, freeze=frozen).for_images(images).batch_size == size
-    assert _config(batch_size=0, freeze=updated).for_images(images).batch_size == max(size, 32)
+    assert _config(batch_size=0, freeze=updated).for_images(images).batch_size == max(size, 16)
     assert _config(batch_size=7).for_images(images).batch_size == 7
 
 
