@@ -33,6 +33,7 @@ from zoo.artefact.environment import load_average
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, DataError, ImageError, UsageError
 from zoo.base.files import graph_paths, sha256_file
+from zoo.base.interrupt import end_with_parent
 from zoo.base.machine import cores
 from zoo.base.statistics.intervals import ratio
 
@@ -222,6 +223,7 @@ def _shares(files: list[str], count: int) -> list[list[str]]:
 
 def _load(turn: Turn, all_there: Barrier) -> None:
     global _predictor, _all_there
+    end_with_parent()
     _predictor, _all_there = Predictor(Path(turn.file), threads=1, engine=turn.engine), all_there
 
 

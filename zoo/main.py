@@ -10,6 +10,7 @@ import typer
 
 from zoo.base.commandline import app
 from zoo.base.errors import ArtefactError, PocketzooError, UsageError
+from zoo.base.interrupt import requests_to_end_interrupt
 from zoo.base.machine import keep_freed_memory
 from zoo.base.progress import note
 
@@ -63,6 +64,7 @@ def _options(
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage."""
     keep_freed_memory()
+    requests_to_end_interrupt()
     try:
         load_commands()()
     except UsageError as error:
@@ -77,7 +79,7 @@ def main() -> None:
             _complain(ArtefactError(f"{package} is not installed; pip install 'pocketzoo[{_EXTRAS[package]}]'"), 1)
         )
     except SystemExit as stop:
-        # What typer makes of Ctrl-C, without a word.
+        # What typer makes of Ctrl-C and of SIGTERM, without a word.
         if stop.code == _INTERRUPTED:
             sys.exit(_complain(ArtefactError("interrupted; the same command continues where it stopped"), 1))
         raise

@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.artefact.predictor import Predictor
 from zoo.artefact.preprocess import preprocess
+from zoo.base.interrupt import end_with_parent
 
 __all__ = ["Turn", "load", "measure", "take"]
 
@@ -63,6 +64,7 @@ def _step(predictor: Predictor, image: bytes, what: str) -> Callable[[], object]
 def load(file: Path, image: Path, engine: str, threads: int, session_threads: int) -> None:
     """Load, in a process of its own, one session per Python thread for the turns that follow."""
     global _predictors, _image
+    end_with_parent()
     _predictors = [Predictor(file, threads=session_threads, engine=engine) for _ in range(threads)]
     _image = image.read_bytes()
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from operator import itemgetter
 
@@ -22,7 +20,7 @@ from serve.bulk.parts import Parts, Summary
 from serve.bulk.reading import read
 from serve.bulk.scorer import Chunk, Job, Scorer
 from zoo.base.errors import PocketzooError
-from zoo.base.interrupt import deferred_signals
+from zoo.base.interrupt import deferred_signals, end_with_parent
 from zoo.base.machine import cores, peak_bytes
 
 __all__ = ["Scored", "in_processes"]
@@ -162,21 +160,13 @@ def _signals_later() -> Iterator[None]:
 def _load(job: Job, barrier: Barrier) -> None:
     global _scorer, _barrier
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _barrier = barrier
     try:
         _scorer = Scorer(job)
     except PocketzooError as error:
         # Raised here it would break the pool, without a word about the reason.
         _scorer = error
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        # Killed, it could not tell the workers, which would wait for work for ever.
-        os._exit(1)
 
 
 def _ready() -> None:

@@ -37,6 +37,7 @@ from tests.soak.attackers import (
 )
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import output_root
+from zoo.base.interrupt import requests_to_end_interrupt
 from zoo.base.progress import note
 
 __all__ = ["ATTACKS", "main", "run"]
@@ -158,4 +159,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    requests_to_end_interrupt()  # the servers that were started end, too
     sys.exit(main())

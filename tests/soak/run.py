@@ -30,6 +30,7 @@ from tests.soak.rolling import fault_rolling_update
 from tests.soak.slow import fault_slow_clients
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import output_root
+from zoo.base.interrupt import requests_to_end_interrupt
 from zoo.base.progress import note
 from zoo.base.tables import rich_table
 
@@ -141,4 +142,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    requests_to_end_interrupt()  # the servers that were started end, too
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -95,12 +96,14 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
     assert "pip install 'pocketzoo[train]'" in capsys.readouterr().err
 
 
-def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("zoo.training.recipe.load_recipe", stopped)
-    assert exit_code(monkeypatch, "train") == 1
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    monkeypatch.setattr("zoo.training.recipe.load_recipe", lambda *_, **__: signal.raise_signal(number))
+    try:
+        assert exit_code(monkeypatch, "train") == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert "the same command continues where it stopped" in capsys.readouterr().err
 
 

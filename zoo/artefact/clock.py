@@ -6,8 +6,10 @@ and slow the other one down, up to threefold.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -113,12 +115,34 @@ def alternate(
         for name, arguments in commands.items():
             changed = os.environ | (environments or {}).get(name, {}) | {_STARTED: str(time.monotonic())}
             environment = {key: value for key, value in changed.items() if value is not None}
-            done = subprocess.run(
-                [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
-            )
-            if done.returncode != 0:
-                raise PocketzooError(f"measuring {name} failed: {done.stderr.strip()[-500:]}")
-            yield name, number, json.loads(done.stdout.strip().splitlines()[-1])
+            code, said, complaint = _finish([sys.executable, *arguments], environment)
+            if code != 0:
+                raise PocketzooError(f"measuring {name} failed: {complaint.strip()[-500:]}")
+            yield name, number, json.loads(said.strip().splitlines()[-1])
+
+
+def _finish(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str, str]:
+    """Exit code and output of a process; interrupted meanwhile, it ends with all that it has started."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # One of its own, which can be ended as a whole.
+        process_group=0,
+    ) as process:
+        try:
+            said, complaint = process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
+            raise
+        return process.returncode, said, complaint
 
 
 def since_start() -> float:

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from zoo.artefact.clock import Timing, alternate, sample_ms, since_start, summarise
 from zoo.base.errors import PocketzooError
+
+MEASURING = """
+import sys
+from zoo.artefact.clock import alternate
+from zoo.base.interrupt import requests_to_end_interrupt
+
+requests_to_end_interrupt()
+list(alternate({"one": ["-c", *sys.argv[1:]]}, 1))
+"""
+MEASURED = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+ITS_CHILD = """
+import os, sys, time
+with open(sys.argv[1], "w") as pipe:
+    print(os.getppid(), os.getpid(), file=pipe)
+time.sleep(600)
+"""
 
 
 def timing(n: int, p50: float, p95: float, p99: float, *, rounds: tuple[float, ...], **interval: float) -> Timing:
@@ -60,3 +82,15 @@ def test_a_process_knows_how_long_ago_it_was_started(monkeypatch):
     monkeypatch.delenv("POCKETZOO_STARTED", raising=False)
     with pytest.raises(PocketzooError, match=r"not started by zoo\.artefact\.clock\.alternate"):
         since_start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_measured_ends_with_the_process_that_measures(tmp_path, number):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-c", MEASURING, MEASURED, ITS_CHILD, str(pipe)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        found = [psutil.Process(int(pid)) for pid in pipe.read_text().split()]
+        process.send_signal(number)
+    assert len(found) == 2
+    assert psutil.wait_procs(found, timeout=60)[1] == []
