@@ -31,6 +31,7 @@ from bench.rows import (
     SERVING,
     SOAK,
     START,
+    TRAINING,
     lacking,
     read,
     unclean,
@@ -39,6 +40,7 @@ from bench.rows import (
 from bench.runtimes.tables import summary_table
 from bench.serving import soak_tables, start
 from bench.serving.tables import markdown as serving_table
+from bench.training.measure import markdown as training_table
 from bench.training.race_results import draw_race
 from bench.training.race_results import markdown as race_table
 from zoo.base.errors import ArtefactError, unknown_name
@@ -66,6 +68,7 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     SOAK: lambda row: row["fault"],
     START: lambda row: (row["artefact"], row["known"]),
     RACE: lambda row: (row["data"], row["model"], row["image_size"], row["allocator"], row["contestant"]),
+    TRAINING: lambda row: (row["part"], row["data"], row["model"], str(row["image_size"]), row["batch"]),
 }
 """What a newer run replaces an older one of."""
 
@@ -77,6 +80,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Sequence[Any]], str]]] = {
     "serving": (SERVING, serving_table),
     "soak": (SOAK, soak_tables.faults),
     "start": (START, start.markdown),
+    "training": (TRAINING, training_table),
     "trained": (COMPARE, lambda rows: _compared(rows, random=False)),
 }
 """Name of a table -> the file of its rows, and what makes it."""

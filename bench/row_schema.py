@@ -340,6 +340,11 @@ class Training(_Run, _Busy):
     round_seconds: Rounds
     images_per_s: Rate
     ratio: Rate
+    """Time relative to the part's first variant: timm as it comes, or one evaluation."""
+    ratio_kept: Rate | None = None
+    """Relative to timm with the allocator set up; None where that was not measured."""
+    user_seconds: Time | None = None
+    system_seconds: Time | None = None
 
 
 class Race(_Run, _Interval, _Busy):

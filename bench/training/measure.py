@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from rich.table import Table
 from bench.rows import stamp
 from bench.training.folders import READ_BY_ALL, class_folders
 from zoo.artefact.clock import alternate
-from zoo.artefact.environment import load_average
+from zoo.artefact.environment import environment_text, load_average
 from zoo.base.errors import UsageError, unknown_name
 from zoo.base.machine import allocator_variables, cores
 from zoo.base.progress import track
 from zoo.base.size import Size, height_and_width
 from zoo.base.statistics.intervals import ratio
-from zoo.base.tables import rich_table
+from zoo.base.tables import markdown_table, rich_table
 from zoo.data.dataset import Dataset, Sample
 
-__all__ = ["PARTS", "TrainingConfig", "measure_training", "render"]
+__all__ = ["PARTS", "TrainingConfig", "markdown", "measure_training", "render"]
 
 PARTS: dict[str, tuple[str, ...]] = {
     "full": ("timm", "timm-channels-last", "timm-bf16", "timm-allocator", "pocketzoo", "pocketzoo-bf16"),
@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 """What is compared: every layer trained, or the classifier alone; the first variant is what ratios are relative to."""
 _AS_IT_COMES = frozenset({"timm", "timm-channels-last", "timm-bf16"})
 """The others start with the allocator set up as pocketzoo's commands do it."""
+_KEPT = "timm-allocator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,9 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
         "load_average": load,
     } | stamp("timm", "torch")
     return [
-        common | {"model": model, "variant": variant} | _summary(found, answers[model, config.measured[0]], config.part)
+        common
+        | {"model": model, "variant": variant}
+        | _summary(found, answers[model, config.measured[0]], answers.get((model, _KEPT)), config.part)
         for (model, variant), found in answers.items()
     ]
 
@@ -135,7 +138,7 @@ def measure_training(dataset: Dataset, config: TrainingConfig) -> list[dict[str,
 def render(rows: Sequence[dict[str, Any]]) -> Table:
     """A table for people."""
     return rich_table(
-        ["<network", "<variant", "read s", "train s", "ms/image", "images/s", "ratio"],
+        ["<network", "<variant", "read s", "train s", "ms/image", "images/s", "ratio", "CPU s", "system %"],
         [
             [
                 row["model"],
@@ -145,13 +148,51 @@ def render(rows: Sequence[dict[str, Any]]) -> Table:
                 f"{1000 / row['images_per_s']:.2f}",
                 f"{row['images_per_s']:.1f}",
                 f"{row['ratio']:.3f}",
+                *_processor(row),
             ]
             for row in rows
         ],
     )
 
 
-def _summary(found: list[dict[str, Any]], reference: list[dict[str, Any]], part: str) -> dict[str, Any]:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each was measured on, and a table for a document; speeds are relative to timm's."""
+    measured = dict.fromkeys(
+        f"{row['data']} ({row['n']:,} images, {row['validation_n']:,} validated after each of {row['epochs']} epochs), "
+        f"batch {row['batch']}, median of {row['rounds']} rounds in turns; {environment_text(row['environment'])}"
+        for row in rows
+    )
+    headings = ["<network", "<variant", "images/s", "speed", f"beside {_KEPT}", "CPU s", "system %"]
+    lines = [
+        [
+            f"{row['model']}, {_pixels(row['image_size'])}",
+            row["variant"],
+            f"{row['images_per_s']:.1f}",
+            f"{1 / row['ratio']:.2f}x",
+            f"{1 / row['ratio_kept']:.2f}x" if row.get("ratio_kept") else "-",
+            *_processor(row),
+        ]
+        for row in rows
+    ]
+    return "\n".join(measured) + "\n\n" + markdown_table(headings, lines)
+
+
+def _processor(row: Mapping[str, Any]) -> list[str]:
+    """Seconds of processor time, and the system's share of them in percent."""
+    user, system = row.get("user_seconds"), row.get("system_seconds")
+    if user is None or system is None or not user + system:
+        return ["-", "-"]
+    return [f"{user + system:.0f}", f"{100 * system / (user + system):.1f}"]
+
+
+def _pixels(size: Size) -> str:
+    height, width = height_and_width(size)
+    return f"{height} px" if height == width else f"{height} x {width} px"
+
+
+def _summary(
+    found: list[dict[str, Any]], reference: list[dict[str, Any]], kept: list[dict[str, Any]] | None, part: str
+) -> dict[str, Any]:
     return {
         "setup_seconds": round(statistics.median(answer["setup_seconds"] for answer in found), 4),
         "seconds": round(statistics.median(answer["seconds"] for answer in found), 4),
@@ -159,6 +200,9 @@ def _summary(found: list[dict[str, Any]], reference: list[dict[str, Any]], part:
         "images": found[0]["images"],
         "images_per_s": round(1 / statistics.median(_per_image(answer, part) for answer in found), 3),
         "ratio": round(ratio(_costs(found, part), _costs(reference, part)).value, 4),
+        "ratio_kept": round(ratio(_costs(found, part), _costs(kept, part)).value, 4) if kept else None,
+        "user_seconds": round(statistics.median(answer["user_seconds"] for answer in found), 2),
+        "system_seconds": round(statistics.median(answer["system_seconds"] for answer in found), 2),
     }
 
 

@@ -6,7 +6,9 @@ Run by bench.training.measure as `python -m bench.training.worker JOB`, where JO
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -62,6 +64,9 @@ class Measured:
     """Training with its validations, or evaluating."""
     images: int
     """Training images that went through a step, over all epochs; for evaluation, images evaluated."""
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    """Of processor time for both, that of processes which load images included."""
 
 
 def measure(job: Job) -> Measured:
@@ -71,7 +76,15 @@ def measure(job: Job) -> Measured:
     classes = len(list((Path(job.folder) / "train").iterdir()))
     spec = input_for(job.model, colour="RGB", size=job.size, photographs=True)
     model = build(job.model, classes=classes, channels=3)
-    return VARIANTS[job.variant](job, model, spec)
+    before = os.times()
+    found = VARIANTS[job.variant](job, model, spec)
+    gc.collect()  # a loader's processes are counted once they have ended
+    after = os.times()
+    return dataclasses.replace(
+        found,
+        user_seconds=(after.user - before.user) + (after.children_user - before.children_user),
+        system_seconds=(after.system - before.system) + (after.children_system - before.children_system),
+    )
 
 
 def _samples(job: Job, split: str) -> list[Sample]:

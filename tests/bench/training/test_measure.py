@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from bench.rows import TRAINING, append, read
 from bench.training import measure as training
-from bench.training.measure import PARTS, TrainingConfig, measure_training, render
+from bench.training.measure import PARTS, TrainingConfig, markdown, measure_training, render
 from bench.training.worker import VARIANTS, Job, Measured, measure
 from tests.conftest import run_cli
 from tests.zoo.factories import encode, make_dataset, picture
@@ -54,7 +56,10 @@ def fake(seconds: Mapping[str, Sequence[float]]) -> Any:
             for name, (flag, module, job) in commands.items():
                 assert (flag, module) == ("-m", "bench.training.worker")
                 took = seconds[Job(**json.loads(job)).variant][number]
-                yield name, number, dataclasses.asdict(Measured(setup_seconds=1.0, seconds=took, images=10))
+                measured = Measured(
+                    setup_seconds=1.0, seconds=took, images=10, user_seconds=took, system_seconds=took / 4
+                )
+                yield name, number, dataclasses.asdict(measured)
 
     return alternate
 
@@ -67,6 +72,20 @@ def test_each_variant_trains_every_image_in_every_epoch(folder: Path, variant: s
     assert found.images == (sum(COUNTS.values()) if variant == "evaluation" else 2 * 8)
     assert found.seconds > 0
     assert found.setup_seconds > 0
+    assert found.user_seconds > 0
+    assert found.system_seconds >= 0
+
+
+def test_what_loaders_compute_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loading(*_: object) -> Measured:
+        done = subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+        assert done.returncode == 0
+        return Measured(setup_seconds=1, seconds=1, images=1)
+
+    monkeypatch.setitem(VARIANTS, "timm", loading)
+    job = Job(variant="timm", model="resnet10t", folder=str(folder), size=32, batch=4, epochs=1, threads=1)
+    found = measure(job)
+    assert found.user_seconds + found.system_seconds > 0.9
 
 
 def test_the_variants_are_those_that_are_compared() -> None:
@@ -75,6 +94,7 @@ def test_the_variants_are_those_that_are_compared() -> None:
 
 def test_rows_are_medians_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seconds = {"timm": (9.0, 19.0, 99.0), "pocketzoo": (1.0, 9.0, 4.0), "evaluation": (2.0,) * 3, "head": (3.0,) * 3}
+    seconds["timm-allocator"] = (3.0, 19.0, 24.0)
     monkeypatch.setattr(training, "alternate", fake(seconds))
     config = TrainingConfig(models=("a", "b"), variants=("pocketzoo",), threads=1)
     rows = measure_training(make_dataset(), config)
@@ -91,6 +111,16 @@ def test_rows_are_medians_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     append(tmp_path / TRAINING, rows)
     assert read(tmp_path / TRAINING) == rows
     assert render(rows).row_count == 4
+    assert {row["ratio_kept"] for row in rows} == {None}
+
+    config = TrainingConfig(models=("a",), variants=("timm-allocator", "pocketzoo"), size=(24, 32))
+    rows = measure_training(make_dataset(), config)
+    assert [row["ratio_kept"] for row in rows] == [2.5, 1, 0.5]  # of 10 / 4, 20 / 20 and 100 / 25 s the median
+    assert [(row["user_seconds"], row["system_seconds"]) for row in rows] == [(19, 4.75), (19, 4.75), (4, 1)]
+    *_, timm, kept, ours = markdown(rows).splitlines()
+    assert timm == "| a, 24 x 32 px | timm | 0.5 | 1.00x | 0.40x | 24 | 20.0 |"
+    assert kept == "| a, 24 x 32 px | timm-allocator | 0.5 | 2.50x | 1.00x | 24 | 20.0 |"
+    assert ours == "| a, 24 x 32 px | pocketzoo | 2.0 | 5.00x | 2.00x | 5 | 20.0 |"
 
     head = measure_training(make_dataset(), TrainingConfig(part="head", models=("a",)))
     assert [(row["variant"], row["ratio"], row["epochs"]) for row in head] == [("evaluation", 1, 50), ("head", 1.5, 50)]
