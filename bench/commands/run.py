@@ -22,6 +22,7 @@ from zoo.base.files import GRAPH, INT8_GRAPH, PROJECT, output_root
 from zoo.base.names import PRUNED
 from zoo.base.progress import Chain, chain, note
 from zoo.commands.runs import (
+    AUTO,
     BatchSize,
     Data,
     Epochs,
@@ -37,6 +38,7 @@ from zoo.commands.runs import (
     SplitColumn,
     Weights,
     chosen_runs,
+    recipe_name,
     with_flags,
 )
 from zoo.commands.training import train
@@ -84,16 +86,15 @@ def run(
         label_column=label_column,
         split_column=split_column,
     )
-    recipe = None if recipe == "folder" and (data or model) else recipe
+    recipe = recipe_name(recipe, data, model)
     runs = chosen_runs(recipe, data, model, weights, settings, only, tell=False)
-    if data and not recipe:
+    if data and recipe == AUTO:
         # From here on the network that was chosen is a named one.
         model = runs[0].model
     names = [run.artefact for run in runs]
-    said_by = recipe or ("folder" if data or model else "quickstart")
     note(
         f"{', '.join(names)}: trained, pruned, exported, quantized, measured. Minutes, as the recipe says: "
-        f"{said(said_by, 'Minutes') or 'nothing'}"
+        f"{said(recipe, 'Minutes') or 'nothing'}"
     )
     models = [run for run in runs if run.role == "model"]
     pruned = [run.artefact for run in models if not (run.model and why_not_prunable(run))]
@@ -115,9 +116,9 @@ def run(
         "measure accuracy on test images": lambda: bench_accuracy(made(), missing=True, as_json=as_json),
         "measure latency, the files in turns": lambda: latency(made(), missing=True, as_json=as_json),
     }
-    announced = step_minutes(said_by)
+    announced = step_minutes(recipe)
     if announced and len(announced) != len(steps):
-        raise UsageError(f"{said_by}: # Steps: expected {len(steps)} numbers of minutes, got {announced}")
+        raise UsageError(f"{recipe}: # Steps: expected {len(steps)} numbers of minutes, got {announced}")
     _take(
         steps,
         announced,

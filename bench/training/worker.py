@@ -36,7 +36,7 @@ __all__ = ["AREA", "ASPECT", "VARIANTS", "Job", "Measured", "measure"]
 
 AREA = (0.4, 1.0)
 ASPECT = 4 / 3
-"""Random resized crops as zoo/recipes/folder.toml has them, mirrored, for every variant."""
+"""Random resized crops as zoo/recipes/auto.toml has them, mirrored, for every variant."""
 _LR, _WEIGHT_DECAY = 1e-4, 0.05
 
 

@@ -16,6 +16,7 @@ from zoo.base.files import output_root
 from zoo.base.progress import note
 
 __all__ = [
+    "AUTO",
     "BatchSize",
     "Data",
     "Epochs",
@@ -39,15 +40,20 @@ __all__ = [
     "named_source",
     "notes_of",
     "only_these",
+    "recipe_name",
     "report",
     "with_flags",
 ]
+
+AUTO = "auto"
+"""The recipe for data of one's own, where none is named."""
+_FORMER = "folder"
 
 RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Name in zoo/recipes, or path of a TOML file. Default: folder where --data or --model is given, else "
+        help="Name in zoo/recipes, or path of a TOML file. Default: auto where --data or --model is given, else "
         "quickstart.",
         show_default=False,
     ),
@@ -57,7 +63,7 @@ MaybeRecipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Everything that this recipe makes, instead of naming artefacts. Default with --data: folder.",
+        help="Everything that this recipe makes, instead of naming artefacts. Default with --data: auto.",
         show_default=False,
     ),
 ]
@@ -82,7 +88,7 @@ Epochs = Annotated[
     typer.Option(
         "--epochs",
         min=1,
-        help="Passes over the training images. Default: the recipe's (folder: 8; from random weights 60).",
+        help="Passes over the training images. Default: the recipe's (auto: 8; from random weights 60).",
         show_default=False,
     ),
 ]
@@ -90,7 +96,7 @@ LearningRate = Annotated[
     float | None,
     typer.Option(
         "--lr",
-        help="Peak learning rate. Default: the recipe's (folder: 0.0001; from random weights 0.001).",
+        help="Peak learning rate. Default: the recipe's (auto: 0.0002; from random weights 0.001).",
         show_default=False,
     ),
 ]
@@ -99,7 +105,8 @@ BatchSize = Annotated[
     typer.Option(
         "--batch-size",
         min=1,
-        help="Images per step, of all processes together. Default: the recipe's (folder: 32).",
+        help="Images per step, of all processes together. Default: the recipe's (auto: 8 to 64, by the number of "
+        "training images).",
         show_default=False,
     ),
 ]
@@ -198,7 +205,9 @@ def all_runs(
             told.append(reason)
         return name
 
-    name = recipe or ("folder" if data or model else "quickstart")
+    name = recipe_name(recipe, data, model)
+    if recipe == _FORMER:
+        told.append(f"recipe {_FORMER} is called {AUTO} now")
     runs = load_recipe(name, data=data, model=model, weights=weights, settings=settings or (), network=network).run
     apart = named_apart(runs, output_root())
     told += [
@@ -210,6 +219,13 @@ def all_runs(
     for line in told if os.environ.get("RANK", "0") == "0" else ():
         note(line)
     return list(apart)
+
+
+def recipe_name(recipe: str | None, data: str | None, model: str | None) -> str:
+    """The recipe that a command line means."""
+    if recipe == _FORMER:
+        return AUTO
+    return recipe or (AUTO if data or model else "quickstart")
 
 
 def only_these(runs: list[Any], only: list[str] | None) -> list[Any]:

@@ -293,7 +293,9 @@ def _warnings(facts: Facts, similarity: str) -> tuple[str, ...]:
 
 def _run(run: Run, strategy: str, similarity: str, facts: Facts, *, small: bool, balanced: bool) -> Run:
     """The run with what the strategy needs."""
-    norm = "freeze" if small and strategy != "scratch" else "update"
+    # On flowers102 (similar, 1,019 images) three epochs with frozen statistics come to 90.9 %, with updated ones to
+    # 83.3 (recipe ablate).
+    norm = "freeze" if strategy != "scratch" and (small or similarity == "similar") else "update"
     batch = FitConfig(batch_size=0, freeze=Freezing(norm=norm)).for_images(facts.images).batch_size
     epochs = math.ceil((6 if strategy == "scratch" else 1) * STEPS * batch / facts.images)
     common: dict[str, Any] = {

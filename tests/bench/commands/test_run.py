@@ -99,7 +99,7 @@ def test_what_is_left_follows_the_pace_of_what_has_ended(
 
 
 def test_recipes_say_how_long_the_steps_take(tmp_path: Path) -> None:
-    assert [len(step_minutes(name)) for name in ("quickstart", "folder", "tiny")] == [5, 5, 0]
+    assert [len(step_minutes(name)) for name in ("quickstart", "auto", "tiny")] == [5, 5, 0]
     (tmp_path / "mine.toml").write_text("# Steps: 1 train, 2.5 prune and recover, 3 export: minutes on 2 cores.\n")
     assert step_minutes(str(tmp_path / "mine.toml")) == [1.0, 2.5, 3.0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import run_cli
 from tests.zoo.data.folders.test_folder import _fill
 from zoo.base.errors import ArtefactError, UsageError
-from zoo.commands.runs import chosen_runs, with_flags
+from zoo.commands.runs import chosen_runs, recipe_name, with_flags
 from zoo.data.catalogue import open_dataset
 
 CLASSES = {"cat": 8, "dog": 8}
@@ -46,7 +47,7 @@ def test_data_or_a_model_mean_the_recipe_for_folders(output: Path, photos: Path,
 
 
 def test_random_weights_have_the_settings_of_training_from_scratch(output: Path, photos: Path) -> None:
-    for recipe in (None, "folder"):
+    for recipe in (None, "auto"):
         (run,) = chosen_runs(recipe, str(photos), "resnet10t", "none", None, None)
         fit = run.train
         assert (fit.epochs, fit.lr, fit.head_factor, fit.freeze.norm, fit.augment.area) == (
@@ -61,6 +62,36 @@ def test_random_weights_have_the_settings_of_training_from_scratch(output: Path,
         assert pretrained.recover == run.recover, "compress need not know the first weights"
     (run,) = chosen_runs(None, str(photos), "resnet10t", "none", ["train.lr=0.5"], None)
     assert run.train.lr == 0.5
+
+
+def test_the_recipe_by_its_former_name_is_the_same(output: Path, photos: Path, capsys: Any) -> None:
+    assert recipe_name("folder", None, None) == recipe_name(None, "photos", None) == recipe_name("auto", None, None)
+    assert (recipe_name(None, None, None), recipe_name("tiny", "photos", None)) == ("quickstart", "tiny")
+    found, told = [], []
+    for recipe in (None, "auto", "folder"):
+        found += chosen_runs(recipe, str(photos), "resnet10t", None, None, None)
+        told.append("recipe folder is called auto now" in capsys.readouterr().err)
+    assert found[0] == found[1] == found[2]
+    assert told == [False, False, True]
+
+
+def test_what_is_decided_is_said_and_kept(output: Path, photos: Path) -> None:
+    options = ("--data", photos, "--model", "resnet10t", "--weights", "none", "--set", "size=32", "--epochs", "2")
+    said = run_cli("train", "--recipe", "auto", *options).stderr.replace("\n", " ")
+    expected = (
+        r"photos-resnet10t: 8 training images, 3 to 5 of each of 2 labels; 2 epochs of 1 steps of 32 images; [\d,]+ "
+    )
+    assert re.search(expected + r"weights of all \d+ stages learn", said)
+    card = json.loads(run_cli("show", output / "photos-resnet10t").output)
+    assert card["lineage"][0]["config"]["fit"]["batch_size"] == 32
+    assert card["lineage"][0]["summary"]["precision"] in ("float32", "bf16")
+    written = (output / "photos-resnet10t" / "model.safetensors").stat().st_mtime_ns
+    # Without the name it is the same recipe, and what was decided holds: nothing is trained again.
+    assert "training images" not in run_cli("train", *options).stderr
+    assert (output / "photos-resnet10t" / "model.safetensors").stat().st_mtime_ns == written
+    for command in (("export", "--recipe", "auto"), ("export",)):
+        run_cli(*command, "--data", photos)
+    assert (output / "photos-resnet10t" / "model.onnx").is_file()
 
 
 def test_frozen_statistics_of_random_weights_are_told(output: Path, photos: Path) -> None:

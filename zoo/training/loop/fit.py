@@ -17,6 +17,7 @@ from torch import nn
 from zoo.artefact.card import Input
 from zoo.base.errors import UsageError
 from zoo.base.interrupt import deferred_signals
+from zoo.base.progress import note
 from zoo.data.decoded import DecodedImages
 from zoo.networks.registry import classifier_width
 from zoo.training.loop.config import FitConfig, loss_of
@@ -112,6 +113,8 @@ def fit(
         trained = run.prepare()
         if mask is not None:
             trained = run.hold_all_but(mask)
+        if title and world.first:
+            note(run.plan(trained))
         with _denormals_flushed(), deferred_signals() as stop_if_asked:
             if not (resume and run.load()) and run.settle():
                 run.save(run.state.seconds)  # so that a run that is killed goes on as it began

@@ -114,6 +114,8 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
         self.begun_cpu = time.process_time()
+        self.laps: list[float] = []
+        """When the first steps of the last phase ended."""
         self.shadow: nn.Module | None = None
         """With SyncBatchNorm: the network that steps call, whose parameters and statistics are the model's."""
 
@@ -220,6 +222,37 @@ class Trainer:
         epoch = len(chunks) * step + validation * validations / self.config.epochs
         return Pace(once=once + warm_up, epoch=epoch, validation=validation)
 
+    def plan(self, trained: int) -> str:
+        """What will be done, in a sentence.
+
+        Args:
+            trained: how many weights learn.
+        """
+        config, train = self.config, self.pictures.train
+        counts = [count for count in torch.bincount(train.labels).tolist() if count]
+        each = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+        depth = len(config.freeze.unfreeze) or config.freeze.stages or len(self.parts)
+        which = f"all {depth} stages" if depth == len(self.parts) else f"the last {depth} of {len(self.parts)} stages"
+        still = config.freeze.norm == "freeze" and any(map(is_batch_norm, self.model.modules()))
+        return (
+            f"{self.title}: {len(train):,} training images, {each} of each of {len(counts)} labels; {config.epochs} "
+            f"epochs of {len(self._chunks_of(0)):,} steps of {config.batch_size} images; {trained:,} weights of "
+            f"{which} learn" + (", BatchNorm keeps its statistics" if still else "")
+        )
+
+    def _tell_minutes(self, epoch: int, steps: int) -> None:
+        """After the first steps, say how long the others take, if that is long."""
+        if len(self.laps) > _PACE_STEPS or epoch < phases(self.config.freeze, self.config.epochs)[-1].start:
+            return
+        self.laps.append(time.perf_counter())
+        if len(self.laps) <= _PACE_STEPS:
+            return
+        step = (self.laps[-1] - self.laps[0]) / _PACE_STEPS
+        minutes = step * (self.config.epochs * steps - epoch * steps - self.state.step) / 60
+        if self.title and minutes >= 1:
+            most = minutes / (1 - _VALIDATION_SHARE)
+            self._say(f"{self.title}: {minutes:.1f} to {most:.1f} minutes to go, as its first steps promise")
+
     def _chunks_of(self, epoch: int) -> list[list[int]]:
         config, train = self.config, self.pictures.train
         order = epoch_order(train.labels, sampler=config.sampler, generator=generator_for(config.seed, epoch, "order"))
@@ -296,6 +329,7 @@ class Trainer:
                 state.step += 1
                 bar.set_postfix(loss=f"{state.loss_sum / state.step:.3f}", best=f"{state.best_top1:.2%}", refresh=False)
                 bar.update()
+                self._tell_minutes(epoch, len(chunks))
                 self._pause(stop_if_asked, state.seconds + time.perf_counter() - begin)
         return self._finish_epoch(epoch, len(chunks), feed, begin, label)
 

@@ -494,6 +494,37 @@ def test_processors_without_bf16_are_not_measured(tmp_path, monkeypatch):
     assert _fit(tmp_path).precision == "float32"
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "4 epochs of 3 steps of 5 images; 631 weights of all 3 stages learn"),
+        (
+            {"freeze": Freezing(stages=1, norm="freeze")},
+            "435 weights of the last 1 of 3 stages learn, BatchNorm keeps its statistics",
+        ),
+        ({"freeze": Freezing(unfreeze=(0, 2))}, "weights of the last 2 of 3 stages learn"),
+        ({"batch_size": 0}, "4 epochs of 1 steps of 32 images"),
+    ],
+)
+def test_what_will_be_trained_is_said_before(tmp_path, capsys, changes, told):
+    _fit(tmp_path, config=_config(**changes), title="net")
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "net: 13 training images, 4 to 5 of each of 3 labels; 4 epochs of" in said
+    assert told in said
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(60.0, True), (1.0, False)])
+def test_how_long_it_takes_is_said_after_the_first_steps(tmp_path, capsys, monkeypatch, seconds, told):
+    """Six of twelve steps are done; validation takes a fifth of all at most."""
+    laps = itertools.count(0.0, seconds)
+    monkeypatch.setattr("zoo.training.loop.trainer.time.perf_counter", lambda: next(laps))
+    monkeypatch.setattr("zoo.training.loop.trainer._VALIDATION_SHARE", 0.25)
+    monkeypatch.setattr("zoo.training.loop.trainer.Trainer._validated", lambda *_: True)
+    _fit(tmp_path, title="net")
+    said = capsys.readouterr().err
+    assert ("minutes to go, as its first steps promise" in said) == told
+
+
 def test_it_ends_when_validation_no_longer_rises(tmp_path, capsys):
     # From the third epoch on, the loss is climbed instead of descended.
     config = _config(epochs=9, lr=0.03, schedule="constant", augment=Augment(), stop_after=2)
