@@ -20,6 +20,9 @@ __all__ = ["UNKNOWN", "open_images", "sample_images"]
 UNKNOWN = -1
 """The label of an image whose label is not known."""
 
+_DRAWN = 4
+"""Times as many images as are wanted are looked at, at most: of a million copies of a few, all would be."""
+
 
 def open_images(folder: Path, *, white: float | None = None) -> list[Sample]:
     """Open every image below a folder, however deep; each is decoded once, unreadable ones are skipped with a note.
@@ -45,8 +48,9 @@ def open_images(folder: Path, *, white: float | None = None) -> list[Sample]:
 def sample_images(folder: Path, count: int, *, seed: int = 0, white: float | None = None) -> list[Sample]:
     """Some images of a folder, drawn by their names: no others are read, however many there are.
 
-    Where files cannot be read or hold the same image, others are drawn instead; where there are no more than `count`,
-    it is the same as :func:`open_images`, which also describes the other arguments, what comes back, and the errors.
+    Where files cannot be read or hold the same image, others are drawn instead, until four times `count` were looked
+    at; where there are no more than `count`, it is the same as :func:`open_images`, which also describes the other
+    arguments, what comes back, and the errors.
 
     Args:
         folder: as there.
@@ -60,14 +64,16 @@ def sample_images(folder: Path, count: int, *, seed: int = 0, white: float | Non
     samples: list[Sample] = []
     unread: list[Unused] = []
     start = distinct = 0
-    while distinct < count and start < len(names):
-        some = names[start : start + count - distinct]
+    most = min(_DRAWN * count, len(names))
+    while distinct < count and start < most:
+        some = names[start : min(start + count - distinct, most)]
         start += len(some)
         more, lost = verified_samples({"all": _files(folder, sorted(some))}, [""], folder, white=white)
         samples, unread = samples + more["all"], unread + lost
         distinct = len({sample.digest for sample in samples})
     if start < len(names):
-        note(f"{folder}: {start:,} of {len(names):,} images are looked at, drawn with the seed {seed}")
+        few = f"; only {distinct:,} of them differ" if distinct < count else ""
+        note(f"{folder}: {start:,} of {len(names):,} images are looked at, drawn with the seed {seed}{few}")
     place = {name: number for number, name in enumerate(found.images)}
     return _used(sorted(samples, key=lambda sample: place[sample.name]), [*found.unused, *unread], folder)
 

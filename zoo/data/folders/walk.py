@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,9 @@ OUTSIDE = "images outside every class folder"
 _SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store", "@eadir", "__macosx", "#recycle"}
 _SYSTEM |= {"$recycle.bin", "system volume information", "lost+found", ".thumbnails"}
 _HEAD = 1024
+_OPENED = 1000
+"""Where so many files of a suffix in a row are no images by their content, the others are not opened: a million images
+may have a million text files beside them. Files without a suffix all are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class Walked:
     unused: list[Unused] = field(default_factory=list)
     artefacts: tuple[int, int] | None = None
     """Identity of the folder that is no part of any data set."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Suffix -> how many of the files opened last were no images."""
 
 
 def walk(folder: Path) -> Walked:
@@ -76,7 +82,7 @@ def _visit(folder: str, prefix: str, above: list[tuple[int, int]], found: Walked
                 found.unused.append(Unused(f"{name}/", reason, lost=False))
             else:
                 _visit(entry.path, f"{name}/", [*above, here], found)
-        elif unused := _no_image(entry, name):
+        elif unused := _no_image(entry, name, found.others):
             found.unused.append(unused)
         else:
             found.images.append(name)
@@ -93,7 +99,7 @@ def _left_out(name: str) -> str | None:
     return "hidden: their names begin with a full stop" if name.startswith(".") else None
 
 
-def _no_image(entry: os.DirEntry[str], name: str) -> Unused | None:
+def _no_image(entry: os.DirEntry[str], name: str, others: Counter[str]) -> Unused | None:
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a Path for each of a million files takes long
     if not entry.is_file():
         is_link = entry.is_symlink()
@@ -104,8 +110,11 @@ def _no_image(entry: os.DirEntry[str], name: str) -> Unused | None:
         return None
     if suffix in UNREAD:
         return Unused(name, f"{suffix} files, which are not read here; {UNREAD[suffix]}")
-    if kind := _kind(entry.path):
-        return Unused(name, "images without a suffix of images; rename them", detail=f"{kind} by its content")
+    if not suffix or others[suffix] < _OPENED:
+        if kind := _kind(entry.path):
+            others[suffix] = 0
+            return Unused(name, "images without a suffix of images; rename them", detail=f"{kind} by its content")
+        others[suffix] += 1
     return Unused(name, f"no images ({suffix or 'no suffix'})", lost=False)
 
 

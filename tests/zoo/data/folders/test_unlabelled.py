@@ -119,6 +119,25 @@ def test_for_copies_others_are_drawn(tmp_path, monkeypatch):
     assert 15 < len(looked) < 40
 
 
+def test_of_copies_of_a_few_images_not_all_are_read(tmp_path, monkeypatch, capsys):
+    for number in range(200):
+        _put(tmp_path / f"{number:03}.png", encode(picture(number % 5)))
+    looked = _counted(monkeypatch)
+    assert len(sample_images(tmp_path, 10)) == 5
+    assert len(looked) == 40
+    told = "40 of 200 images are looked at, drawn with the seed 0; only 5 of them differ"
+    assert told in capsys.readouterr().err
+
+
+def test_of_files_that_are_no_images_not_all_are_read(tmp_path, monkeypatch):
+    for number in range(200):
+        _put(tmp_path / f"{number:03}.png", b"no image")
+    looked = _counted(monkeypatch)
+    with pytest.raises(DataError, match=r"40 of 40 images would not be used, more than 5%: unreadable"):
+        sample_images(tmp_path, 10)
+    assert len(looked) == 40
+
+
 def test_a_folder_of_no_more_images_is_taken_whole(tmp_path):
     for number in range(8):
         _put(tmp_path / f"{number}.png", encode(picture(number % 6)))
