@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,11 +22,14 @@ from zoo.artefact.engines.choice import AUTOMATIC, VARIABLE
 from zoo.artefact.engines.golden import add_engine, candidates, draw_golden
 from zoo.artefact.engines.runtimes import ENGINES, OTHERS, REFERENCE, Engine, How, lacking, preference
 from zoo.artefact.predictor import Predictor
+from zoo.artefact.preprocess import at_once, normalise
 from zoo.base.errors import ArtefactError
-from zoo.base.machine import cores
-from zoo.base.progress import note
+from zoo.base.files import write_atomically
+from zoo.base.machine import cores, give_back_freed_memory
+from zoo.base.progress import note, track
 from zoo.data.dataset import Dataset
-from zoo.training.evaluate import logits_of, with_engine, with_validation
+from zoo.data.decoded import DecodedImages
+from zoo.training.evaluate import with_engine, with_validation
 
 __all__ = ["AGREEMENT", "CPU", "publish"]
 
@@ -37,6 +42,8 @@ OpenVINO computes an INT8 stem coarsely. In bfloat16, which only answers where i
 """
 
 _ALL_WRONG = 1e6
+_CACHE_BYTES = 1 << 30
+_EVALUATED_AT_ONCE = 64
 
 Logits = npt.NDArray[np.float32]
 Classifier = Callable[[Logits], Logits]
@@ -77,73 +84,97 @@ def publish(
     model = graph.strip_traces(model)
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / target.name
-        card = graph.write(model, card, draft)
-        reference = Predictor(draft, check=False, providers=CPU)
-        found = dict(check(reference))
-        others, refused = _others(draft, card)
-        runners = {REFERENCE: reference.logits} | {engine.name: engine.logits for engine in others}
-        logits = _logits(runners, card, dataset)
-        differences = {engine.name: _difference(logits[REFERENCE], logits[engine.name]) for engine in others}
-        others = [engine for engine in others if _agrees(card, engine.name, differences[engine.name])]
-        if dataset:
-            card = with_validation(card, logits[REFERENCE], dataset, engine=REFERENCE)
-            for engine in others:
-                card = with_engine(card, logits[engine.name], dataset, engine=engine.name)
-        # The golden answer is a probability, so it is drawn with the temperature it will be served with.
-        golden = draw_golden(reference.logits, card)
-        for engine in others:
-            golden = add_engine(golden, engine, card)
-        card = dataclasses.replace(card, use=dataclasses.replace(card.use, golden=golden))
-        if told := refused | {name: float(f"{share:.2g}") for name, share in differences.items()}:
-            found["engines"] = told
+        card, found = _recorded(draft, graph.write(model, card, draft), dataset, check)
+        give_back_freed_memory()
         if begin is not None:
             *earlier, entry = card.lineage
             seconds = round(time.perf_counter() - begin, 1)
             entry = dataclasses.replace(entry, summary={**entry.summary, **found}, seconds=seconds)
             card = dataclasses.replace(card, lineage=(*earlier, entry))
-        graph.write(model, card, draft)
+        card = graph.write(model, card, draft)
         Predictor(draft, providers=CPU)
-        if AUTOMATIC in golden.engines and not preference(os.environ.get(VARIABLE, "")):
+        assert card.use.golden is not None
+        if AUTOMATIC in card.use.golden.engines and not preference(os.environ.get(VARIABLE, "")):
             # Measures which engine is faster here, and remembers it for everything that loads these bytes.
             Predictor(draft)
-    return graph.write(model, card, target)
+        write_atomically(target, lambda temporary: shutil.copyfile(draft, temporary))
+    return card
 
 
-def _others(path: Path, card: Card) -> tuple[list[Engine], dict[str, str]]:
-    """The installed engines besides ONNX Runtime that can run a file, and why others cannot.
+def _recorded(
+    draft: Path, card: Card, dataset: Dataset | None, check: Callable[[Predictor], Mapping[str, Any]]
+) -> tuple[Card, dict[str, Any]]:
+    """The card with what the engines answer, and what joins the lineage.
 
-    Of those that POCKETZOO_ENGINE allows: what may not answer here is not asked.
+    One engine is loaded at a time, since each holds the weights several times; the images are decoded once where they
+    fit into memory.
     """
-    engines: list[Engine] = []
-    refused: dict[str, str] = {}
-    images = candidates(card)[:2]
-    allowed = preference(os.environ.get(VARIABLE, "")) or OTHERS
-    for name in OTHERS:
-        if name not in allowed or lacking(name):
-            continue
-        try:
-            engine = ENGINES[name](path, card, How(threads=cores()))
-            for size in (1, 2):
-                engine.logits(images[:size])
-        except (ArtefactError, RuntimeError) as error:  # OpenVINO's own errors are RuntimeErrors
-            refused[name] = " ".join(str(error).split())[-200:]
-            note(f"{card.name}: {name} gets no golden answer: {refused[name]}")
-        else:
-            engines.append(engine)
-    return engines, refused
-
-
-def _logits(runners: Mapping[str, Classifier], card: Card, dataset: Dataset | None) -> dict[str, Logits]:
-    """What each engine answers to the validation images, or without a data set to drawn ones: name -> [N, K]."""
-
-    def classify(images: Logits) -> Logits:
-        return np.concatenate([run(images) for run in runners.values()], axis=1)
-
+    compared = _Compared(card, dataset)
+    reference = Predictor(draft, check=False, providers=CPU)
+    found = dict(check(reference))
+    wanted = compared.logits(reference.logits)
     if dataset:
-        joined = logits_of(classify, dataset.splits["validation"], card.use.input)
-    else:
-        joined = classify(candidates(card))
-    return dict(zip(runners, np.split(joined, len(runners), axis=1), strict=True))
+        card = with_validation(card, wanted, dataset, engine=REFERENCE)
+    # The golden answer is a probability, so it is drawn with the temperature it will be served with.
+    golden = draw_golden(reference.logits, card)
+    del reference
+    told: dict[str, Any] = {}
+    for name in _others():
+        give_back_freed_memory()
+        try:
+            engine = _loaded(name, draft, card)
+        except (ArtefactError, RuntimeError) as error:  # OpenVINO's own errors are RuntimeErrors
+            told[name] = " ".join(str(error).split())[-200:]
+            note(f"{card.name}: {name} gets no golden answer: {told[name]}")
+            continue
+        logits = compared.logits(engine.logits)
+        difference = _difference(wanted, logits)
+        told[name] = float(f"{difference:.2g}")
+        if _agrees(card, name, difference):
+            if dataset:
+                card = with_engine(card, logits, dataset, engine=name)
+            golden = add_engine(golden, engine, card)
+        del engine
+    if told:
+        found["engines"] = told
+    return dataclasses.replace(card, use=dataclasses.replace(card.use, golden=golden)), found
+
+
+def _others() -> list[str]:
+    """The installed engines besides ONNX Runtime that POCKETZOO_ENGINE allows: what may not answer is not asked."""
+    allowed = preference(os.environ.get(VARIABLE, "")) or OTHERS
+    return [name for name in OTHERS if name in allowed and not lacking(name)]
+
+
+def _loaded(name: str, path: Path, card: Card) -> Engine:
+    """An engine that can run a file, for one image and for several."""
+    engine = ENGINES[name](path, card, How(threads=cores()))
+    images = candidates(card)[:2]
+    for size in (1, 2):
+        engine.logits(images[:size])
+    return engine
+
+
+class _Compared:
+    """The validation images, or without a data set drawn ones, for one engine after the other."""
+
+    def __init__(self, card: Card, dataset: Dataset | None) -> None:
+        self._card, self._spec = card, card.use.input
+        self._images: DecodedImages | None = None
+        if dataset:
+            self._images = DecodedImages(dataset.splits["validation"], self._spec, cache_bytes=_CACHE_BYTES)
+
+    def logits(self, run: Classifier) -> Logits:
+        """What an engine answers to them, [N, K]."""
+        if self._images is None:
+            return run(candidates(self._card))
+        size = at_once(self._spec.size, most=_EVALUATED_AT_ONCE)
+        batches = track(
+            self._images.in_order(size), total=math.ceil(len(self._images) / size), description="Evaluating"
+        )
+        # [B, H, W, C], as decoded.
+        decoded = (np.moveaxis(images.numpy(), 1, -1) for images, _ in batches)
+        return np.concatenate([run(normalise(images, self._spec)) for images in decoded])
 
 
 def _difference(wanted: Logits, found: Logits) -> float:

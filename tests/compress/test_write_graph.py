@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from compress import write_graph
 from compress.write_graph import AGREEMENT, publish
@@ -18,6 +20,7 @@ from zoo.artefact.onnx_file import read_card
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError
 from zoo.data.dataset import Dataset
+from zoo.data.decoded import DecodedImages
 
 
 class Noisy:
@@ -105,6 +108,38 @@ def test_a_graph_that_an_engine_cannot_run_is_written_without_it(
     card = _publish(tmp_path / "model.onnx")
     assert card.use.golden is not None and card.use.golden.engines == {}
     assert card.lineage[-1].summary["engines"] == {"openvino": str(error)}
+
+
+def test_one_engine_is_in_memory_at_a_time_and_images_are_decoded_once(
+    tmp_path: Path, openvino: type[Noisy], labelled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Noisy] = weakref.WeakSet()
+    most, read = [], []
+
+    class Counted(Noisy):
+        def __init__(self, path: Path, card: Card, how: Any) -> None:
+            super().__init__(path, card, how)
+            alive.add(self)
+
+        def logits(self, images: Any) -> Any:
+            most.append(len(alive))
+            return super().logits(images)
+
+    class Other(Counted):
+        name = "openvino-bf16"
+
+    class Images(DecodedImages):
+        def _keep(self, index: int, image: torch.Tensor) -> None:
+            read.append(index)
+            super()._keep(index, image)
+
+    monkeypatch.setitem(ENGINES, "openvino", Counted)
+    monkeypatch.setitem(ENGINES, "openvino-bf16", Other)
+    monkeypatch.setenv("POCKETZOO_ENGINE", "openvino,openvino-bf16")
+    monkeypatch.setattr(write_graph, "DecodedImages", Images)
+    card = publish(make_graph(), make_card(stages=("train", "export")), tmp_path / "model.onnx", dataset=labelled)
+    assert [found.engine for found in card.inform.metrics] == ["onnxruntime", "openvino", "openvino-bf16"]
+    assert set(most) == {1} and sorted(read) == list(range(20))
 
 
 def test_what_may_not_answer_here_is_not_asked(

@@ -191,12 +191,13 @@ def write(model: ModelProto, card: Card, path: Path) -> Card:
             card.inform, bytes=weights, opset=max(o.version for o in model.opset_import), graph=digest(model)
         ),
     )
-    stamp(model, card)
+    content = stamp(model, card).SerializeToString(deterministic=True)
     try:
-        onnx.checker.check_model(model)
+        # Of a model it would make these bytes once more.
+        onnx.checker.check_model(content)
     except onnx.checker.ValidationError as error:
         raise ArtefactError(f"{path}: the graph is not valid ONNX: {' '.join(str(error).split())}") from error
-    write_bytes(path, model.SerializeToString(deterministic=True))
+    write_bytes(path, content)
     return card
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "FORMATS",
     "GOLDEN_RULE",
     "MAX_PIXELS",
+    "at_once",
     "batch",
     "decode",
     "decode_for",
@@ -222,6 +223,18 @@ def preprocess(data: bytes, spec: Input, *, max_pixels: int = MAX_PIXELS) -> npt
         ImageError: see :func:`decode` and :func:`fit`.
     """
     return normalise(pixels(data, spec, max_pixels=max_pixels), spec)
+
+
+def at_once(size: Sequence[int], *, most: int) -> int:
+    """How many images to compute at once: `most` of up to 224 x 224 pixels, of larger ones as many fewer, at least one.
+
+    What a network keeps meanwhile grows with the pixels.
+
+    Args:
+        size: height and width.
+        most: of small images.
+    """
+    return max(1, min(most, most * 224**2 // math.prod(size)))
 
 
 def batch(images: Sequence[bytes], spec: Input) -> npt.NDArray[np.float32]:

@@ -73,7 +73,7 @@ def output_root() -> Path:
     return Path(os.environ.get("POCKETZOO_OUTPUT") or Path.cwd() / "output")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, flush it to disk and rename it to `path`.
 
     A killed run leaves the old file or the new one, never half of one; a failing `write` leaves the old one.
@@ -91,7 +91,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise ArtefactError(reason) from error
 
 
-def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)

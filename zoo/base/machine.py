@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import math
 import os
 import platform
@@ -18,6 +19,7 @@ __all__ = [
     "allocator_variables",
     "available_memory",
     "cores",
+    "give_back_freed_memory",
     "installed_version",
     "keep_freed_memory",
     "peak_bytes",
@@ -112,6 +114,16 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*setting) for setting in _MALLOPT.values())
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what this process has freed, which it otherwise keeps; see :func:`keep_freed_memory`.
+
+    After copies of a network's weights: holes of their size are filled with little things, and new ones taken beside.
+    """
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_bytes() -> int:

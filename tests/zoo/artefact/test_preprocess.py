@@ -21,6 +21,7 @@ from zoo.artefact.decode import WHOLE_SIZE
 from zoo.artefact.preprocess import (
     FORMATS,
     GOLDEN_RULE,
+    at_once,
     batch,
     decode,
     decode_for,
@@ -439,3 +440,10 @@ def test_jpeg_files_of_more_than_the_limit_are_decoded_small_whatever_the_input(
         assert np.abs(whole - small).mean() < 1.5
     with pytest.raises(ImageSizeError, match="768 x 512 pixels, at most 100000"):
         pixels(encode(_smooth(512, 768)), photo_input(32, 36), max_pixels=100_000)
+
+
+@pytest.mark.parametrize(
+    ("size", "images"), [((28, 28), 64), ((224, 224), 64), ((448, 224), 32), ((1024, 1024), 3), ((4096, 4096), 1)]
+)
+def test_fewer_large_images_are_computed_at_once(size, images):
+    assert at_once(size, most=64) == images
