@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from compress.prune.couplings import REMEDY, Kept, Part
 from compress.prune.masking import mask
 from zoo.base.errors import ArtefactError
+from zoo.base.machine import give_back_freed_memory
 
 if TYPE_CHECKING:
     from compress.prune.cutting import Structure
@@ -74,6 +75,8 @@ class _Proof:
         self._structure = structure
         self._model = copy.deepcopy(structure.model).eval()
         randomize(self._model)
+        # What it was before, and the copy whose dependency graph points back at it.
+        give_back_freed_memory()
         generator = torch.Generator().manual_seed(1)
         device = next(self._model.parameters()).device
         self._images = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(device)
@@ -91,10 +94,13 @@ class _Proof:
         choose = random.Random(0)
         # An odd number, so that channels that were taken for each other's neighbours never all go in pairs.
         doomed = {part: choose.sample(range(len(part.units)), (len(part.units) // 2 - 1) | 1) for part in parts}
-        masked, cut = copy.deepcopy(self._model), self._structure.of(copy.deepcopy(self._model))
+        masked = copy.deepcopy(self._model)
         with torch.no_grad():
             mask(masked, self._structure.cuts, doomed)
         wanted = self._answers(masked)
+        # In double precision each copy takes twice as much memory as the network.
+        del masked
+        cut = self._structure.of(copy.deepcopy(self._model))
         try:
             for part, units in doomed.items():
                 cut.remove(part, units)
