@@ -20,7 +20,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 
 from compress.quantize.observe import Feed, Feeds, observe
 from zoo.artefact.card import Input
-from zoo.artefact.preprocess import batch
+from zoo.artefact.preprocess import at_once, batch
 from zoo.base.errors import ArtefactError, DataError
 from zoo.base.progress import track
 from zoo.data.dataset import Sample
@@ -36,10 +36,16 @@ _COUNTED = 1 << 18
 
 
 class Batches(Sequence[Feed]):
-    """Images as a graph takes them, batch by batch; they are decoded once where all of them fit into memory."""
+    """Images as a graph takes them, batch by batch; they are decoded once where all of them fit into memory.
+
+    Args:
+        samples: the images.
+        spec: the graph's input.
+        size: images of a batch, fewer where they are large; see zoo.artefact.preprocess.at_once.
+    """
 
     def __init__(self, samples: Sequence[Sample], spec: Input, *, size: int = 8) -> None:
-        self._samples, self._spec, self._size = samples, spec, size
+        self._samples, self._spec, self._size = samples, spec, at_once(spec.size, most=size)
         self._cache: dict[int, Feed] = {}
         self._fits = 4 * len(samples) * int(np.prod(spec.shape)) <= _CACHE_BYTES
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 
-import numpy as np
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
@@ -55,14 +54,12 @@ class Variants:
 
     @functools.cached_property
     def _refined(self) -> ModelProto:
-        name = next(iter(self._feeds[0]))
-        inputs = {name: np.concatenate([feed[name] for feed in self._feeds])}
         plain = quantizer.static(self.prepared, self._ranges, self._target)
         return refine(
             plain,
             self.prepared,
             saturates=self._target.reduce_range,
-            inputs=inputs,
+            feeds=self._feeds,
             shift_biases=self._config.bias_correction,
         )
 

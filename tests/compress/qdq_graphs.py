@@ -101,6 +101,11 @@ def run(model: ModelProto, images: Floats) -> Floats:
     return answer
 
 
+def feeds(images: Floats, size: int = 16) -> list[dict[str, Floats]]:
+    """Batches of `size` images."""
+    return [{"x": images[start : start + size]} for start in range(0, len(images), size)]
+
+
 def error(model: ModelProto, parent: ModelProto, images: Floats) -> float:
     """Mean squared difference of the answers."""
     return float(((run(model, images) - run(parent, images)) ** 2).mean())

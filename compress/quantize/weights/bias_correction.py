@@ -12,14 +12,16 @@ from onnx import ModelProto, NodeProto
 
 from compress.quantize.observe import observe, session
 from compress.quantize.qdq_layers import Graph, Layer, layers
+from zoo.artefact.preprocess import at_once
 
 __all__ = ["correct"]
 
 Floats = npt.NDArray[np.float32]
 State = dict[str, npt.NDArray[Any]]
 
-_IMAGES = 64
-"""More change nothing (measured), and the activations of all of them are kept between layers."""
+_IMAGES = (16, 64)
+"""Of large images at least, of others at most: more change nothing (measured), and the activations of all of them are
+kept between layers."""
 
 
 def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[str, Floats]]) -> ModelProto:
@@ -32,8 +34,8 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[s
     Args:
         quantized: QDQ graph; not changed. Layers without a bias stay as they are.
         parent: the float graph it was made from.
-        feeds: inputs of both graphs, a batch each, images first; no more are read than the first 64 images
-            or so.
+        feeds: inputs of both graphs, a batch each, images first; no more are read than the first 64 images or so,
+            and fewer where these are larger than 224 x 224 pixels.
 
     Returns:
         The corrected graph.
@@ -42,7 +44,7 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[s
     out.CopyFrom(quantized)
     graph = Graph(out)
     found = [layer for layer in layers(graph, Graph(parent)) if layer.bias is not None]
-    used = list(_first(feeds, _IMAGES))
+    used = list(_first(feeds))
     if not found or not used:
         return out
     wanted: list[list[Floats]] = [[] for _ in found]
@@ -63,11 +65,14 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[s
     return out
 
 
-def _first(feeds: Sequence[Mapping[str, Floats]], images: int) -> Iterator[Mapping[str, Floats]]:
+def _first(feeds: Sequence[Mapping[str, Floats]]) -> Iterator[Mapping[str, Floats]]:
+    least, most = _IMAGES
+    seen = 0
     for feed in feeds:
         yield feed
-        images -= len(next(iter(feed.values())))
-        if images <= 0:
+        shape = next(iter(feed.values())).shape
+        seen += shape[0]
+        if seen >= max(least, at_once(shape[2:], most=most)):
             return
 
 

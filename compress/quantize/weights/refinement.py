@@ -7,13 +7,13 @@ layer's output. Only codes, scales and biases change, never the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from compress.quantize.observe import observe
+from compress.quantize.observe import Feed, Feeds, observe
 from compress.quantize.qdq_layers import Graph, Layer, layers
 from compress.quantize.weights.rounding import compensate, nearest, widest_scales
 
@@ -21,7 +21,6 @@ __all__ = ["refine"]
 
 Floats = npt.NDArray[np.float32]
 
-_BATCH = 8
 _SAMPLES_PER_WEIGHT = 4
 _SAMPLES = (2048, 8192)
 """Least and most places that a layer's statistics are taken from, over all images."""
@@ -83,15 +82,14 @@ def refine(
     parent: ModelProto,
     *,
     saturates: bool,
-    inputs: Mapping[str, Floats] | None = None,
+    feeds: Feeds | None = None,
     shift_biases: bool = True,
     seed: int = 0,
 ) -> ModelProto:
     """Quantize the weights of convolutions and matrix products anew, from the float graph's.
 
     With inputs, codes are chosen for the least error of the layer's outputs over them, and biases take over what is
-    left on average. Without, each is rounded to the nearest. The inputs of all images are in memory at once: 4 bytes a
-    value, 0.15 GB for 256 images of 3 x 224 x 224.
+    left on average. Without, each is rounded to the nearest.
 
     Args:
         quantized: as ONNX Runtime's QDQQuantizer makes it, INT8 weights with a scale per channel; not changed. Layers
@@ -101,7 +99,7 @@ def refine(
             bits (see compress.quantize.weights.rounding). Depthwise kernels add in 32 bits everywhere
             (mlas/lib/qdwconv.cpp and the depthwise part of x86_64/ConvSymKernelAvx2.S in ONNX Runtime 1.31), so their
             weights are not bounded.
-        inputs: calibration data, all images of each graph input, images first.
+        feeds: calibration images, of which the inputs of all layers for one batch are in memory at once.
         shift_biases: whether biases may take over anything; else the codes alone keep the error small.
         seed: draws the places at which the layers' inputs are looked at.
 
@@ -114,7 +112,7 @@ def refine(
     found = layers(graph, Graph(parent))
     # Weights that two layers share would need the statistics of both.
     alone = [layer for layer in found if not layer.shared and layer.fan_in <= _LARGEST_FAN_IN]
-    moments = _measure(parent, alone, inputs, np.random.default_rng(seed)) if inputs and alone else {}
+    moments = _measure(parent, alone, feeds, np.random.default_rng(seed)) if feeds and alone else {}
     for layer in found:
         pairs = saturates and not layer.depthwise
         _requantize(graph, layer, moments.get(layer.node.name), pairs=pairs, shift_bias=shift_biases)
@@ -122,12 +120,13 @@ def refine(
 
 
 def _measure(
-    parent: ModelProto, found: Sequence[Layer], inputs: Mapping[str, Floats], random: np.random.Generator
+    parent: ModelProto, found: Sequence[Layer], feeds: Feeds, random: np.random.Generator
 ) -> dict[str, _Moments]:
     """Statistics of the layers' inputs in the float graph, by the name of their nodes."""
-    total = len(next(iter(inputs.values())))
+    # All batches but the last one are alike.
+    total = (len(feeds) - 1) * _images(feeds[0]) + _images(feeds[len(feeds) - 1])
     sums = {layer.node.name: _Moments(layer.groups, layer.fan_in) for layer in found}
-    for answers in observe(parent, [layer.source for layer in found], _batches(inputs, total), exact=True):
+    for answers in observe(parent, [layer.source for layer in found], feeds, exact=True):
         share = len(next(iter(answers.values()))) / total
         for layer in found:
             count = round(share * float(np.clip(_SAMPLES_PER_WEIGHT * layer.fan_in, *_SAMPLES)))
@@ -135,9 +134,8 @@ def _measure(
     return sums
 
 
-def _batches(inputs: Mapping[str, Floats], total: int) -> Iterator[dict[str, Floats]]:
-    for start in range(0, total, _BATCH):
-        yield {name: values[start : start + _BATCH] for name, values in inputs.items()}
+def _images(feed: Feed) -> int:
+    return len(next(iter(feed.values())))
 
 
 def _requantize(graph: Graph, layer: Layer, moments: _Moments | None, *, pairs: bool, shift_bias: bool) -> None:

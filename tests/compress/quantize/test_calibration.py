@@ -162,6 +162,7 @@ def test_batches_are_preprocessed_images_read_once(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(batches[1]["image"][0], preprocess(samples[2].read(), spec))
     assert batches[0] is batches[0]
     assert [len(feed["image"]) for feed in batches[1:]] == [2, 1]
+    assert [len(feed["image"]) for feed in Batches(samples, make_input(320), size=4)] == [1, 1, 1, 1, 1]
     monkeypatch.setattr(calibration, "_CACHE_BYTES", 100)
     large = Batches(samples, spec, size=2)
     assert large[0] is not large[0]

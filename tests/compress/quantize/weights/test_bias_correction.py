@@ -10,12 +10,9 @@ from onnx import ModelProto, helper
 
 from compress.quantize.observe import observe
 from compress.quantize.qdq_layers import Graph, layers
+from compress.quantize.weights import bias_correction
 from compress.quantize.weights.bias_correction import _shrunk, correct
-from tests.compress.qdq_graphs import Floats, arrays, blocks, correlated, error, int8, make, run, weights
-
-
-def feeds(images: Floats, size: int = 16) -> list[dict[str, Floats]]:
-    return [{"x": images[start : start + size]} for start in range(0, len(images), size)]
+from tests.compress.qdq_graphs import Floats, arrays, blocks, correlated, error, feeds, int8, make, run, weights
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +57,7 @@ def test_deep_graphs_come_closer_to_the_parent_on_other_images(images: Floats) -
     assert error(correct(plain, parent, feeds(images)), parent, fresh) < error(plain, parent, fresh)
 
 
-def test_no_more_images_are_read_than_are_used(images: Floats) -> None:
+def test_no_more_images_are_read_than_are_used(images: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
     class Counted(list[dict[str, Floats]]):
         reads = 0
 
@@ -73,6 +70,10 @@ def test_no_more_images_are_read_than_are_used(images: Floats) -> None:
     counted = Counted(feeds(np.concatenate([images, images])))
     correct(int8(parent, images), parent, counted)
     assert (len(counted), counted.reads) == (8, 4)
+    # What is kept of images that are large is large.
+    monkeypatch.setattr(bias_correction, "at_once", lambda size, *, most: 1)
+    correct(int8(parent, images), parent, counted)
+    assert counted.reads == 4 + 1
 
 
 def test_only_biases_change_and_nothing_without_images(images: Floats) -> None:

@@ -8,7 +8,7 @@ from onnx import ModelProto, helper
 
 from compress.quantize.qdq_layers import Graph, layers
 from compress.quantize.weights.refinement import refine
-from tests.compress.qdq_graphs import Floats, arrays, blocks, correlated, error, int8, make, weights
+from tests.compress.qdq_graphs import Floats, arrays, blocks, correlated, error, feeds, int8, make, weights
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def test_closer_to_the_parent_than_seven_bits(parent: ModelProto, plain: ModelPr
     fresh = correlated(32, 16, seed=1)
     before = error(plain, parent, fresh)
     rounded = error(refine(plain, parent, saturates=True), parent, fresh)
-    compensated = error(refine(plain, parent, saturates=True, inputs={"x": images}), parent, fresh)
+    compensated = error(refine(plain, parent, saturates=True, feeds=feeds(images, 8)), parent, fresh)
     assert rounded < before * 0.9
     assert compensated < rounded * 0.75
 
 
 def test_pairs_are_bounded_only_where_they_saturate(parent: ModelProto, plain: ModelProto, images: Floats) -> None:
-    portable = refine(plain, parent, saturates=True, inputs={"x": images})
+    portable = refine(plain, parent, saturates=True, feeds=feeds(images, 8))
     assert pair_sums(portable, parent, depthwise=False) <= 128
     assert pair_sums(portable, parent, depthwise=True) > 128
     assert pair_sums(refine(plain, parent, saturates=False), parent, depthwise=False) > 128
@@ -57,7 +57,7 @@ def test_pairs_are_bounded_only_where_they_saturate(parent: ModelProto, plain: M
 
 def test_biases_stay_on_request(parent: ModelProto, plain: ModelProto, images: Floats) -> None:
     for shifted in (False, True):
-        refined = refine(plain, parent, saturates=True, inputs={"x": images}, shift_biases=shifted)
+        refined = refine(plain, parent, saturates=True, feeds=feeds(images, 8), shift_biases=shifted)
         graph = Graph(refined)
         for layer in layers(graph, Graph(parent)):
             assert layer.bias is not None and layer.bias_scale is not None and layer.float_bias is not None
@@ -68,7 +68,7 @@ def test_biases_stay_on_request(parent: ModelProto, plain: ModelProto, images: F
 
 def test_only_codes_scales_and_biases_change(parent: ModelProto, plain: ModelProto, images: Floats) -> None:
     kept, origin = plain.SerializeToString(deterministic=True), parent.SerializeToString(deterministic=True)
-    refined = refine(plain, parent, saturates=True, inputs={"x": images})
+    refined = refine(plain, parent, saturates=True, feeds=feeds(images, 8))
     assert plain.SerializeToString(deterministic=True) == kept
     assert parent.SerializeToString(deterministic=True) == origin
     assert list(refined.graph.node) == list(plain.graph.node)
@@ -80,9 +80,9 @@ def test_only_codes_scales_and_biases_change(parent: ModelProto, plain: ModelPro
 
 
 def test_same_seed_same_graph(parent: ModelProto, plain: ModelProto, images: Floats) -> None:
+    many = feeds(np.repeat(images, 4, axis=0), 8)
     first, second, other = (
-        refine(plain, parent, saturates=True, inputs={"x": np.repeat(images, 4, axis=0)}, seed=seed).SerializeToString()
-        for seed in (0, 0, 1)
+        refine(plain, parent, saturates=True, feeds=many, seed=seed).SerializeToString() for seed in (0, 0, 1)
     )
     assert first == second
     assert first != other
@@ -105,7 +105,7 @@ def test_a_bias_far_larger_than_the_weights_still_fits(images: Floats) -> None:
     for tensor in parent.graph.initializer:
         if tensor.name == "c0.w":
             tensor.CopyFrom(helper.make_tensor("c0.w", 1, [16, 16, 1, 1], np.full(256, 1e-10, np.float32)))
-    refined = refine(int8(parent, images), parent, saturates=True, inputs={"x": images})
+    refined = refine(int8(parent, images), parent, saturates=True, feeds=feeds(images, 8))
     assert error(refined, parent, images) < 1e-4
 
 
@@ -113,7 +113,7 @@ def test_biases_take_over_the_mean_error(images: Floats) -> None:
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv")
     parent = make([node], {"w": weights((8, 16, 1, 1), 0), "b": weights((8,), 1)}, shape=["n", 16, 6, 6])
     shifted = images + 3
-    refined = refine(int8(parent, shifted), parent, saturates=True, inputs={"x": shifted})
+    refined = refine(int8(parent, shifted), parent, saturates=True, feeds=feeds(shifted, 8))
     graph = Graph(refined)
     (layer,) = layers(graph, Graph(parent))
     assert layer.bias is not None
@@ -132,7 +132,7 @@ def test_inputs_far_from_zero_and_constant_ones(images: Floats) -> None:
     parent = make([node], {"w": weights((8, 16, 3, 3), 0), "b": weights((8,), 1)}, shape=["n", 16, 6, 6])
     plain = int8(parent, far)
     for single in (far, far[:1]):
-        refined = refine(plain, parent, saturates=True, inputs={"x": single})
+        refined = refine(plain, parent, saturates=True, feeds=feeds(single, 8))
         assert error(refined, parent, far) < error(plain, parent, far)
 
 
@@ -146,7 +146,7 @@ def test_layers_without_bias_and_odd_widths(images: Floats) -> None:
     tensors = {"w": weights((7, 16, 3, 3), 0), "v": weights((3, 7), 1)}
     parent = make(nodes, tensors, shape=["n", 16, 6, 6], rank=2)
     plain = int8(parent, images)
-    refined = refine(plain, parent, saturates=True, inputs={"x": images})
+    refined = refine(plain, parent, saturates=True, feeds=feeds(images, 8))
     assert pair_sums(refined, parent, depthwise=False) <= 128
     assert error(refined, parent, images) < error(plain, parent, images)
 
@@ -158,7 +158,7 @@ def test_shared_weights_are_rounded_without_statistics(images: Floats) -> None:
     ]
     parent = make(nodes, {"w": weights((16, 16, 1, 1), 0)}, shape=["n", 16, 6, 6])
     plain = int8(parent, images)
-    with_inputs = refine(plain, parent, saturates=True, inputs={"x": images})
+    with_inputs = refine(plain, parent, saturates=True, feeds=feeds(images, 8))
     assert (
         arrays(with_inputs)["w_quantized"].tolist()
         == arrays(refine(plain, parent, saturates=True))["w_quantized"].tolist()
@@ -168,5 +168,5 @@ def test_shared_weights_are_rounded_without_statistics(images: Floats) -> None:
 
 def test_what_is_not_recognised_stays(parent: ModelProto, images: Floats) -> None:
     per_tensor = int8(parent, images, per_channel=False)
-    assert refine(per_tensor, parent, saturates=True, inputs={"x": images}) == per_tensor
+    assert refine(per_tensor, parent, saturates=True, feeds=feeds(images, 8)) == per_tensor
     assert refine(parent, parent, saturates=True) == parent
