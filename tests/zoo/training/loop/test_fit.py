@@ -503,7 +503,7 @@ def test_processors_without_bf16_are_not_measured(tmp_path, monkeypatch):
             "435 weights of the last 1 of 3 stages learn, BatchNorm keeps its statistics",
         ),
         ({"freeze": Freezing(unfreeze=(0, 2))}, "weights of the last 2 of 3 stages learn"),
-        ({"batch_size": 0}, "4 epochs of 1 steps of 32 images"),
+        ({"batch_size": 0}, f"4 epochs of 1 steps of {FitConfig(batch_size=0).for_images(13).batch_size} images"),
     ],
 )
 def test_what_will_be_trained_is_said_before(tmp_path, capsys, changes, told):
