@@ -15,7 +15,7 @@ from serve.settings import Settings
 from zoo.artefact.card import Input
 from zoo.artefact.decode import Room
 from zoo.artefact.predictor import Prediction
-from zoo.artefact.preprocess import decode_for, normalise, to_input_size
+from zoo.artefact.preprocess import FORMATS, decode_for, normalise, to_input_size
 from zoo.base.errors import ImageError
 
 __all__ = ["Row", "infer", "prediction_document", "prepare", "total_stages"]
@@ -44,7 +44,7 @@ def prepare(picture: Picture, place: str, spec: Input, settings: Settings, room:
     start = time.perf_counter()
     _, data = picture
     try:
-        image = decode_for(data, spec, max_pixels=settings.max_pixels, formats=settings.formats, room=room)
+        image = decode_for(data, spec, max_pixels=settings.max_pixels, formats=settings.formats or FORMATS, room=room)
         decoded = time.perf_counter()
         values = normalise(to_input_size(image, spec, max_pixels=settings.max_pixels), spec)
     except ImageError as error:

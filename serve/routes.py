@@ -30,7 +30,7 @@ from serve.protocols.openapi.document import document
 from serve.protocols.openapi.operations import OPERATIONS
 from serve.settings import Settings
 from serve.worker import Runtime
-from zoo.artefact.decode import sniff
+from zoo.artefact.decode import FORMATS, sniff
 from zoo.base.errors import PocketzooError
 
 __all__ = ["Front"]
@@ -125,7 +125,7 @@ async def _docs(runtime: Runtime, call: Call) -> Reply:
 @functools.cache
 def _documents(settings: Settings) -> tuple[Reply, Reply]:
     """The OpenAPI document, as JSON and as a page."""
-    found = document(formats=settings.formats)
+    found = document(formats=settings.formats or FORMATS)
     return json_reply(found), docs_reply(found, back=bool(settings.page))
 
 

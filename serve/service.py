@@ -1,32 +1,24 @@
 """The server that `bentoml serve` starts: BentoML's service around this project's way in.
 
 The default model is checked before any worker starts, so that a server that could never answer ends with a sentence and
-exit code 1 instead of restarting its worker for ever. The worker loads it and is ready then.
+exit code 1 instead of restarting its worker for ever. The worker loads it and is ready then. What only the worker needs
+is imported where it is needed: the supervisor, which stays as long, takes 50 MB less memory for it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import bentoml
-from bentoml._internal.utils import circus
-from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from pydantic import Field
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message
 
-from serve.access.keys import Keys
-from serve.connections import limit_connections
-from serve.models.repository import Repository
-from serve.observe.trace import request_id
-from serve.protocols.http import Call
 from serve.protocols.schema import PredictResponse
-from serve.routes import Front
 from serve.settings import Settings, read_settings
-from serve.worker import Runtime
 from zoo.base.errors import PocketzooError, UsageError
 
 __all__ = ["Classifier"]
@@ -34,7 +26,8 @@ __all__ = ["Classifier"]
 # No telemetry, unless the user asks for it (BENTOML_DO_NOT_TRACK=False). BentoML's command line has looked at the
 # variable before this module is imported, and remembers what it saw, but sends nothing before.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-do_not_track.cache_clear()
+if (_usage := sys.modules.get("bentoml._internal.utils.analytics.usage_stats")) is not None:
+    _usage.do_not_track.cache_clear()
 
 # The models of a bento are beside these sources in it, wherever `bentoml serve` was called.
 _SOURCES = Path(__file__).resolve().parents[1]
@@ -55,6 +48,11 @@ class _Service(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML has no ty
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """The application that BentoML's worker gives to uvicorn."""
+        from starlette.middleware.cors import CORSMiddleware
+
+        from serve.connections import limit_connections
+        from serve.routes import Front
+
         settings = _settings_or_defaults()
         limit_connections(settings.timeout_seconds)
         front = Front(super().to_asgi(is_main), lambda: bentoml.get_current_service().runtime)
@@ -63,13 +61,6 @@ class _Service(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML has no ty
         exposed = ("X-Request-Id", "Retry-After")
         methods, headers = ("GET", "POST"), ("*",)
         return CORSMiddleware(front, settings.origins, methods, headers, expose_headers=exposed)
-
-
-class _Arbiter(circus.Arbiter):  # type: ignore[misc]
-    """BentoML's supervisor of the workers, which it lets look for dead ones every ten seconds (BentoML 1.4.39)."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "check_delay": 0.5})
 
 
 # The log and the metrics of requests are the front's; what BentoML would add costs more than some networks.
@@ -83,11 +74,18 @@ class Classifier:
     """Image classification with every artefact of the models' folder. GET /models lists them."""
 
     def __init__(self) -> None:
+        from serve.worker import Runtime
+
         self.runtime = Runtime(read_settings())
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check_default_model() -> None:
         """Let `bentoml serve` fail before it starts a worker that would fail, and notice soon when one has died."""
+        from bentoml._internal.utils import circus
+
+        from serve.access.keys import Keys
+        from serve.models.repository import Repository
+
         try:
             settings = read_settings()
             Keys(settings)
@@ -98,7 +96,9 @@ class Classifier:
                 repository.stop()
         except PocketzooError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
-        circus.Arbiter = _Arbiter
+        # BentoML 1.4.39 lets its supervisor look for dead workers every ten seconds.
+        arbiter = circus.Arbiter
+        circus.Arbiter = lambda *found, **options: arbiter(*found, **{**options, "check_delay": 0.5})
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
@@ -120,6 +120,9 @@ class Classifier:
         Over HTTP, POST /predict is answered by `serve.routes`, in the same words; BentoML's
         clients read this signature, and tests call it.
         """
+        from serve.observe.trace import request_id
+        from serve.protocols.http import Call
+
         call = Call(receive=_no_body, method="POST", path="/predict", headers={}, request_id=request_id({}))
         pictures = [(path.name, path.read_bytes()) for path in images]
         return PredictResponse.model_validate(await self.runtime.answer(call, model, None, pictures))

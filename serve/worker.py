@@ -16,7 +16,7 @@ import numpy.typing as npt
 from serve.access.keys import Keys
 from serve.batching import Batcher, pays
 from serve.bodies import AtMost, Bodies, too_large
-from serve.models.model import Model, give_back_memory
+from serve.models.model import Model
 from serve.models.repository import About, Repository
 from serve.observe.logs import Log
 from serve.observe.metrics import Metrics
@@ -27,6 +27,7 @@ from serve.queue import Engine, Work
 from serve.settings import Settings
 from zoo.artefact.predictor import softmax
 from zoo.base.errors import ArtefactError, UsageError
+from zoo.base.machine import give_back_freed_memory
 
 __all__ = ["Runtime"]
 
@@ -55,7 +56,7 @@ class Runtime:
         self.log = Log(settings)
         self.metrics = Metrics(settings)
         self.keys = Keys(settings)
-        self.engine = Engine(settings, observe=self.metrics.queued, tidy=give_back_memory)
+        self.engine = Engine(settings, observe=self.metrics.queued, tidy=functools.partial(give_back_freed_memory, collect=False))
         self.repository = Repository(settings, on_event=self._event, prepare=self._measure)
         # Requests that wait for a model, or for a digest, must not occupy the threads that others need.
         self._loader = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")

@@ -18,11 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.models.folder import Artefact
-from serve.models.known import Known
-from serve.models.model import Stamp, load_model
+from serve.models.known import Known, Stamp
 from serve.settings import Settings
-from zoo.artefact.engines.runtimes import default_providers
-from zoo.artefact.onnx_file import read_card
 from zoo.base import errors
 from zoo.base.errors import ArtefactError, CheckError, PocketzooError
 from zoo.base.machine import available_memory, cores
@@ -118,6 +115,8 @@ class Checks:
 
     def _check(self, path: Path) -> None:
         if not self._seconds:
+            from zoo.artefact.onnx_file import read_card
+
             read_card(path)
         elif self._known.passed(path) is None:
             self._known.note_passed(path, self._in_a_process(path))
@@ -170,6 +169,8 @@ def _digest(path: Path, output: bytes, code: int) -> str:
 
 def _limit() -> None:
     """Let others go first, and the memory of a graph end before that of the server."""
+    from zoo.artefact.engines.runtimes import default_providers
+
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICE)
     if default_providers()[0] != "CPUExecutionProvider":
@@ -183,6 +184,8 @@ def _limit() -> None:
 
 def main(arguments: list[str]) -> None:
     """Check the file that the arguments name, as they say, and print its digest or what is wrong with it."""
+    from serve.models.model import load_model
+
     path, options = arguments
     _limit()
     try:

@@ -14,18 +14,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve.models.known import Known
-from serve.models.model import Stamp, stamp
+from serve.models.known import Known, Stamp, stamp
 from zoo.artefact.card import Card
 from zoo.artefact.glance import glance_at_card
 from zoo.base.errors import ArtefactError, PocketzooError
 from zoo.base.files import GRAPH, HALF_GRAPH, INT8_GRAPH, sha256_file
 from zoo.base.names import shown_name, unfit_name
 
-__all__ = ["SUFFIXES", "Artefact", "Found", "look_through", "no_artefact", "scan"]
+__all__ = ["SUFFIXES", "VERSION_DIGITS", "Artefact", "Found", "best_first", "look_through", "no_artefact", "scan"]
+
+VERSION_DIGITS = 12
+"""A version is that many of the first hexadecimal digits of the file's SHA-256."""
 
 SUFFIXES = {GRAPH: "", INT8_GRAPH: "-int8", HALF_GRAPH: "-fp16"}
 """Every file that is served -> what its model's name has after that of the folder."""
@@ -132,6 +135,24 @@ def look_through(root: Path, known: Known | None = None) -> Found:
         with contextlib.suppress(OSError):
             found[name] = Artefact(name, paths[name], known)
     return Found(artefacts=found, left_out=left_out)
+
+
+def best_first(artefacts: Mapping[str, Artefact]) -> list[str]:
+    """Names of models by validation accuracy, then by size of the file; what was not measured or read comes last."""
+
+    def rank(artefact: Artefact) -> tuple[float, int, str]:
+        card = _card(artefact)
+        measured = card.metrics("validation") if card else None
+        return (-measured.top1 if measured else 1.0, artefact.bytes, artefact.name)
+
+    return [artefact.name for artefact in sorted(artefacts.values(), key=rank)]
+
+
+def _card(artefact: Artefact) -> Card | None:
+    try:
+        return artefact.card()
+    except PocketzooError:
+        return None
 
 
 def _unfit_file(path: Path) -> str | None:

@@ -16,7 +16,10 @@ from typing import Any
 
 from zoo.base.files import cache_folder, sha256_file, write_bytes
 
-__all__ = ["Known"]
+__all__ = ["Known", "Stamp", "stamp"]
+
+Stamp = tuple[int, int, int]
+"""Inode, size in bytes and time of the last change in nanoseconds: another one means that a file was changed."""
 
 _MOST = 4096
 _ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino")
@@ -89,6 +92,16 @@ class Known:
         assert self._path is not None
         found = self._path.parent.stat()
         return os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells one state of a file from the next, without reading it.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _key(path: Path) -> str:

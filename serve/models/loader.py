@@ -9,17 +9,19 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from serve.models.checking import Checks, how
-from serve.models.folder import Artefact, look_through
-from serve.models.known import Known
-from serve.models.model import VERSION_DIGITS, Model, give_back_memory, load_model, stamp
-from serve.models.ranking import best_first
+from serve.models.folder import VERSION_DIGITS, Artefact, best_first, look_through
+from serve.models.known import Known, stamp
 from serve.models.snapshot import View, without
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.base.errors import ArtefactError, PocketzooError
-from zoo.base.machine import available_memory
+from zoo.base.machine import available_memory, give_back_freed_memory
+
+if TYPE_CHECKING:
+    from serve.models.model import Model
 
 __all__ = ["Live", "OnEvent"]
 
@@ -156,7 +158,7 @@ class Live:
             self._remove(self._gone.pop())
         if self._untidy:
             self._untidy = False
-            give_back_memory()
+            give_back_freed_memory(collect=False)
         return running
 
     def reason(self, error: Exception | str) -> str:
@@ -196,6 +198,8 @@ class Live:
         Raises:
             PocketzooError: it fails a check.
         """
+        from serve.models.model import load_model  # the engines: the supervisor of the workers does without
+
         artefact, old = self.view.artefacts[name], self.view.loaded.get(name)
         if old is not None and old.version == (artefact.digest() or "")[:VERSION_DIGITS]:
             return old

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import time
 from pathlib import Path
 
 import numpy as np
 
+from serve.models.folder import VERSION_DIGITS
+from serve.models.known import stamp
 from zoo.artefact.card import Card
 from zoo.artefact.predictor import Predictor, default_providers
 from zoo.base.errors import ArtefactError, PocketzooError
 from zoo.base.files import sha256_file
-from zoo.base.machine import cores
+from zoo.base.machine import cores, give_back_freed_memory
 
-__all__ = ["VERSION_DIGITS", "Model", "Stamp", "give_back_memory", "load_model", "stamp"]
-
-VERSION_DIGITS = 12
-"""A version is that many of the first hexadecimal digits of the file's SHA-256."""
+__all__ = ["Model", "load_model"]
 
 _TWICE_IN_MEMORY = 64 << 20
 """Larger files, in bytes, get one session: a second would take as much memory again."""
 _WARM_UPS = 2
-
-Stamp = tuple[int, int, int]
-"""Inode, size in bytes and time of the last change in nanoseconds: another one means that a file was changed."""
-
-
-def stamp(path: Path) -> Stamp:
-    """What tells one state of a file from the next, without reading it.
-
-    Raises:
-        OSError: there is no such file.
-    """
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Model:
@@ -129,7 +113,7 @@ def load_model(
     except Exception as error:  # ONNX Runtime's exceptions have no common public base class
         raise ArtefactError(f"{path}: cannot be loaded: {error}") from error
     finally:
-        give_back_memory()
+        give_back_freed_memory(collect=False)
 
 
 def _load(name: str, path: Path, threads: int, callers: int, engine: str | None) -> Model:
@@ -137,21 +121,11 @@ def _load(name: str, path: Path, threads: int, callers: int, engine: str | None)
     one = threads == 1 or before[1] > _TWICE_IN_MEMORY or default_providers()[0] != "CPUExecutionProvider"
     alone = Predictor(path, threads=threads, callers=callers if threads == 1 else 1, engine=engine)
     # One network, one way of computing it: which slot is free must not decide about an answer.
-    shared = alone if one else Predictor(path, threads=1, callers=callers, engine=alone.engine)
-    if stamp(path) != before or {alone.digest, shared.digest} != {sha256_file(path)}:
+    shared = alone if one else alone.with_threads(1, callers=callers)
+    if stamp(path) != before or alone.digest != sha256_file(path):
         raise ArtefactError(f"{path}: was changed while it was read; it is read again when it is complete")
     nothing = np.zeros((1, *alone.card.use.input.shape), np.float32)
     for predictor in (alone, shared)[: 1 if one else 2]:
         for _ in range(_WARM_UPS):
             predictor.logits(nothing)
     return Model(name, alone=alone, shared=shared, size=before[1])
-
-
-def give_back_memory() -> None:
-    """Return what the C library holds of freed memory to the system, where it can.
-
-    A file is parsed twice, for its card and by ONNX Runtime, and glibc keeps the freed buffers: 90 MB after loading a
-    ResNet-50. Other C libraries have no malloc_trim; then nothing is lost but memory.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

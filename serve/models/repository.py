@@ -13,17 +13,18 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serve.models.folder import no_artefact
-from serve.models.listing import describe
+from serve.models.folder import VERSION_DIGITS, no_artefact
 from serve.models.loader import Live, OnEvent
-from serve.models.model import VERSION_DIGITS, Model
-from serve.models.snapshot import unknown_version
+from serve.models.snapshot import describe, unknown_version
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.artefact.card import Card
 from zoo.base.errors import ArtefactError, PocketzooError, unknown_name
+
+if TYPE_CHECKING:
+    from serve.models.model import Model
 
 __all__ = ["About", "OnEvent", "Repository"]
 

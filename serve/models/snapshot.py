@@ -5,15 +5,19 @@ from __future__ import annotations
 import bisect
 import difflib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from serve.models.folder import Artefact
-from serve.models.model import Model
+from serve.models.folder import VERSION_DIGITS, Artefact
 from serve.protocols.http import Refused
+from zoo.artefact.card import Card
+from zoo.base.errors import PocketzooError
 
-__all__ = ["View", "unknown_version", "without"]
+if TYPE_CHECKING:
+    from serve.models.model import Model
+
+__all__ = ["View", "describe", "unknown_version", "without"]
 
 T = TypeVar("T")
 _NEIGHBOURS = 2
@@ -106,3 +110,46 @@ def _unknown_model(name: str, names: Iterable[str]) -> Refused:
     close = difflib.get_close_matches(name, beside, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}?" if close else "GET /models lists what there is"
     return Refused(404, f"unknown model {name!r}; {hint}")
+
+
+def describe(view: View, reason: Callable[[Exception | str], str]) -> dict[str, Any]:
+    """Every model of a view. Reads, once, the files that are not loaded, for their cards and digests.
+
+    Args:
+        view: of one moment.
+        reason: makes of an error what clients may read.
+    """
+    models = [_describe(view, artefact, reason) for artefact in view.artefacts.values()]
+    return {"default": view.default, "models": models}
+
+
+def _describe(view: View, artefact: Artefact, reason: Callable[[Exception | str], str]) -> dict[str, Any]:
+    name, model = artefact.name, view.loaded.get(artefact.name)
+    error = view.problems.get(name)
+    card: Card | None = None
+    try:
+        card = model.card if model else artefact.card()
+    except PocketzooError as caught:
+        error = error or reason(caught)
+    digest = model.digest if model else artefact.digest()
+    return {
+        "name": name,
+        "file": artefact.file,
+        "version": digest[:VERSION_DIGITS] if digest else None,
+        "digest": digest,
+        "bytes": model.bytes if model else artefact.bytes,
+        "precision": card.inform.precision if card else None,
+        "classes": len(card.use.labels) if card else None,
+        "labels": list(card.use.labels) if card else None,
+        "input": {"colour": card.use.input.colour, "size": list(card.use.input.size)} if card else None,
+        "accuracy": _accuracy(card, model.engine if model else None) if card else None,
+        "loaded": model is not None,
+        "engine": model.engine if model else None,
+        "engine_reason": reason(model.engine_reason) if model else None,
+        "error": error,
+    }
+
+
+def _accuracy(card: Card, engine: str | None) -> dict[str, Any] | None:
+    found = card.metrics("validation", engine)
+    return {"dataset": found.dataset, "split": found.split, "n": found.n, "top1": found.top1} if found else None

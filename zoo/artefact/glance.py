@@ -5,11 +5,10 @@ Source: the encoding of protocol buffers (protobuf.dev/programming-guides/encodi
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-from google.protobuf.message import DecodeError
-from onnx import StringStringEntryProto
 
 from zoo.artefact.card import KEY, Card, from_json
 from zoo.base.errors import ArtefactError
@@ -18,6 +17,10 @@ __all__ = ["glance_at_card"]
 
 _GRAPH, _METADATA = 7, 14
 """Numbers of ModelProto's fields."""
+_KEY, _VALUE = 1, 2
+"""Of StringStringEntryProto, which its metadata is made of."""
+
+_WITH_LENGTH = 2
 
 _FIXED = {1: 8, 5: 4}
 """Wire type -> bytes of its values."""
@@ -38,7 +41,7 @@ def glance_at_card(path: Path) -> Card:
             found = _metadata(file, path.stat().st_size)
     except FileNotFoundError:
         raise ArtefactError(f"no ONNX file at {path}; `pocketzoo export` writes one") from None
-    except (DecodeError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ArtefactError(
             f"{path}: not a readable ONNX file ({error}); write it again with `pocketzoo export`"
         ) from error
@@ -51,22 +54,31 @@ def _metadata(file: BinaryIO, size: int) -> dict[str, str] | None:
     """Keys and values of the model's metadata; None where it has no graph."""
     values: dict[str, str] = {}
     graph = False
+    for field, length in _fields(file, size):
+        graph |= field == _GRAPH
+        if field == _METADATA and length <= _MOST_BYTES:
+            entry = io.BytesIO(file.read(length))
+            texts = {number: entry.read(count).decode() for number, count in _fields(entry, length)}
+            values[texts.get(_KEY, "")] = texts.get(_VALUE, "")
+    return values if graph else None
+
+
+def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Number and length of each field that has a length; the file stands at its content, which need not be read."""
     for _ in range(_MOST_FIELDS):
         if file.tell() == size:
-            return values if graph else None
+            return
         field, kind = divmod(_number(file), 8)
         if kind == 0:
             _number(file)
             continue
-        length = _number(file) if kind == 2 else _FIXED.get(kind)
-        if length is None or length > size - file.tell():
+        length = _number(file) if kind == _WITH_LENGTH else _FIXED.get(kind)
+        end = file.tell() + (length or 0)
+        if length is None or end > size:
             raise ValueError("it is damaged, or ends in the middle")
-        graph |= field == _GRAPH
-        if field == _METADATA and kind == 2 and length <= _MOST_BYTES:
-            entry = StringStringEntryProto.FromString(file.read(length))
-            values[entry.key] = entry.value
-        else:
-            file.seek(length, 1)
+        if kind == _WITH_LENGTH:
+            yield field, length
+        file.seek(end)
     raise ValueError(f"it has more than {_MOST_FIELDS} fields")
 
 

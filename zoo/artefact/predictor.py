@@ -6,8 +6,9 @@ measured is what is served. `B` is the batch size, `K` the number of labels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ class Predictor:
         self.path = path
         self.card = read_card(path)
         self.digest = sha256_file(path)
-        file = File(
+        self._file = File(
             path=path,
             card=self.card,
             digest=self.digest,
@@ -84,9 +85,24 @@ class Predictor:
             providers=providers,
             check=check,
         )
-        chosen = choose(file, engine)
+        chosen = choose(self._file, engine)
         self._engine = chosen.engine
         self.engine_reason = chosen.reason
+
+    def with_threads(self, threads: int, *, callers: int = 1) -> Predictor:
+        """The same file loaded once more into the same engine, without its card and digest being read again.
+
+        Args:
+            threads: of one inference.
+            callers: see the constructor.
+
+        Raises:
+            ArtefactError: the engine cannot run it.
+            CheckError: the golden self-check failed.
+        """
+        found = copy.copy(self)
+        found._engine = replace(self._file, threads=threads, callers=callers).load(self.engine)
+        return found
 
     @property
     def engine(self) -> str:

@@ -116,13 +116,18 @@ def keep_freed_memory() -> bool:
     return all(mallopt(*setting) for setting in _MALLOPT.values())
 
 
-def give_back_freed_memory() -> None:
+def give_back_freed_memory(*, collect: bool = True) -> None:
     """Give the system what this process has freed, which it otherwise keeps; see :func:`keep_freed_memory`.
 
-    After copies of a network's weights: holes of their size are filled with little things, and new ones taken beside.
+    After copies of a network's weights, or after a file was parsed: holes of their size are filled with little things,
+    and new ones taken beside. Other C libraries than glibc keep what they want.
+
+    Args:
+        collect: whether garbage is collected before, during which no other thread runs.
     """
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
+    if collect:
+        gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

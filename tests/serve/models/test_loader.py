@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-import serve.models.loader
+import serve.models.model
 from serve.models.model import load_model
 from serve.models.repository import Repository
 from serve.protocols.http import Refused
@@ -233,13 +233,13 @@ def test_a_file_that_is_still_being_written_is_tried_again_without_a_word(models
         path.write_bytes(whole[:100])
 
         def load(name, path, **options):
-            monkeypatch.setattr(serve.models.loader, "load_model", load_model)
+            monkeypatch.setattr(serve.models.model, "load_model", load_model)
             try:
                 return load_model(name, path, **options)
             finally:
                 path.write_bytes(whole)
 
-        monkeypatch.setattr(serve.models.loader, "load_model", load)
+        monkeypatch.setattr(serve.models.model, "load_model", load)
         repository.look()
         assert repository.get("a").version == old
         assert "refused" not in [kind for kind, *_ in events]
@@ -286,7 +286,7 @@ def test_a_passing_error_is_tried_again(models, monkeypatch):
                 24, "too many open files"
             )
 
-        monkeypatch.setattr(serve.models.loader, "load_model", fail)
+        monkeypatch.setattr(serve.models.model, "load_model", fail)
         for _ in range(3):
             repository.look()
             error = repository.describe()["models"][0]["error"]

@@ -1,5 +1,4 @@
-from serve.models.folder import scan
-from serve.models.ranking import best_first
+from serve.models.folder import best_first, scan
 from tests.serve.conftest import write_artefact
 
 

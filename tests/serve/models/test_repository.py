@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-import serve.models.loader
+import serve.models.model
 from serve.models.model import load_model
 from serve.models.repository import Repository
 from serve.protocols.http import Refused
@@ -108,7 +108,7 @@ def test_threads_that_ask_at_once_load_a_model_once(models, monkeypatch):
         loads.append(name)
         return load_model(name, path, **options)
 
-    monkeypatch.setattr(serve.models.loader, "load_model", load)
+    monkeypatch.setattr(serve.models.model, "load_model", load)
     with serving(models) as (repository, _):
         found = []
         threads = [threading.Thread(target=lambda: found.append(repository.load("b"))) for _ in range(8)]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.models.folder import scan
-from serve.models.ranking import best_first
+from serve.models.folder import best_first, scan
 from tests.conftest import run_cli
 from tests.zoo.factories import TINY_VIT
 from zoo.artefact.onnx_file import read_card

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from zoo.artefact.card import Card
-from zoo.base.errors import ArtefactError, UsageError, unknown_name
+from zoo.artefact.engines.names import REFERENCE, preference
+from zoo.base.errors import ArtefactError
 
 __all__ = [
-    "AUTO",
     "DISABLED",
     "ENGINES",
     "INSTALL",
@@ -37,9 +37,6 @@ __all__ = [
 
 ort.set_default_logger_severity(3)
 
-AUTO = "auto"
-REFERENCE = "onnxruntime"
-"""Always there: exports, quantization and golden answers are judged by it."""
 INSTALL = "pip install 'pocketzoo[openvino]'"
 
 DISABLED = ("WeightBiasQuantization",)
@@ -189,18 +186,3 @@ def lacking(name: str) -> str:
     if name == "openvino-bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "needs a processor with bfloat16 instructions"
     return ""
-
-
-def preference(text: str) -> tuple[str, ...]:
-    """The engines that "auto", a name or names separated by commas mean, in their order; none: `auto`.
-
-    Raises:
-        UsageError: an unknown name, with close matches.
-    """
-    names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    for name in names:
-        if name not in (AUTO, *ENGINES):
-            raise unknown_name("engine", name, (AUTO, *ENGINES))
-    if AUTO in names[1:] or (AUTO in names and len(names) > 1):
-        raise UsageError(f"engine {text!r}: `auto` chooses among all engines; name it alone, or only others")
-    return () if names in ((), (AUTO,)) else names
