@@ -98,8 +98,8 @@ class Bodies:
         self.held = 0
         """Bytes in memory."""
 
-    async def read(self, call: Call, limit: int, json: AtMost | None = None) -> bytes:
-        """The whole body of a request, which `json` looks at as it comes, if it begins like an object of JSON.
+    async def read(self, call: Call, limit: int, json: Callable[[], AtMost] | None = None) -> bytes:
+        """The whole body of a request; what `json` makes looks at it as it comes, if it begins like an object of JSON.
 
         Raises:
             Refused: 413 if it is larger than `limit` bytes or `json` refuses it, 503 if too many bodies are in memory,
@@ -110,16 +110,16 @@ class Bodies:
         message = await call.receive()
         body = _body(message)
         await self._account(call, len(body), limit)
-        json = json if json is not None and body.lstrip()[:1] == b"{" else None
-        if json is not None:
-            json(body)
+        look = json() if json is not None and body.lstrip()[:1] == b"{" else None
+        if look is not None:
+            look(body)
         if message.get("more_body"):
-            body = await self._read_rest(call, body, limit, json)
+            body = await self._read_rest(call, body, limit, look)
         call.reading = False
         call.stages["read"] = (time.perf_counter() - started) * 1e3
         return body
 
-    async def _read_rest(self, call: Call, first: bytes, limit: int, json: AtMost | None) -> bytes:
+    async def _read_rest(self, call: Call, first: bytes, limit: int, look: AtMost | None) -> bytes:
         loop = asyncio.get_running_loop()
         chunks, total, more = [first], len(first), True
         try:
@@ -130,8 +130,8 @@ class Bodies:
                     while more:
                         message = await call.receive()
                         chunk = _body(message)
-                        if json is not None:
-                            json(chunk)
+                        if look is not None:
+                            look(chunk)
                         more = message.get("more_body", False)
                         total += len(chunk)
                         await self._account(call, total, limit)

@@ -4,7 +4,8 @@ A request is admitted if nothing is inside; else if its time would not be up bef
 images wait, or if those that wait will be done within `queue_seconds`. So a burst on a slow model is not shed, and a
 fast model's queue drains as quickly as a slow one's. How long an image takes is one moving average over all models.
 
-Large images (:mod:`serve.memory`) leave their slot for threads of their own as soon as their header says what they are.
+Large images (see :class:`serve.prediction.Memory`) leave their slot for threads of their own as soon as their header
+says what they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from serve.memory import Large, Memory
+from serve.prediction import Large, Memory
 from serve.protocols.http import Call, Refused
 from serve.settings import Settings
 

@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.bodies import parsed
 from serve.observe.metrics import CONTENT_TYPE
-from serve.observe.trace import continue_trace, request_id
+from serve.observe.trace import continue_trace
 from serve.page import route as page
 from serve.page.docs import docs_reply
 from serve.protocols import v1
 from serve.protocols.form import Picture, read_form
-from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error
+from serve.protocols.http import Call, Refused, Reply, json_reply, refusal, reply_of_error, request_id
 from serve.protocols.oip import handlers as oip
 from serve.protocols.openapi.document import document
 from serve.protocols.openapi.operations import OPERATIONS
@@ -62,7 +62,7 @@ async def _predict_raw(runtime: Runtime, call: Call, name: str | None = None, ve
         runtime.repository.get(name, version)  # a wrong name is refused before its image is read
     json_like = call.media_type == "application/json"
     limit = settings.max_request_bytes if json_like else settings.max_image_bytes
-    body = await runtime.read(call, limit, json=v1.at_most(settings))
+    body = await runtime.read(call, limit, json=functools.partial(v1.at_most, settings))
     pictures: tuple[Picture, ...] = (("", body),)
     if sniff(body) is None:
         if json_like or body.lstrip()[:1] == b"{":
@@ -185,7 +185,7 @@ class _Endpoint:
             handler: what answers.
             route: its template, for the log and the metrics.
             method: the only one it takes; None: any.
-            key: whether it needs one, if the server has any.
+            key: whether it needs one.
             strict: whether a query is refused.
         """
         self._runtime = runtime
@@ -205,10 +205,10 @@ class _Endpoint:
             path=scope["path"],
             headers=headers,
             request_id=request_id(headers),
-            trace=continue_trace(headers),
+            trace=continue_trace(headers) if b"traceparent" in headers else None,
             client=client[0] if (client := scope.get("client")) else None,
         )
-        runtime.metrics.in_flight(1)
+        runtime.metrics.in_flight.inc()
         status, error = 499, None
         try:
             reply, error = await self._answer(call, scope)
@@ -219,7 +219,7 @@ class _Endpoint:
                 raise
         finally:
             runtime.bodies.release(call)
-            runtime.metrics.in_flight(-1)
+            runtime.metrics.in_flight.dec()
             runtime.metrics.record(call, route=self._route, status=status, images=call.images)
             runtime.log.request(call, route=self._route, status=status, error=error)
 
@@ -287,7 +287,8 @@ class Front:
             label = operation.path.replace("{name}", "{model}")
             method = operation.method.upper()
             strict = "text/html" not in operation.answers
-            endpoint = _Endpoint(runtime, handler, route=label, method=method, key=operation.key, strict=strict)
+            key = operation.key and runtime.keys.required
+            endpoint = _Endpoint(runtime, handler, route=label, method=method, key=key, strict=strict)
             # A slash at the end is what some clients of the Open Inference Protocol send.
             for end in ("", "/") if operation.path.startswith("/v2") else ("",):
                 yield Route(operation.path.replace("{name}", "{name:model}") + end, endpoint)

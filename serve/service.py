@@ -120,8 +120,7 @@ class Classifier:
         Over HTTP, POST /predict is answered by `serve.routes`, in the same words; BentoML's
         clients read this signature, and tests call it.
         """
-        from serve.observe.trace import request_id
-        from serve.protocols.http import Call
+        from serve.protocols.http import Call, request_id
 
         call = Call(receive=_no_body, method="POST", path="/predict", headers={}, request_id=request_id({}))
         pictures = [(path.name, path.read_bytes()) for path in images]

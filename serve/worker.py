@@ -20,7 +20,7 @@ from serve.models.model import Model
 from serve.models.repository import About, Repository
 from serve.observe.logs import Log
 from serve.observe.metrics import Metrics
-from serve.prediction import Row, infer, prediction_document, prepare, total_stages
+from serve.prediction import Row, prediction_document, prepare
 from serve.protocols.form import Picture
 from serve.protocols.http import Call, Refused
 from serve.queue import Engine, Work
@@ -56,7 +56,8 @@ class Runtime:
         self.log = Log(settings)
         self.metrics = Metrics(settings)
         self.keys = Keys(settings)
-        self.engine = Engine(settings, observe=self.metrics.queued, tidy=functools.partial(give_back_freed_memory, collect=False))
+        tidy = functools.partial(give_back_freed_memory, collect=False)
+        self.engine = Engine(settings, observe=self.metrics.queued.set, tidy=tidy)
         self.repository = Repository(settings, on_event=self._event, prepare=self._measure)
         # Requests that wait for a model, or for a digest, must not occupy the threads that others need.
         self._loader = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
@@ -77,8 +78,8 @@ class Runtime:
         self.engine.close()
 
     def _event(self, kind: str, model: str, detail: str) -> None:
-        self.metrics.event(kind, model, detail)
-        self.metrics.loaded(self.repository.loaded)
+        self.metrics.event(kind, model)
+        self.metrics.loaded.set(self.repository.loaded)
         self.log.event(kind, model, detail)
 
     def authorize(self, call: Call) -> None:
@@ -129,14 +130,16 @@ class Runtime:
             self._loading -= 1
             call.stages["load"] = (time.perf_counter() - started) * 1e3
 
-    async def read(self, call: Call, limit: int, *, admit: bool = True, json: AtMost | None = None) -> bytes:
+    async def read(
+        self, call: Call, limit: int, *, admit: bool = True, json: Callable[[], AtMost] | None = None
+    ) -> bytes:
         """The request's body.
 
         Args:
             call: whose.
             limit: bytes that it may have.
             admit: whether to refuse it, before it is read, where it could not be computed in time.
-            json: looks at a document of JSON as it comes.
+            json: makes what looks at a document of JSON as it comes.
 
         Raises:
             Refused: 413 if it is larger than `limit` bytes or `json` refuses it, 503 if too many bodies are in memory
@@ -161,7 +164,7 @@ class Runtime:
         if not pictures:
             raise UsageError("no image: expected at least one")
         model = await self.model(call, name, version)
-        predictions = await self.classify(call, model, pictures, self.settings.top)
+        predictions = await self.classify(call, model, pictures)
         stages = {name: round(value, 3) for name, value in call.stages.items()}
         return {
             "model": model.name,
@@ -172,31 +175,44 @@ class Runtime:
             "milliseconds": {"read": 0.0, **stages, "total": round(call.elapsed(), 3)},
         }
 
-    async def classify(self, call: Call, model: Model, pictures: Sequence[Picture], top: int) -> list[dict[str, Any]]:
+    async def classify(self, call: Call, model: Model, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
         """The answer to each image, as `serve.protocols.schema.ImagePrediction` describes it.
 
         Raises:
             Refused: 503 if the server is busy, 504 if the time is up.
             ImageError: an image cannot be decoded or is too large.
         """
-        rows = await self._run(call, model, pictures)
-        probabilities = softmax(np.stack([row.values for row in rows]), model.card.use.temperature)
-        if not np.isfinite(probabilities).all():
+        probabilities = self.probabilities(model, await self.logits_of_images(call, model, pictures))
+        if probabilities is None:
             raise ArtefactError(f"the model {model.name!r} answers with numbers that are not finite; export it again")
-        self._follow(model, probabilities)
-        predictor = model.predictor(alone=True)
         return [
             prediction_document(prediction, abstain=self.settings.abstain)
-            for prediction in predictor.answers(probabilities, top=top)
+            for prediction in model.alone.answers(probabilities, top=self.settings.top)
         ]
 
-    async def logits_of_images(self, call: Call, model: Model, images: Sequence[bytes]) -> Array:
-        """Logits float32 [B, K] of image files."""
-        rows = await self._run(call, model, [("", image) for image in images])
-        logits = np.stack([row.values for row in rows])
-        if np.isfinite(logits).all():
-            self._follow(model, softmax(logits, model.card.use.temperature))
-        return logits
+    async def logits_of_images(self, call: Call, model: Model, pictures: Sequence[Picture]) -> Array:
+        """Logits float32 [B, K] of image files; raises as :meth:`classify`."""
+        call.images = len(pictures)
+        batcher = self._batcher(model)
+        works = [self._work(model, picture, at, len(pictures), batcher) for at, picture in enumerate(pictures, start=1)]
+        rows = await self.engine.map(call, works)
+        if batcher is not None:
+            with self.engine.inside_a_batch(len(rows)):
+                await asyncio.gather(*(_batched(batcher, row) for row in rows))
+        for stage in ("decode", "preprocess", "infer"):
+            call.stages[stage] = sum(getattr(row, stage) for row in rows) * 1e3
+        return np.array([row.values for row in rows])
+
+    def _work(self, model: Model, picture: Picture, at: int, total: int, batcher: Batcher | None) -> Work[Row]:
+        def run(alone: bool) -> Row:
+            row = prepare(
+                picture, _place(picture, at, total), model.card.use.input, self.settings, self.engine.memory.take
+            )
+            if batcher is None:
+                row.infer_with((model.alone if alone else model.shared).logits)
+            return row
+
+        return Work(run)
 
     async def logits(self, call: Call, model: Model, inputs: Array) -> Array:
         """Logits float32 [B, K] of preprocessed images float32 [B, C, H, W]."""
@@ -210,38 +226,21 @@ class Runtime:
             chunks = [inputs[at : at + _TENSOR_CHUNK] for at in range(0, len(inputs), _TENSOR_CHUNK)]
             found = np.concatenate(await self.engine.map(call, [_tensor_work(model, chunk) for chunk in chunks]))
         call.stages["infer"] = (time.perf_counter() - start) * 1e3 - call.stages.get("queue", 0.0)
-        if np.isfinite(found).all():  # otherwise the tensor was at fault, and the handler says so
-            self._follow(model, softmax(found, model.card.use.temperature))
         return found
 
-    async def _run(self, call: Call, model: Model, pictures: Sequence[Picture]) -> list[Row]:
-        call.images = len(pictures)
-        spec = model.card.use.input
-        batcher = self._batcher(model)
-
-        def work(place: str, picture: Picture) -> Callable[[bool], Row]:
-            def run(alone: bool) -> Row:
-                row = prepare(picture, place, spec, self.settings, self.engine.memory.take)
-                return row if batcher is not None else infer(row, model.predictor(alone=alone).logits)
-
-            return run
-
-        works = [
-            Work(work(_place(picture, at, len(pictures)), picture)) for at, picture in enumerate(pictures, start=1)
-        ]
-        rows = await self.engine.map(call, works)
-        if batcher is not None:
-            with self.engine.inside_a_batch(len(rows)):
-                rows = await asyncio.gather(*(_batched(batcher, row) for row in rows))
-        call.stages.update(total_stages(rows))
-        return rows
+    def probabilities(self, model: Model, logits: Array) -> Array | None:
+        """Calibrated probabilities float32 [B, K], of which the drift gauges hear; None if logits are not finite."""
+        if not np.isfinite(logits).all():
+            return None
+        found = softmax(logits, model.card.use.temperature)
+        self.metrics.answered(model, found)
+        return found
 
     def _measure(self, model: Model) -> None:
         """Find out whether batches pay; where that fails, images are computed one by one, and the log says why."""
-        alone, parallel = model.predictor(alone=True), model.predictor(alone=False)
-        shape = model.card.use.input.shape
+        alone, shape = model.alone, model.card.use.input.shape
         try:
-            model.batched = pays(parallel.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu)
+            model.batched = pays(model.shared.logits, alone.logits, shape, self.settings, gpu=alone.on_gpu)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base class
             self.log.event("unbatched", model.name, f"version {model.version}: measuring batches failed: {error}")
 
@@ -249,19 +248,13 @@ class Runtime:
         if not model.batched:
             return None
         if (found := self._batchers.get(model)) is None:
-            run = model.predictor(alone=True).logits
-            found = Batcher(run, self.settings, thread=self._batch_thread, observe=self._batch_done)
+            found = Batcher(model.alone.logits, self.settings, thread=self._batch_thread, observe=self._batch_done)
             self._batchers[model] = found
         return found
 
     def _batch_done(self, images: int, seconds: float) -> None:
         self.engine.batch_took(images, seconds)
-        self.metrics.batch(images)
-
-    def _follow(self, model: Model, probabilities: Array) -> None:
-        """Tell the drift gauges."""
-        classes = np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
-        self.metrics.answered(model, probabilities.max(axis=1), classes)
+        self.metrics.batches.observe(images)
 
 
 def _place(picture: Picture, at: int, total: int) -> str:
@@ -271,11 +264,11 @@ def _place(picture: Picture, at: int, total: int) -> str:
     return f"{number}, {name!r:.80}" if name and total > 1 else f"{number} {name!r:.80}" if name else number
 
 
-async def _batched(batcher: Batcher, row: Row) -> Row:
+async def _batched(batcher: Batcher, row: Row) -> None:
     start = time.perf_counter()
-    values = await batcher.logits(row.values)
-    return Row(values=values, decode=row.decode, preprocess=row.preprocess, infer=time.perf_counter() - start)
+    row.values = await batcher.logits(row.values)
+    row.infer = time.perf_counter() - start
 
 
 def _tensor_work(model: Model, chunk: Array) -> Work[Array]:
-    return Work(lambda alone: model.predictor(alone=alone).logits(chunk), images=len(chunk))
+    return Work(lambda alone: (model.alone if alone else model.shared).logits(chunk), images=len(chunk))

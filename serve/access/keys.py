@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from serve.access.buckets import Bucket, LocalTokens, SharedTokens
+from serve.access.buckets import Bucket, shared_file
 from serve.access.key_file import KeyEntry, digest_of, read_keys
 from serve.protocols.http import Refused
 from serve.settings import Settings
@@ -45,6 +45,7 @@ class Keys:
         self._clock = clock
         self._digests: tuple[tuple[bytes, str], ...] = ()
         self._buckets: dict[str, Bucket] = {}
+        self._rates: dict[str, float] = {}
         self._stamp: tuple[int, ...] | None = None
         if self._path is not None:
             self._stamp = _stamp(self._path)
@@ -79,11 +80,11 @@ class Keys:
         Raises:
             Refused: 429, with the seconds after which one more may come.
         """
-        bucket = self._buckets.get(name) if name is not None else None
-        if bucket is not None and (wait := bucket.take(self._clock())):
+        bucket = self._buckets.get(name or "")
+        if bucket is not None and name is not None and (wait := bucket.take(self._clock())):
             raise Refused(
                 429,
-                f"the API key {name!r} has used up its rate of {bucket.asked:g} requests per second; "
+                f"the API key {name!r} has used up its rate of {self._rates[name]:g} requests per second; "
                 f"try again in {wait:.2f} seconds",
                 retry_after=wait,
             )
@@ -118,6 +119,7 @@ class Keys:
             if old is not None and (old.rate, old.capacity) == (bucket.rate, bucket.capacity):
                 buckets[name] = old
         self._buckets = buckets
+        self._rates = {entry.name: entry.rate for entry in entries if entry.rate is not None}
         self._digests = tuple((bytes.fromhex(entry.sha256), entry.name) for entry in entries)
 
     def _find(self, key: bytes) -> str | None:
@@ -133,14 +135,12 @@ class Keys:
         assert entry.rate is not None
         now, rate, capacity = self._clock(), entry.rate, float(entry.capacity)
         if self._workers == 1:
-            return Bucket(rate, capacity, LocalTokens(capacity, now))
+            return Bucket(rate, capacity, now)
         try:
-            limits = f"{entry.name} {entry.sha256} {rate} {capacity}"
-            return Bucket(rate, capacity, SharedTokens(limits, capacity, now))
+            return Bucket(rate, capacity, now, file=shared_file(f"{entry.name} {entry.sha256} {rate} {capacity}"))
         except OSError as error:
             _log.warning("each worker counts its part of the rate of %s by itself: %s", entry.name, error)
-        capacity = max(1.0, capacity / self._workers)
-        return Bucket(rate / self._workers, capacity, LocalTokens(capacity, now), workers=self._workers)
+        return Bucket(rate / self._workers, max(1.0, capacity / self._workers), now)
 
 
 def _key(headers: Mapping[bytes, bytes]) -> bytes | None:

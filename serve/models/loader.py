@@ -226,7 +226,7 @@ class Live:
         """Let requests find a model, in one step; unload what is then too much; and return it."""
         before = self.view
         if before.loaded.get(model.name) is not model:
-            why = self.reason(f"{model.path}; {model.engine_reason}")
+            why = self.reason(f"{model.alone.path}; {model.alone.engine_reason}")
             self._tell("loaded", model.name, f"version {model.version} from {why}")
         self.view = before.with_model(model)
         self._make_room(0, keep=model)

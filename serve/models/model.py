@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,67 +23,35 @@ _TWICE_IN_MEMORY = 64 << 20
 _WARM_UPS = 2
 
 
+@dataclass(slots=True, weakref_slot=True, eq=False, kw_only=True)
 class Model:
     """One version of one artefact, in memory."""
 
-    __slots__ = (
-        "__weakref__",
-        "_alone",
-        "_shared",
-        "batched",
-        "bytes",
-        "card",
-        "digest",
-        "memory",
-        "name",
-        "path",
-        "used",
-    )
+    name: str
+    """What a request's `model` says."""
+    alone: Predictor = field(repr=False)
+    """Computes one request at a time, with all threads."""
+    shared: Predictor = field(repr=False)
+    """Computes beside others, with one thread; may be the same."""
+    bytes: int
+    """Size of the file."""
+    used: float = field(default_factory=time.monotonic, repr=False)
+    """When it was last asked for, in seconds of time.monotonic."""
+    batched: bool = False
+    """Whether batches are worth it; decided before it answers."""
+    card: Card = field(init=False, repr=False)
+    digest: str = field(init=False, repr=False)
+    version: str = field(init=False)
+    """The first digits of the digest: what names this version in requests."""
 
-    def __init__(self, name: str, *, alone: Predictor, shared: Predictor, size: int) -> None:
-        """Give loaded predictors of the same file a name; :func:`load_model` does.
+    def __post_init__(self) -> None:
+        self.card, self.digest = self.alone.card, self.alone.digest
+        self.version = self.digest[:VERSION_DIGITS]
 
-        Args:
-            name: what a request's `model` says.
-            alone: computes one request at a time, with all threads.
-            shared: computes beside others, with one thread; may be the same.
-            size: of the file, in bytes.
-        """
-        self.name = name
-        self.path: Path = alone.path
-        self.card: Card = alone.card
-        self.digest: str = alone.digest
-        self.bytes = size
-        self.memory = size if alone is shared else 2 * size
+    @property
+    def memory(self) -> int:
         """Bytes that it takes, about: its weights, in each session."""
-        self.used: float = time.monotonic()
-        """When it was last asked for, in seconds of time.monotonic; the one thing about it that changes."""
-        self.batched = False
-        """Whether batches are worth it; decided before it answers."""
-        self._alone = alone
-        self._shared = shared
-
-    @property
-    def engine(self) -> str:
-        """What computes, in both; a name of zoo.artefact.engines.runtimes."""
-        return self._alone.engine
-
-    @property
-    def engine_reason(self) -> str:
-        """Why, in a sentence."""
-        return self._alone.engine_reason
-
-    @property
-    def version(self) -> str:
-        """The first digits of the digest: what names this version in requests."""
-        return self.digest[:VERSION_DIGITS]
-
-    def predictor(self, *, alone: bool) -> Predictor:
-        """The session with all threads, for a request that has the machine to itself, or the one with one thread."""
-        return self._alone if alone else self._shared
-
-    def __repr__(self) -> str:
-        return f"Model({self.name!r}, version={self.version!r})"
+        return self.bytes if self.alone is self.shared else 2 * self.bytes
 
 
 def load_model(
@@ -128,4 +97,4 @@ def _load(name: str, path: Path, threads: int, callers: int, engine: str | None)
     for predictor in (alone, shared)[: 1 if one else 2]:
         for _ in range(_WARM_UPS):
             predictor.logits(nothing)
-    return Model(name, alone=alone, shared=shared, size=before[1])
+    return Model(name=name, alone=alone, shared=shared, bytes=before[1])

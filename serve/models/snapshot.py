@@ -142,10 +142,10 @@ def _describe(view: View, artefact: Artefact, reason: Callable[[Exception | str]
         "classes": len(card.use.labels) if card else None,
         "labels": list(card.use.labels) if card else None,
         "input": {"colour": card.use.input.colour, "size": list(card.use.input.size)} if card else None,
-        "accuracy": _accuracy(card, model.engine if model else None) if card else None,
+        "accuracy": _accuracy(card, model.alone.engine if model else None) if card else None,
         "loaded": model is not None,
-        "engine": model.engine if model else None,
-        "engine_reason": reason(model.engine_reason) if model else None,
+        "engine": model.alone.engine if model else None,
+        "engine_reason": reason(model.alone.engine_reason) if model else None,
         "error": error,
     }
 

@@ -9,6 +9,7 @@ page of a pipe at the same moment: the second waits until the reader has read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -17,6 +18,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import msgspec
 
 from serve.protocols.http import Call
 from serve.settings import Settings
@@ -32,8 +35,15 @@ _MOST_METHOD = 16
 
 _Fields = dict[str, Any]
 
-# ASCII only: some readers take U+0085 and U+2028 for the end of a line.
-_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+_fast = msgspec.json.Encoder().encode
+_escaping = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+
+def _json(value: object) -> str:
+    """ASCII only: some readers take U+0085 and U+2028 for the end of a line."""
+    with contextlib.suppress(UnicodeError):
+        return _fast(value).decode("ascii")
+    return _escaping(value)
 
 
 class Log:

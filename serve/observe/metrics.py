@@ -82,11 +82,11 @@ class Metrics:
         self._stage_seconds = _timed("stage", "Time of a request per stage.", registry, "stage")
         self._images = _counter("images", "Images answered.", registry, "model")
         self._refused = _counter("refused", "Requests not answered, by the reason.", registry, "reason")
-        self._in_flight = _gauge("in_flight", "Requests being worked on.", registry)
-        self._queued = _gauge("queued", "Requests that wait for their turn.", registry)
-        self._loaded = _gauge("models_loaded", "Models in memory, in the worker with the most.", registry, "livemax")
+        self.in_flight = _gauge("in_flight", "Requests being worked on.", registry)
+        self.queued = _gauge("queued", "Requests that wait for their turn.", registry)
+        self.loaded = _gauge("models_loaded", "Models in memory, in the worker with the most.", registry, "livemax")
         sizes = [2**power for power in range(max(1, math.ceil(math.log2(settings.batch_size))) + 1)]
-        self._batches = Histogram("pocketzoo_batch_size", "Images of one inference.", buckets=sizes, registry=registry)
+        self.batches = Histogram("pocketzoo_batch_size", "Images of one inference.", buckets=sizes, registry=registry)
         self._events = _counter("model_events", "Changes of the models.", registry, "kind", "model")
         self._drift = _DriftGauges(registry)
 
@@ -109,36 +109,15 @@ class Metrics:
         elif images:
             self._images.of(model).inc(images)
 
-    def in_flight(self, delta: int) -> None:
-        """A request came (1) or went (-1)."""
-        self._in_flight.inc(delta)
-
-    def queued(self, count: int) -> None:
-        """So many requests of this worker wait."""
-        self._queued.set(count)
-
-    def batch(self, images: int) -> None:
-        """One inference had so many images."""
-        self._batches.observe(images)
-
-    def loaded(self, count: int) -> None:
-        """So many models are in this worker's memory."""
-        self._loaded.set(count)
-
-    def event(self, kind: str, model: str, detail: str = "") -> None:
-        """Count a change: loaded, swapped, refused, unloaded. `detail` is for the log, told likewise."""
+    def event(self, kind: str, model: str) -> None:
+        """Count a change: loaded, swapped, refused, unloaded."""
         self._events.of(kind, model).inc()
 
-    def answered(self, model: Answering, confidences: npt.NDArray[np.float32], classes: npt.NDArray[np.intp]) -> None:
-        """Take in answers for the drift of a model whose card has a reference; from the event loop's thread only.
-
-        Args:
-            model: the one that answered.
-            confidences: calibrated probability of the predicted class, [B].
-            classes: index of the predicted class, [B].
-        """
+    def answered(self, model: Answering, probabilities: npt.NDArray[np.float32]) -> None:
+        """Take in answers [B, K] for the drift of a model whose card has a reference; from the event loop only."""
         if model.card.use.reference is not None:
-            self._drift.answered(model, zip(classes.tolist(), confidences.tolist(), strict=True), len(classes))
+            classes, confidences = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
+            self._drift.answered(model, zip(classes, confidences, strict=True), len(classes))
 
     def render(self) -> bytes:
         """The metrics of all workers in Prometheus' text format. Reads files, so not to be called in the event loop."""

@@ -1,4 +1,4 @@
-"""Which request it was: request ids, and W3C Trace Context (https://www.w3.org/TR/trace-context-1/).
+"""W3C Trace Context (https://www.w3.org/TR/trace-context-1/).
 
 The server takes part in a trace that a client began: it keeps the trace's id, draws an id for its own span, and hands
 both to the log and to the answer. It begins no traces and exports no spans: see :mod:`serve.observe.logs`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,22 +24,11 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-__all__ = ["Trace", "continue_trace", "request_id"]
+__all__ = ["Trace", "continue_trace"]
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}").fullmatch
 _PROPAGATOR = TraceContextTextMapPropagator()
 # It warns of every header that it drops: clients could fill the log.
 logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
-
-
-def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """What logs and answers call a request: the client's X-Request-Id, else 24 drawn hexadecimal digits.
-
-    The client's is taken where it has 1 to 128 of the characters `A-Z a-z 0-9 . _ ~ : / + = @ -`.
-    """
-    if (sent := headers.get(b"x-request-id")) is not None and _SANE_ID(sent):
-        return sent.decode("ascii")
-    return os.urandom(12).hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +60,6 @@ def continue_trace(headers: Mapping[bytes, bytes]) -> Trace | None:
 
     Of the flags only `sampled` is kept. OpenTelemetry drops a `tracestate` that is not valid, or longer than it takes.
     """
-    if b"traceparent" not in headers:
-        return None
     parent = get_current_span(_PROPAGATOR.extract(headers, Context(), _HEADERS)).get_span_context()
     if not parent.is_valid:
         return None

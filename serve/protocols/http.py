@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from starlette.types import Receive
 
 from serve.observe.trace import Trace
 from zoo.base.errors import ImageError, ImageFormatError, ImageSizeError, PocketzooError, UsageError
 
-__all__ = ["JSON", "Call", "Refused", "Reply", "json_reply", "refusal", "reply_of_error"]
+__all__ = ["JSON", "Call", "Refused", "Reply", "json_reply", "refusal", "reply_of_error", "request_id"]
 
 JSON = b"application/json"
+
+_encode = msgspec.json.Encoder().encode
+_SANE_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}").fullmatch
 
 
 class Refused(PocketzooError):  # noqa: N818  # a refusal is what it is to the client
@@ -102,9 +108,22 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """What logs and answers call a request: the client's X-Request-Id, else 24 drawn hexadecimal digits.
+
+    The client's is taken where it has 1 to 128 of the characters `A-Z a-z 0-9 . _ ~ : / + = @ -`.
+    """
+    if (sent := headers.get(b"x-request-id")) is not None and _SANE_ID(sent):
+        return sent.decode("ascii")
+    return os.urandom(12).hex()
+
+
 def json_reply(value: Any, *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
     """`value` as JSON, without spaces."""
-    body = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        body = _encode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair, of which a question mark becomes
+        body = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     return Reply(status=status, body=body, headers=headers)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.memory import SMALL_BYTES
+from serve.prediction import SMALL_BYTES
 from serve.settings import PREFIX, Settings
 from serve.shipping.sources import PROJECT
 from zoo.base.errors import ArtefactError

@@ -27,7 +27,7 @@ def main() -> None:
             model = load_model(path, Path(path), threads=job["threads"], callers=slots, engine=job["engine"])
             models.append(model)
             images = np.zeros((1, *model.card.use.input.shape), np.float32)
-            shared = model.predictor(alone=False)
+            shared = model.shared
             list(callers.map(shared.logits, [images] * 4 * slots))
             peaks.append(peak_bytes())
     print(json.dumps(peaks))

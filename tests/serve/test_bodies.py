@@ -131,7 +131,9 @@ def test_where_memory_is_short_the_one_that_stalls_for_longest_goes_first(monkey
 def test_json_of_too_many_values_is_refused_before_it_has_come(start, refused):
     async def ask():
         call = sent(start, b",,", b",,", 60.0, length=_MB)
-        task = asyncio.ensure_future(bodies(8 * _MB).read(call, _MB, AtMost(b",[", 3, lambda seen: f"{seen} values")))
+        task = asyncio.ensure_future(
+            bodies(8 * _MB).read(call, _MB, lambda: AtMost(b",[", 3, lambda seen: f"{seen} values"))
+        )
         await asyncio.sleep(0.05)
         if not refused:
             assert not task.done()  # an image's bytes mean nothing

@@ -7,6 +7,7 @@ repository the index.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import time
@@ -21,7 +22,6 @@ from serve.protocols.http import Call, Refused, Reply, json_reply
 from serve.protocols.oip.request import Asked, Wanted, at_most, inflate, read_request
 from serve.protocols.oip.tensors import Output, images_name, write_answer
 from zoo.artefact.card import Card
-from zoo.artefact.predictor import softmax
 from zoo.base.errors import PocketzooError, unknown_name
 
 if TYPE_CHECKING:
@@ -117,17 +117,26 @@ async def _infer(runtime: Runtime, call: Call, name: str, version: str | None = 
     model = await runtime.model(call, name, version)
     # With binary data behind the JSON, the reader knows where that ends.
     alone = b"inference-header-content-length" not in call.headers
-    json = at_most(model.card.use.input, runtime.settings) if alone else None
+    json = functools.partial(at_most, model.card.use.input, runtime.settings) if alone else None
     body = await runtime.read(call, runtime.settings.max_request_bytes, json=json)
     request = await _request(runtime, call, model, body)
     wanted = request.outputs or tuple(Wanted(name=output, binary=request.binary) for output in _DEFAULT)
     for output in wanted:
         _check_output(output)
     if isinstance(request.tensor, tuple):
-        logits = await runtime.logits_of_images(call, model, request.tensor)
+        logits = await runtime.logits_of_images(call, model, [("", image) for image in request.tensor])
     else:
         logits = await runtime.logits(call, model, request.tensor)
-    return _answer(call, model, request.id, wanted, logits)
+    start = time.perf_counter()
+    if (probabilities := runtime.probabilities(model, logits)) is None:
+        raise Refused(422, "the model's answer is not finite; is the input normalised as the card says?")
+    outputs = [_output(one, model.card, logits, probabilities) for one in wanted]
+    body, length = write_answer(name=model.name, version=model.version, request_id=request.id, outputs=outputs)
+    call.stages["encode"] = (time.perf_counter() - start) * 1e3
+    if length is None:
+        return Reply(body=body)
+    headers = ((b"inference-header-content-length", str(length).encode()),)
+    return Reply(body=body, media_type=b"application/octet-stream", headers=headers)
 
 
 async def _request(runtime: Runtime, call: Call, model: Model, body: bytes) -> Asked:
@@ -148,25 +157,12 @@ def _check_output(wanted: Wanted) -> None:
         raise Refused(400, f"`classification`: for {_PROBABILITIES!r} and {_LOGITS!r}; {_LABEL!r} is a class already")
 
 
-def _answer(call: Call, model: Model, request_id: str | None, wanted: tuple[Wanted, ...], logits: Array) -> Reply:
-    start = time.perf_counter()
-    if not np.isfinite(logits).all():
-        raise Refused(422, "the model's answer is not finite; is the input normalised as the card says?")
-    outputs = [_output(one, model.card, logits) for one in wanted]
-    body, length = write_answer(name=model.name, version=model.version, request_id=request_id, outputs=outputs)
-    call.stages["encode"] = (time.perf_counter() - start) * 1e3
-    if length is None:
-        return Reply(body=body)
-    headers = ((b"inference-header-content-length", str(length).encode()),)
-    return Reply(body=body, media_type=b"application/octet-stream", headers=headers)
-
-
-def _output(wanted: Wanted, card: Card, logits: Array) -> Output:
+def _output(wanted: Wanted, card: Card, logits: Array, probabilities: Array) -> Output:
     labels = card.use.labels
     if wanted.name == _LABEL:
         best = [labels[column] for column in logits.argmax(axis=1)]
         return Output(name=_LABEL, shape=(len(best),), values=best, binary=wanted.binary)
-    scores = logits if wanted.name == _LOGITS else softmax(logits, card.use.temperature)
+    scores = logits if wanted.name == _LOGITS else probabilities
     if not wanted.classes:
         return Output(name=wanted.name, shape=scores.shape, values=scores, binary=wanted.binary)
     order = np.argsort(-scores, axis=1, kind="stable")[:, : wanted.classes]

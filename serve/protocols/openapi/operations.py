@@ -91,7 +91,6 @@ def _json(
 
 def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
     return (
-        _json(f"{path}/ready", f"modelReady{suffix}", "Whether a model is loaded and checked", oip.ModelReady, _MODEL),
         Operation(
             path=f"{path}/infer",
             name=f"modelInfer{suffix}",
@@ -107,6 +106,7 @@ def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
             "/predict. GET /v2/models/{name} names the inputs and outputs.",
             headers=("header_length", "encoding"),
         ),
+        _json(f"{path}/ready", f"modelReady{suffix}", "Whether a model is loaded and checked", oip.ModelReady, _MODEL),
         _json(path, f"modelMetadata{suffix}", "Inputs and outputs of a model", oip.ModelMetadata, _MODEL),
     )
 

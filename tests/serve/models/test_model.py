@@ -22,7 +22,7 @@ def test_a_model_says_what_is_loaded(output):
 
 def test_both_sessions_answer_the_same(output):
     model = load_model("good", output / "good" / "model.onnx", threads=2)
-    alone, shared = model.predictor(alone=True), model.predictor(alone=False)
+    alone, shared = model.alone, model.shared
     assert alone is not shared
     images = np.ones((2, 3, 8, 8), np.float32)
     np.testing.assert_allclose(alone.logits(images), shared.logits(images), rtol=1e-5)
@@ -35,7 +35,7 @@ def test_one_session_where_a_second_does_not_pay(output, monkeypatch, why):
     if why == "gpu":
         monkeypatch.setattr(serve.models.model, "default_providers", lambda: ["CUDAExecutionProvider"])
     model = load_model("good", output / "good" / "model.onnx", threads=1 if why == "one thread" else 2)
-    assert model.predictor(alone=True) is model.predictor(alone=False)
+    assert model.alone is model.shared
 
 
 def test_every_session_is_warm(output, monkeypatch):

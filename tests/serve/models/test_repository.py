@@ -145,7 +145,7 @@ def test_a_swap_fails_no_request_and_mixes_no_versions(models):
         while not stop.is_set():
             try:
                 model = repository.get("a") or repository.load("a")
-                answers = [model.predictor(alone=alone).logits(picture) for alone in (True, False)]
+                answers = [predictor.logits(picture) for predictor in (model.alone, model.shared)]
                 seen.setdefault((model.version, model.digest), []).append(np.concatenate(answers))
             except Exception as error:
                 failures.append(error)

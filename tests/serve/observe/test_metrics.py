@@ -43,7 +43,7 @@ def answering(name="vit", digest="aa", reference=REFERENCE):
 
 def answer(metrics: Metrics, model, times: int, *, confidence=0.9, classes=(0, 1)) -> None:
     for at in range(times):
-        metrics.answered(model, np.array([confidence], np.float32), np.array([classes[at % len(classes)]]))
+        metrics.answered(model, np.eye(2, dtype=np.float32)[[classes[at % len(classes)]]] * confidence)
 
 
 def test_a_request_is_counted_with_its_stages():
@@ -77,12 +77,12 @@ def test_a_refused_request_has_a_reason_and_no_images(status, reason):
 def test_gauges_and_what_happens_to_models():
     metrics = Metrics(Settings(batch_size=16))
     for delta in (1, 1, -1):
-        metrics.in_flight(delta)
-    metrics.queued(7)
-    metrics.loaded(3)
+        metrics.in_flight.inc(delta)
+    metrics.queued.set(7)
+    metrics.loaded.set(3)
     for images in (1, 5, 16, 17):
-        metrics.batch(images)
-    metrics.event("swapped", "vit", "for the log")
+        metrics.batches.observe(images)
+    metrics.event("swapped", "vit")
     found = samples(metrics.render())
     assert found["pocketzoo_in_flight",] == 1
     assert found["pocketzoo_queued",] == 7

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.observe.trace import continue_trace, request_id
+from serve.observe.trace import continue_trace
+from serve.protocols.http import request_id
 
 # The example of https://www.w3.org/TR/trace-context-1/, section 3.2.3.
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -24,8 +24,8 @@ WORKER = textwrap.dedent(
     metrics = Metrics(Settings(workers=int(sys.argv[1])))
     for line in sys.stdin:
         if line == "work\\n":
-            metrics.in_flight(1)
-            metrics.queued(2)
+            metrics.in_flight.inc()
+            metrics.queued.set(2)
             metrics.record(make_call(infer=1.0), route="/v1/predict", status=200, images=1)
             answer(metrics, answering(), 100)
             print("worked", flush=True)

@@ -47,6 +47,28 @@ def test_whatever_is_sent_is_a_form_or_refused(body, content_type):
                 assert str(error)
 
 
+@pytest.mark.parametrize(
+    ("head", "file"),
+    [
+        ('name="images"; filename="a \\\\ \\"b\\".png"', 'a \\ "b".png'),
+        ("filename=a.png; name=images", "a.png"),
+        ("NAME=images;filename*=UTF-8''a.png", "UTF-8''a.png"),
+        ('name="images"; filename="ä.png"', "ä.png"),
+        ('name="images"; filename=""', ""),
+        ('name="images"; filename="a;b.png"', "a;b.png"),
+    ],
+)
+def test_a_file_s_name_as_clients_write_it(head, file):
+    assert read(form((head, b"1"))).pictures == ((file, b"1"),)
+
+
+@pytest.mark.parametrize(
+    "kind", [b'multipart/form-data; boundary="xyz"', b"Multipart/Form-Data;charset=x;BOUNDARY=xyz"]
+)
+def test_a_boundary_as_clients_write_it(kind):
+    assert read(form(image()), kind).pictures == (("a.png", b"1"),)
+
+
 @pytest.mark.parametrize("sent", [b"vit", b'"vit"'])
 def test_the_model_is_named_as_text_or_json(sent):
     assert read(form(image(), ('name="model"', sent))).model == "vit"
@@ -68,7 +90,9 @@ def test_no_name_means_the_default(sent):
         (form(image(), ("name=model", b"x" * 5000)), "expected a name, got 5000 bytes"),
         (form(image(), ("name=imges", b"x")), "unknown form field 'imges'; did you mean image"),
         (form(image(), ("name=file", b"x")), "form field `file`: expected a file, got text"),
-        (b"nonsense", "cannot read the form"),
+        (b"nonsense", "cannot read the form: it does not begin with its boundary"),
+        (b"--xyz\r\nContent-Disposition: form-data\r\n--xyz--", "part 1 has no empty line"),
+        (form(image(file="a" * 5000)), "part 1 has no empty line behind at most 4096 bytes"),
     ],
 )
 def test_a_mistake_is_refused_in_a_sentence(body, sentence):

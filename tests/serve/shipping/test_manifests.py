@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from serve.access.key_file import add_key, parse_keys
-from serve.memory import Memory as Room
+from serve.prediction import Memory as Room
 from serve.settings import Settings, read_settings
 from serve.shipping.plan import plan_shipment, write_shipment
 from tests.serve.conftest import BENTOML_WARNINGS

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from serve.memory import Large, Memory
+from serve.prediction import Large, Memory
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.base.errors import ImageSizeError
