@@ -189,7 +189,9 @@ def main(arguments: list[str]) -> None:
     path, options = arguments
     _limit()
     try:
-        answer: dict[str, str | bool] = {"digest": load_model("model", Path(path), **json.loads(options)).digest}
+        answer: dict[str, str | bool] = {
+            "digest": load_model("model", Path(path), **json.loads(options), once=True).digest
+        }
     except PocketzooError as error:
         passing = isinstance(error.__cause__, OSError | MemoryError)
         answer = {"kind": type(error).__name__, "error": str(error), "passing": passing}

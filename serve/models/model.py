@@ -55,7 +55,13 @@ class Model:
 
 
 def load_model(
-    name: str, path: Path, *, threads: int | None = None, callers: int = 1, engine: str | None = None
+    name: str,
+    path: Path,
+    *,
+    threads: int | None = None,
+    callers: int = 1,
+    engine: str | None = None,
+    once: bool = False,
 ) -> Model:
     """Load the file at `path`: its card, its golden self-check and a warm-up, in every session it will serve from.
 
@@ -68,6 +74,7 @@ def load_model(
         threads: threads of an inference that runs alone; default: the cores this process may use.
         callers: inferences of one thread that run at the same time.
         engine: see zoo.artefact.predictor.Predictor.
+        once: whether one session is enough, as it is to check the file.
 
     Raises:
         UsageError: an engine that cannot be had.
@@ -76,7 +83,7 @@ def load_model(
         CheckError: the golden self-check failed.
     """
     try:
-        return _load(name, path, threads or cores(), callers, engine)
+        return _load(name, path, threads or cores(), callers, engine, once)
     except PocketzooError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions have no common public base class
@@ -85,16 +92,16 @@ def load_model(
         give_back_freed_memory(collect=False)
 
 
-def _load(name: str, path: Path, threads: int, callers: int, engine: str | None) -> Model:
+def _load(name: str, path: Path, threads: int, callers: int, engine: str | None, once: bool) -> Model:
     before = stamp(path)
-    one = threads == 1 or before[1] > _TWICE_IN_MEMORY or default_providers()[0] != "CPUExecutionProvider"
+    one = once or threads == 1 or before[1] > _TWICE_IN_MEMORY or default_providers()[0] != "CPUExecutionProvider"
     alone = Predictor(path, threads=threads, callers=callers if threads == 1 else 1, engine=engine)
     # One network, one way of computing it: which slot is free must not decide about an answer.
     shared = alone if one else alone.with_threads(1, callers=callers)
     if stamp(path) != before or alone.digest != sha256_file(path):
         raise ArtefactError(f"{path}: was changed while it was read; it is read again when it is complete")
     nothing = np.zeros((1, *alone.card.use.input.shape), np.float32)
-    for predictor in (alone, shared)[: 1 if one else 2]:
+    for predictor in {alone, shared}:
         for _ in range(_WARM_UPS):
             predictor.logits(nothing)
     return Model(name=name, alone=alone, shared=shared, bytes=before[1])

@@ -16,7 +16,7 @@ def test_a_model_says_what_is_loaded(output):
     model = load_model("good", path, threads=2)
     assert model.digest == sha256_file(path)
     assert model.version == model.digest[:12]
-    assert (model.name, model.path, model.bytes) == ("good", path, path.stat().st_size)
+    assert (model.name, model.alone.path, model.bytes) == ("good", path, path.stat().st_size)
     assert model.card.use.labels == ("cat", "dog", "fox")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,17 @@ def _fastest(file: File) -> Chosen:
     here = _machine(file.threads)
     known = recall(file.digest, here)
     on_cpu = default_providers()[0] == "CPUExecutionProvider"
-    reference = None if known and known.faster and on_cpu else file.load(REFERENCE)
-    if reference and reference.on_gpu:
-        return Chosen(engine=reference, reason=f"{REFERENCE}: this machine answers on its GPU")
-    if reference and known:
-        return _kept(reference, known)
-    try:
-        other = file.load(AUTOMATIC)
-    except (ArtefactError, CheckError) as error:
-        return Chosen(engine=reference or file.load(REFERENCE), reason=f"{REFERENCE}: {error}")
+    with ThreadPoolExecutor(1) as beside:  # each compiles the graph, mostly outside of Python
+        loading = beside.submit(file.load, AUTOMATIC) if on_cpu and (known is None or known.faster) else None
+        reference = None if loading and known else file.load(REFERENCE)
+        if reference and reference.on_gpu:
+            return Chosen(engine=reference, reason=f"{REFERENCE}: this machine answers on its GPU")
+        if reference and known:
+            return _kept(reference, known)
+        try:
+            other = loading.result() if loading else file.load(AUTOMATIC)
+        except (ArtefactError, CheckError) as error:
+            return Chosen(engine=reference or file.load(REFERENCE), reason=f"{REFERENCE}: {error}")
     if reference is None:
         assert known is not None
         return Chosen(engine=other, reason=f"{other.name}: {known.sentence}")

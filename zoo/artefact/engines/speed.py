@@ -9,7 +9,7 @@ import datetime
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ _LEAST_ROUNDS = 3
 _TURN_SECONDS = 0.05
 _MOST_SECONDS = 5.0
 """Until so much time is gone; a network that takes seconds gets _LEAST_ROUNDS."""
+_CLEAR = 1.2
+"""How far from 1 the ratio of each of _LEAST_ROUNDS must be to be enough: a server waits for this when it starts."""
 _REST_SECONDS = 0.005
 """Between turns: threads of the engine whose turn is over spin for a while on the cores of the other one."""
 
@@ -64,7 +66,7 @@ def measure(reference: Engine, other: Engine, card: Card) -> Speed:
     begin = time.perf_counter()
     rounds: dict[str, list[float]] = {reference.name: [], other.name: []}
     for number in range(_ROUNDS):
-        if number >= _LEAST_ROUNDS and time.perf_counter() - begin > _MOST_SECONDS:
+        if number >= _LEAST_ROUNDS and (time.perf_counter() - begin > _MOST_SECONDS or _is_clear(*rounds.values())):
             break
         for engine in (reference, other):
             rounds[engine.name].append(_turn(engine, images))
@@ -73,6 +75,12 @@ def measure(reference: Engine, other: Engine, card: Card) -> Speed:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     low, high = round(found.low, 3), round(found.high, 3)
     return Speed(engine=other.name, ratio=round(found.value, 3), low=low, high=high, measured=today)
+
+
+def _is_clear(reference: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether every round says the same, by so much that more of them would not change it."""
+    ratios = [one / two for one, two in zip(reference, other, strict=True)]
+    return min(ratios) > _CLEAR or max(ratios) < 1 / _CLEAR
 
 
 def _turn(engine: Engine, images: Any) -> float:

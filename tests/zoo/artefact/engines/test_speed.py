@@ -50,8 +50,13 @@ def _measure(monkeypatch: pytest.MonkeyPatch, one: list[float], other: list[floa
 def test_a_ratio_of_medians_with_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     speed, calls = _measure(monkeypatch, [0.003], [0.002])
     assert (speed.engine, speed.ratio, speed.low, speed.high, speed.faster) == ("openvino", 1.5, 1.5, 1.5, True)
-    # Five turns of a twentieth of a second and one inference before each.
-    assert calls == 5 * (1 + 17)
+    # Three turns of a twentieth of a second and one inference before each.
+    assert calls == 3 * (1 + 17)
+
+
+@pytest.mark.parametrize(("other", "turns"), [(0.0026, 5), (0.0024, 3), (0.0035, 5), (0.0037, 3)])
+def test_what_is_clear_is_not_measured_for_longer(monkeypatch: pytest.MonkeyPatch, other: float, turns: int) -> None:
+    assert _measure(monkeypatch, [0.003], [other])[1] == turns * (1 + 17)
 
 
 def test_the_first_inference_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
