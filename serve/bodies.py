@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from starlette.types import Message
 from serve.protocols.http import Call, Refused
 from serve.settings import Settings
 
-__all__ = ["AtMost", "Bodies", "parsed", "too_large"]
+__all__ = ["AtMost", "Bodies", "check_images", "parsed", "too_large"]
 
 T = TypeVar("T")
 
@@ -213,6 +213,25 @@ async def parsed(body: bytes, parse: Callable[..., T], *arguments: Any, inline: 
     if len(body) <= inline:
         return parse(body, *arguments)
     return await asyncio.get_running_loop().run_in_executor(_PARSER, functools.partial(parse, body, *arguments))
+
+
+def check_images(sizes: Sequence[int], settings: Settings, place: Callable[[int], str]) -> None:
+    """Refuse too many images, or too large a one; `place` says where the one with an index is.
+
+    Raises:
+        Refused: 413.
+    """
+    if len(sizes) > settings.max_images:
+        raise Refused(
+            413, f"{len(sizes)} images, at most {settings.max_images} at once (POCKETZOO_MAX_IMAGES); send fewer"
+        )
+    for index, size in enumerate(sizes):
+        if size > settings.max_image_bytes:
+            raise Refused(
+                413,
+                f"{place(index)} has {size} bytes, at most {settings.max_image_bytes} are accepted "
+                "(POCKETZOO_MAX_IMAGE_BYTES)",
+            )
 
 
 def too_large(got: int, limit: int) -> Refused:

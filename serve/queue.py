@@ -43,31 +43,18 @@ _FIRST_GUESS = 0.02
 """Seconds per image before anything was measured."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work(Generic[T]):
-    """Something to compute in a thread."""
+    """Something to compute in a thread, once."""
 
     run: Callable[[bool], T]
     """It is told whether it has the machine for itself."""
     images: int = 1
     """How many images' worth of time it takes."""
-
-
-@dataclass(slots=True)
-class _Spent:
-    """How long a piece of work has waited and taken, in seconds."""
-
     queued: float = 0.0
+    """Seconds that it has waited."""
     seconds: float = 0.0
-
-
-class _Flag:
-    """A lock-free threading.Event that nobody waits for."""
-
-    __slots__ = ("up",)
-
-    def __init__(self) -> None:
-        self.up = False
+    """Seconds that it has taken, whatever came of it."""
 
 
 class _Lane:
@@ -174,72 +161,64 @@ class Engine:
         images = sum(work.images for work in works)
         self.admit(images)
         self._enter(self._slots, images)
-        submitted, given_up = time.perf_counter(), _Flag()
+        submitted, given_up = time.perf_counter(), threading.Event()
 
-        def job(work: Work[T], spent: _Spent) -> T:
+        def job(work: Work[T]) -> T:
             began = time.perf_counter()
             self._check(call, began, given_up)
-            spent.queued = began - submitted
+            work.queued = began - submitted
             try:
                 found = work.run(self.inside == images == work.images)
             except Large:
                 raise
             except BaseException:
-                spent.seconds = time.perf_counter() - began
-                given_up.up = True
+                work.seconds = time.perf_counter() - began
+                given_up.set()
                 raise
-            spent.seconds = time.perf_counter() - began
+            work.seconds = time.perf_counter() - began
             return found
 
-        spent = [_Spent() for _ in works]
         if len(works) == 1:
-            found = [await self._one(job, works[0], spent[0])]
+            found = [await self._one(job, works[0])]
         else:
-            tasks = [asyncio.ensure_future(self._one(job, *each)) for each in zip(works, spent, strict=True)]
+            tasks = [asyncio.ensure_future(self._one(job, work)) for work in works]
             try:
                 found = await asyncio.gather(*tasks)
             except BaseException:
-                given_up.up = True
+                given_up.set()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
             finally:
                 del tasks  # see _in
-        call.stages["queue"] = max(each.queued for each in spent) * 1e3
+        call.stages["queue"] = max(work.queued for work in works) * 1e3
         return found
 
-    async def _one(self, job: Callable[[Work[T], _Spent], T], work: Work[T], spent: _Spent) -> T:
+    async def _one(self, job: Callable[[Work[T]], T], work: Work[T]) -> T:
         try:
-            return await self._in(self._slots, job, work, spent)
+            return await self._in(self._slots, job, work)
         except Large:
             pass  # not in here: what is raised next would keep this error, and with it the image
         wait = self._large.wait_seconds()
         if self._large.inside > self._settings.queue or wait > self._settings.timeout_seconds:
             raise Refused(503, f"{self._large.inside} large images wait; try again later", retry_after=max(1.0, wait))
         self._enter(self._large, work.images)
-        return await self._in(self._large, self._with_memory(job), work, spent)
+        return await self._in(self._large, self.memory.large()(job), work)
 
-    def _with_memory(self, job: Callable[[Work[T], _Spent], T]) -> Callable[[Work[T], _Spent], T]:
-        def run(work: Work[T], spent: _Spent) -> T:
-            with self.memory.large():
-                return job(work, spent)
-
-        return run
-
-    async def _in(self, lane: _Lane, job: Callable[[Work[T], _Spent], T], work: Work[T], spent: _Spent) -> T:
-        future = lane.threads.submit(job, work, spent)
+    async def _in(self, lane: _Lane, job: Callable[[Work[T]], T], work: Work[T]) -> T:
+        future, images = lane.threads.submit(job, work), work.images
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if not future.done():
-                self._leave_when_done(future, lane, work.images)
-                work = Work(work.run, images=0)
+                self._leave_when_done(future, lane, images)
+                images = 0
             raise
         finally:
             # What failed took its time, too.
-            if spent.seconds:
-                lane.seconds += _SMOOTHING * (spent.seconds / max(1, work.images) - lane.seconds)
-                self._untidy |= spent.seconds > _HEAVY_SECONDS
-            self._enter(lane, -work.images)
+            if work.seconds:
+                lane.seconds += _SMOOTHING * (work.seconds / max(1, work.images) - lane.seconds)
+                self._untidy |= work.seconds > _HEAVY_SECONDS
+            self._enter(lane, -images)
             # An error's traceback has this frame, and the future has the error: the request's body would stay in memory
             # until the garbage collector runs.
             del future
@@ -278,8 +257,8 @@ class Engine:
         self._resting = None
         self._tidy_if_idle()
 
-    def _check(self, call: Call, now: float, given_up: _Flag) -> None:
-        if given_up.up or call.gone():
+    def _check(self, call: Call, now: float, given_up: threading.Event) -> None:
+        if given_up.is_set() or call.gone():
             raise Refused(499, "the client has closed the connection, or another image of its request was refused")
         if now - call.started > self._settings.timeout_seconds:
             raise Refused(

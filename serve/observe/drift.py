@@ -7,6 +7,7 @@ confidence (Rabanser et al., "Failing Loudly", arXiv:1810.11953). `K` is the num
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -57,33 +58,6 @@ def class_distance(counts: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     return max(0.0, float((distance - chance) / (1 - chance))) if chance < 1 else 0.0
 
 
-class _Window:
-    """The last WINDOW answers of one model version: a ring, so that each answer costs the same."""
-
-    def __init__(self, labels: int) -> None:
-        self.counts = [0] * labels
-        self.total = 0.0
-        self.answers = 0
-        self._ring: list[tuple[int, float]] = []
-
-    def add(self, index: int, confidence: float) -> None:
-        place = self.answers % WINDOW
-        if len(self._ring) < WINDOW:
-            self._ring.append((index, confidence))
-        else:
-            old_index, old_confidence = self._ring[place]
-            self.counts[old_index] -= 1
-            self.total -= old_confidence
-            self._ring[place] = (index, confidence)
-        self.counts[index] += 1
-        self.total += confidence
-        self.answers += 1
-
-    @property
-    def filled(self) -> int:
-        return len(self._ring)
-
-
 class Follower:
     """The drift of what answers under one name.
 
@@ -93,7 +67,7 @@ class Follower:
     def __init__(self) -> None:
         self._card: Card | None = None
         self._digest: str | None = None
-        self._window = _Window(0)
+        self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     def add(self, digest: str, card: Card, answers: Iterable[tuple[int, float]]) -> None:
         """Take in answers of one version: the index of the predicted class, and its calibrated probability.
@@ -104,22 +78,24 @@ class Follower:
             answers: in the order in which they were given.
         """
         if digest != self._digest:
-            self._digest, self._card, self._window = digest, card, _Window(len(card.use.labels))
-        for index, confidence in answers:
-            self._window.add(index, confidence)
+            self._digest, self._card = digest, card
+            self._window.clear()
+        self._window.extend(answers)
 
     @property
     def answers(self) -> int:
         """Answers in the window, of the version that is followed; 0 to WINDOW."""
-        return self._window.filled
+        return len(self._window)
 
     def drift(self) -> Drift | None:
         """The drift; None before ENOUGH answers, and where the card has no reference."""
         if self._card is None or (reference := self._card.use.reference) is None or self.answers < ENOUGH:
             return None
+        classes, confidences = zip(*self._window, strict=True)
+        counts = np.bincount(classes, minlength=len(self._card.use.labels))
         expected = [reference.histogram.get(label, 0) for label in self._card.use.labels]
         return Drift(
             answers=self.answers,
-            confidence=self._window.total / self.answers - reference.mean_confidence,
-            classes=class_distance(self._window.counts, expected) if any(expected) else None,
+            confidence=math.fsum(confidences) / self.answers - reference.mean_confidence,
+            classes=class_distance(counts, expected) if any(expected) else None,
         )

@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -100,18 +100,18 @@ class Metrics:
             images: asked about; counted where the request was not refused.
         """
         model = call.model or ""
-        self._requests.of(route, model, status).inc()
-        self._request_seconds.of(route, model).observe(time.perf_counter() - call.started)
+        self._requests(route, model, status).inc()
+        self._request_seconds(route, model).observe(time.perf_counter() - call.started)
         for stage, milliseconds in call.stages.items():
-            self._stage_seconds.of(stage, model).observe(milliseconds / 1e3)
+            self._stage_seconds(stage, model).observe(milliseconds / 1e3)
         if status >= 400:
-            self._refused.of(_REASONS.get(status, "other")).inc()
+            self._refused(_REASONS.get(status, "other")).inc()
         elif images:
-            self._images.of(model).inc(images)
+            self._images(model).inc(images)
 
     def event(self, kind: str, model: str) -> None:
         """Count a change: loaded, swapped, refused, unloaded."""
-        self._events.of(kind, model).inc()
+        self._events(kind, model).inc()
 
     def answered(self, model: Answering, probabilities: npt.NDArray[np.float32]) -> None:
         """Take in answers [B, K] for the drift of a model whose card has a reference; from the event loop only."""
@@ -124,34 +124,28 @@ class Metrics:
         return render(self._registry)
 
 
-class _Children(Generic[_C]):
-    """The labelled children of a metric, without the checks that `labels` repeats for every call."""
+def _children(make: Callable[..., _C]) -> Callable[..., _C]:
+    """From labels to their child, without the checks that `make`, the method `labels` of a metric, always repeats."""
+    known: dict[tuple[str | int, ...], _C] = {}
 
-    def __init__(self, make: Callable[..., _C]) -> None:
-        """`make`: from labels to their child."""
-        self._make: Callable[..., _C] = make
-        self._known: dict[tuple[str | int, ...], _C] = {}
-        self._others: _C | None = None
+    def child(*values: str | int) -> _C:
+        if (found := known.get(values)) is None:
+            if len(known) >= _MOST:
+                return make(*itertools.repeat("other", len(values)))
+            found = known[values] = make(*values)
+        return found
 
-    def of(self, *values: str | int) -> _C:
-        child = self._known.get(values)
-        if child is None:
-            if len(self._known) >= _MOST:
-                if self._others is None:
-                    self._others = self._make(*itertools.repeat("other", len(values)))
-                return self._others
-            child = self._known[values] = self._make(*values)
-        return child
+    return child
 
 
 class _DriftGauges:
     """Drift per model, of the worker that answered last: each sees a fair share of the requests."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str) -> _Children[Gauge]:
+        def gauge(name: str, text: str) -> Callable[..., Gauge]:
             full = f"pocketzoo_drift_{name}"
             made = Gauge(full, text, ["model"], registry=registry, multiprocess_mode="livemostrecent")
-            return _Children(made.labels)
+            return _children(made.labels)
 
         self._confidence = gauge(
             "confidence", "Mean confidence of the last answers, minus the card's on validation data."
@@ -181,18 +175,18 @@ class _DriftGauges:
             return
         self._shown.add(name)
         # A series cannot be taken back: after a change of versions, NaN says that there is no number yet.
-        self._answers.of(name).set(follower.answers)
-        self._confidence.of(name).set(math.nan if drift is None else drift.confidence)
-        self._classes.of(name).set(math.nan if drift is None or drift.classes is None else drift.classes)
+        self._answers(name).set(follower.answers)
+        self._confidence(name).set(math.nan if drift is None else drift.confidence)
+        self._classes(name).set(math.nan if drift is None or drift.classes is None else drift.classes)
 
 
-def _timed(name: str, text: str, registry: CollectorRegistry, label: str) -> _Children[Histogram]:
+def _timed(name: str, text: str, registry: CollectorRegistry, label: str) -> Callable[..., Histogram]:
     name = f"pocketzoo_{name}_seconds"
-    return _Children(Histogram(name, text, [label, "model"], buckets=_SECONDS, registry=registry).labels)
+    return _children(Histogram(name, text, [label, "model"], buckets=_SECONDS, registry=registry).labels)
 
 
-def _counter(name: str, text: str, registry: CollectorRegistry, *labels: str) -> _Children[Counter]:
-    return _Children(Counter(f"pocketzoo_{name}", text, labels, registry=registry).labels)
+def _counter(name: str, text: str, registry: CollectorRegistry, *labels: str) -> Callable[..., Counter]:
+    return _children(Counter(f"pocketzoo_{name}", text, labels, registry=registry).labels)
 
 
 def _gauge(name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:

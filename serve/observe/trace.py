@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -26,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 __all__ = ["Trace", "continue_trace"]
 
+_NAMES = (b"traceparent", b"tracestate")
 _PROPAGATOR = TraceContextTextMapPropagator()
 # It warns of every header that it drops: clients could fill the log.
 logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
@@ -43,24 +43,13 @@ class Trace:
     """`traceparent` and, where the client sent one that is valid, `tracestate`: ready for the answer."""
 
 
-class _Headers(Getter[Mapping[bytes, bytes]]):
-    def get(self, carrier: Mapping[bytes, bytes], key: str) -> list[str] | None:
-        value = carrier.get(key.encode())
-        return None if value is None else [value.decode("latin-1")]
-
-    def keys(self, carrier: Mapping[bytes, bytes]) -> list[str]:
-        return [name.decode("latin-1") for name in carrier]
-
-
-_HEADERS = _Headers()
-
-
 def continue_trace(headers: Mapping[bytes, bytes]) -> Trace | None:
     """The trace that the request belongs to; None where it has no `traceparent`, or one that is not valid.
 
     Of the flags only `sampled` is kept. OpenTelemetry drops a `tracestate` that is not valid, or longer than it takes.
     """
-    parent = get_current_span(_PROPAGATOR.extract(headers, Context(), _HEADERS)).get_span_context()
+    carrier = {name.decode(): headers[name].decode("latin-1") for name in _NAMES if name in headers}
+    parent = get_current_span(_PROPAGATOR.extract(carrier, Context())).get_span_context()
     if not parent.is_valid:
         return None
     ours = SpanContext(

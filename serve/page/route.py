@@ -11,6 +11,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import PurePath
 
 from serve.protocols.http import Call, Reply
 
@@ -44,16 +45,11 @@ POLICY: Mapping[str, str] = {
 }
 """Headers of each file: what a browser lets the page do (CSP level 3): its own files, this server, nothing else."""
 
-_FILES: Mapping[str, tuple[str, bytes]] = {
-    "/": ("index.html", b"text/html; charset=utf-8"),
-    "/page/answers.js": ("answers.js", b"text/javascript; charset=utf-8"),
-    "/page/app.js": ("app.js", b"text/javascript; charset=utf-8"),
-    "/page/errors.js": ("errors.js", b"text/javascript; charset=utf-8"),
-    ICON: ("icon.svg", b"image/svg+xml"),
-    "/page/known.js": ("known.js", b"text/javascript; charset=utf-8"),
-    "/page/sample.js": ("sample.js", b"text/javascript; charset=utf-8"),
-    "/page/server.js": ("server.js", b"text/javascript; charset=utf-8"),
-    STYLE: ("style.css", b"text/css; charset=utf-8"),
+_TYPES = {
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".svg": b"image/svg+xml",
 }
 
 
@@ -64,8 +60,11 @@ def files() -> Mapping[str, Reply]:
     Raises:
         FileNotFoundError: the package was installed without its data.
     """
-    folder = resources.files("serve.page") / "assets"
-    return {path: page_reply((folder / name).read_bytes(), media_type) for path, (name, media_type) in _FILES.items()}
+    found = {}
+    for file in (resources.files("serve.page") / "assets").iterdir():
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        found[path] = page_reply(file.read_bytes(), _TYPES[PurePath(file.name).suffix])
+    return found
 
 
 def page_reply(body: bytes, media_type: bytes) -> Reply:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from serve.bodies import check_images
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.base.errors import UsageError, unknown_name
@@ -69,18 +70,12 @@ def read_form(content_type: bytes, body: bytes, settings: Settings) -> Upload:
             raise unknown_name("form field", name[:80], (*_IMAGES, _MODEL))
         elif file is None:
             raise UsageError(f"form field `{name}`: expected a file, got text (no address is fetched); try: {_EXAMPLE}")
-        elif len(content) > settings.max_image_bytes:
-            raise Refused(
-                413,
-                f"image {file!r:.80} has {len(content)} bytes, "
-                f"at most {settings.max_image_bytes} are accepted (POCKETZOO_MAX_IMAGE_BYTES)",
-            )
         else:
             pictures.append((file, content))
     if not pictures:
         raise UsageError(f"no image: expected one or more files in the form field `images`; send one with: {_EXAMPLE}")
-    if len(pictures) > settings.max_images:
-        raise Refused(413, f"{len(pictures)} images, at most {settings.max_images} at once (POCKETZOO_MAX_IMAGES)")
+    sizes = [len(content) for _, content in pictures]
+    check_images(sizes, settings, lambda index: f"image {pictures[index][0]!r:.80}")
     if len(models) > 1:
         raise UsageError(f"form field `model`: expected one name, got {len(models)}")
     return Upload(pictures=tuple(pictures), model=models[0] if models else None)

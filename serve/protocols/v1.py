@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serve.bodies import AtMost
+from serve.bodies import AtMost, check_images
 from serve.protocols.form import Picture
 from serve.protocols.http import Refused
 from serve.settings import Settings
@@ -67,27 +67,17 @@ def read_instances(body: bytes, settings: Settings) -> tuple[Picture, ...]:
     Raises:
         Refused: 400 for what is no such document, 413 for too many images or too large a one.
     """
-    most = settings.max_images
     try:
         instances = _decode(body).instances
     except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(400, f"expected JSON like {_EXAMPLE}: {str(error)!s:.200}") from error
-    if len(instances) > most:
-        raise Refused(
-            413,
-            f"{len(instances)} instances; at most {most} are accepted at once (POCKETZOO_MAX_IMAGES); send fewer",
-        )
-    return tuple(_picture(one, place, settings) for place, one in enumerate(instances))
+    pictures = tuple(_picture(one, place) for place, one in enumerate(instances))
+    check_images([len(content) for _, content in pictures], settings, lambda index: f"`instances[{index}]`: the image")
+    return pictures
 
 
-def _picture(one: Instance, place: int, settings: Settings) -> Picture:
+def _picture(one: Instance, place: int) -> Picture:
     found = one.b64 if one.image_bytes is UNSET else one.image_bytes.b64
     if found is UNSET or (one.b64 is not UNSET and one.image_bytes is not UNSET):
         raise Refused(400, f"`instances[{place}]`: expected either `image_bytes` or `b64`, as in {_EXAMPLE}")
-    if len(found) > settings.max_image_bytes:
-        raise Refused(
-            413,
-            f"`instances[{place}]`: the image has {len(found)} bytes, at most {settings.max_image_bytes} are accepted "
-            "(POCKETZOO_MAX_IMAGE_BYTES)",
-        )
     return "", found

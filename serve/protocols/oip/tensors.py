@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from serve.bodies import check_images
 from serve.protocols.http import Refused
 from serve.settings import Settings
 from zoo.artefact.card import Input
@@ -216,13 +217,7 @@ def _not_so_many(kind: str, found: int, shape: tuple[int, ...]) -> Refused:
 def _images(tensor: InferInput, raw: memoryview | None, settings: Settings) -> tuple[bytes, ...]:
     count = _batch(tensor, settings, (), (1,))
     images = _files(tensor) if raw is None else _split(raw, count)
-    for index, data in enumerate(images):
-        if len(data) > settings.max_image_bytes:
-            raise Refused(
-                413,
-                f"`inputs[0]`: image {index + 1} has {len(data)} bytes, at most {settings.max_image_bytes} are "
-                "accepted (POCKETZOO_MAX_IMAGE_BYTES)",
-            )
+    check_images([len(data) for data in images], settings, lambda index: f"`inputs[0]`: image {index + 1}")
     return images
 
 

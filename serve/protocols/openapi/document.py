@@ -42,13 +42,6 @@ ERRORS: dict[int, str] = {
 }
 """Status -> when it comes."""
 
-_ERROR_EXAMPLES = {
-    400: "no image: expected one or more files in the form field `images`; "
-    "send one with: curl -F images=@photo.jpg http://localhost:3000/predict",
-    401: "this needs an API key, and none came; send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
-    404: "unknown model 'vitt'; did you mean vit?",
-    429: "the API key 'phone-app' has used up its rate of 10 requests per second; try again in 0.10 seconds",
-}
 _ERROR_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
 
 _TEXT: JsonObject = {"type": "string"}
@@ -185,13 +178,10 @@ def _reference(section: str, name: str) -> JsonObject:
 
 def _error(status: int) -> JsonObject:
     names = ("X-Request-Id", _ERROR_HEADERS[status]) if status in _ERROR_HEADERS else ("X-Request-Id",)
-    content: JsonObject = {"schema": _reference("schemas", ErrorResponse.__name__)}
-    if status in _ERROR_EXAMPLES:
-        content["example"] = {"error": _ERROR_EXAMPLES[status]}
     return {
         "description": ERRORS[status],
         "headers": {name: _reference("headers", name) for name in names},
-        "content": {"application/json": content},
+        "content": {"application/json": {"schema": _reference("schemas", ErrorResponse.__name__)}},
     }
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import msgspec
 from pydantic import BaseModel
 
-from serve.protocols.oip import schema as oip
+from serve.protocols import schema
 from serve.protocols.oip.request import InferRequest
-from serve.protocols.schema import ModelNames, ModelsResponse, PredictForm, PredictResponse, ServerAlive
 from serve.protocols.v1 import PredictRequest
 
 __all__ = ["IMAGE", "OPERATIONS", "Document", "Operation"]
@@ -58,7 +57,7 @@ def _predict(path: str, name: str, body: Mapping[str, Document | None], summary:
         summary=summary,
         tag="Predicting",
         method="post",
-        answers={"application/json": PredictResponse},
+        answers={"application/json": schema.PredictResponse},
         errors=_IMAGES,
         body=body,
         key=True,
@@ -97,7 +96,7 @@ def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
             summary="Logits of tensors, or labels of image files",
             tag="Open Inference Protocol",
             method="post",
-            answers={"application/json": oip.InferResponse, "application/octet-stream": None},
+            answers={"application/json": schema.InferResponse, "application/octet-stream": None},
             errors=_IMAGES,
             body={"application/json": InferRequest, "application/octet-stream": None},
             key=True,
@@ -106,8 +105,10 @@ def _of_model(path: str, suffix: str) -> tuple[Operation, ...]:
             "/predict. GET /v2/models/{name} names the inputs and outputs.",
             headers=("header_length", "encoding"),
         ),
-        _json(f"{path}/ready", f"modelReady{suffix}", "Whether a model is loaded and checked", oip.ModelReady, _MODEL),
-        _json(path, f"modelMetadata{suffix}", "Inputs and outputs of a model", oip.ModelMetadata, _MODEL),
+        _json(
+            f"{path}/ready", f"modelReady{suffix}", "Whether a model is loaded and checked", schema.ModelReady, _MODEL
+        ),
+        _json(path, f"modelMetadata{suffix}", "Inputs and outputs of a model", schema.ModelMetadata, _MODEL),
     )
 
 
@@ -116,38 +117,40 @@ def _text(path: str, name: str, summary: str, media_type: str, *, ours: bool = T
 
 
 OPERATIONS: tuple[Operation, ...] = (
-    _predict("/predict", "predict", {"multipart/form-data": PredictForm}, "Classify one or several images of a form"),
+    _predict(
+        "/predict", "predict", {"multipart/form-data": schema.PredictForm}, "Classify one or several images of a form"
+    ),
     _image("/v1/predict", "predictImage"),
     _image("/v1/models/{name}/versions/{version}:predict", "predictImageOfVersion"),
     _image("/v1/models/{name}:predict", "predictImageOf"),
-    _json("/v1/models", "modelNames", "Names of the models", ModelNames, tag="KServe's V1 protocol"),
+    _json("/v1/models", "modelNames", "Names of the models", schema.ModelNames, tag="KServe's V1 protocol"),
     Operation(
         path="/",
         name="root",
         summary="Whether the process answers; for browsers, a page to send images from",
         tag="KServe's V1 protocol",
-        answers={"application/json": ServerAlive, "text/html": None},
+        answers={"application/json": schema.ServerAlive, "text/html": None},
     ),
     _json(
         "/v1/models/{name}",
         "modelReadyV1",
         "Whether a model can be asked",
-        oip.ModelReady,
+        schema.ModelReady,
         _MODEL,
         "KServe's V1 protocol",
     ),
-    _json("/v2", "serverMetadata", "Name, version and extensions of the server", oip.ServerMetadata),
-    _json("/v2/health/live", "serverLive", "Whether the process answers", oip.ServerLive),
-    _json("/v2/health/ready", "serverReady", "Whether the default model is ready", oip.ServerReady),
+    _json("/v2", "serverMetadata", "Name, version and extensions of the server", schema.ServerMetadata),
+    _json("/v2/health/live", "serverLive", "Whether the process answers", schema.ServerLive),
+    _json("/v2/health/ready", "serverReady", "Whether the default model is ready", schema.ServerReady),
     Operation(
         path="/v2/repository/index",
         name="repositoryIndex",
         summary="List the versions of all models",
         tag="Open Inference Protocol",
         method="post",
-        answers={"application/json": oip.RepositoryIndex},
+        answers={"application/json": schema.RepositoryIndex},
         errors=(*_BODY, 503, 504),
-        body={"application/json": oip.IndexRequest},
+        body={"application/json": schema.IndexRequest},
         optional=True,
         key=True,
     ),
@@ -158,7 +161,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="models",
         summary="List the models",
         tag="Models",
-        answers={"application/json": ModelsResponse},
+        answers={"application/json": schema.ModelsResponse},
         errors=(503, 504),
         key=True,
     ),
