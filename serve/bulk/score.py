@@ -21,9 +21,10 @@ from serve.bulk.parts import Parts, Summary
 from serve.bulk.process_pool import in_processes
 from serve.bulk.scorer import Job
 from serve.settings import read_settings
-from zoo.artefact.engines.runtimes import AUTO, preference
+from zoo.artefact.engines.names import AUTO, preference
 from zoo.artefact.environment import environment
 from zoo.artefact.predictor import Predictor
+from zoo.artefact.preprocess import FORMATS
 from zoo.base.errors import PocketzooError, UsageError, unknown_name
 from zoo.base.files import graph_paths
 from zoo.base.machine import peak_bytes
@@ -130,7 +131,7 @@ def score(config: ScoreConfig) -> ScoreReport:
         top=config.top,
         max_pixels=limits.max_pixels,
         max_image_bytes=limits.max_image_bytes,
-        formats=limits.formats,
+        formats=limits.formats or FORMATS,
     )
     parts = Parts(out=out, decides=_decides(config, job), about=_about(config, predictor, path))
     del predictor

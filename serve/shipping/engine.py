@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve.shipping.models import ShippedModel
-from zoo.artefact.engines.runtimes import AUTO, OTHERS, REFERENCE, preference
+from zoo.artefact.engines.names import AUTO, REFERENCE, preference
+from zoo.artefact.engines.runtimes import OTHERS
 
 __all__ = ["OPENVINO", "engine_in_image"]
 

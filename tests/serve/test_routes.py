@@ -304,7 +304,7 @@ def test_kserve_s_v1_json_gets_the_answers_of_its_images(client, draw, path, med
         ({"instances": [{"b64": "%%%"}]}, 400, "Invalid base64"),
         ({"instances": [{"b64": "AAAA"}]}, 415, "not an image"),
         ({"instances": [{"b64": _base64(bytes(200_001))}]}, 413, "the image has 200001 bytes, at most 200000"),
-        ({"instances": [{"b64": "AAAA"}] * 10}, 413, "10 instances; at most 9"),
+        ({"instances": [{"b64": "AAAA"}] * 10}, 413, "10 images, at most 9 at once"),
         ({"instances": [{}] * 900}, 413, "more objects and strings than"),
     ],
 )
@@ -341,24 +341,16 @@ def test_an_encoded_body_is_refused_rather_than_misread(client, draw):
     assert _raw(client, draw(0), Content_Encoding="identity").status_code == 200
 
 
-@pytest.mark.parametrize(("path", "body", "status"), [("/v1/predict", None, 408), ("/v1/predict", b"x", 504)])
-def test_a_request_has_so_much_time(output, monkeypatch, path, body, status):
+def _in_process(server, path, receive):
+    """What the way in sends for one POST, without a web server or BentoML around it."""
     import asyncio
 
     from serve.routes import Front
-    from serve.settings import Settings
-    from serve.worker import Runtime
-
-    async def stall(*_, **__):
-        await asyncio.sleep(60)
-
-    async def receive():
-        return {"type": "http.request", "body": body} if body else await stall()
 
     async def starting(scope, receive, send):
         await send({"type": "lifespan.startup.complete"})
 
-    async def ask(server):
+    async def ask():
         sent = []
 
         async def send(message):
@@ -369,12 +361,62 @@ def test_a_request_has_so_much_time(output, monkeypatch, path, body, status):
         await front({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
         return sent[1:]
 
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [("/v1/predict", None, 408), ("/v1/predict", b"x", 504)])
+def test_a_request_has_so_much_time(output, monkeypatch, path, body, status):
+    import asyncio
+
+    from serve.settings import Settings
+    from serve.worker import Runtime
+
+    async def stall(*_, **__):
+        await asyncio.sleep(60)
+
+    async def receive():
+        return {"type": "http.request", "body": body} if body else await stall()
+
     monkeypatch.setattr(Runtime, "classify", stall)
     server = Runtime(Settings(models=output, log="off", timeout_seconds=0.05))
-    start, answer = asyncio.run(ask(server))
+    start, answer = _in_process(server, path, receive)
     server.close()
     assert start["status"] == status
     assert b"within 0.05 s (POCKETZOO_TIMEOUT_SECONDS)" in answer["body"]
+
+
+def test_a_request_passes_nine_modules_from_the_socket_to_its_prediction(output, draw, monkeypatch):
+    import sys
+
+    from serve.settings import Settings
+    from serve.worker import Runtime
+
+    async def receive():
+        return {"type": "http.request", "body": draw(0)}
+
+    passed, came, predicted = set(), threading.Event(), threading.Event()
+
+    def note(frame, event, _):
+        name = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_qualname == "_Endpoint.__call__":
+            came.set()
+            passed.add("serve.connections")  # which reads the socket, where there is one
+        if came.is_set() and name == "zoo.artefact.predictor":
+            predicted.set()
+        elif event == "call" and came.is_set() and not predicted.is_set() and name.startswith("serve."):
+            passed.add(name)
+
+    server = Runtime(Settings(models=output, log="off"))
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        start, _ = _in_process(server, "/v1/predict", receive)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+        server.close()
+    assert (start["status"], predicted.is_set()) == (200, True)
+    assert 5 < len(passed) <= 9, sorted(passed)
 
 
 def test_formats_can_be_left_out(output, draw):
