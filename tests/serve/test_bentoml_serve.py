@@ -114,7 +114,7 @@ def test_the_server_answers_like_the_predictor_and_ends_cleanly(server, output, 
         ({"POCKETZOO_OUTPUT": "/nowhere"}, "`make train compress export` writes them"),
         ({"POCKETZOO_DEFAULT_MODEL": "liar"}, "golden self-check failed"),
         ({"POCKETZOO_KEYS_FILE": "/nowhere/keys.toml"}, "/nowhere/keys.toml"),
-        ({"POCKETZOO_QUEUE": "abc"}, "POCKETZOO_QUEUE: expected a whole number"),
+        ({"POCKETZOO_QUEUE": "abc"}, "POCKETZOO_QUEUE: expected `int`, got 'abc'"),
     ],
 )
 def test_a_server_that_could_never_answer_does_not_start(output, variables, sentence):
