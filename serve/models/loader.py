@@ -207,7 +207,8 @@ class Live:
         if old is None:
             self._make_room(artefact.bytes, more=1)
         try:
-            model = load_model(name, artefact.path, **how(self._settings))
+            checked = self._known.passed(artefact.path)
+            model = load_model(name, artefact.path, checked=checked, **how(self._settings))
         except PocketzooError as error:
             self._note(artefact, error)
             raise

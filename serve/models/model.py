@@ -61,6 +61,7 @@ def load_model(
     threads: int | None = None,
     callers: int = 1,
     engine: str | None = None,
+    checked: str | None = None,
     once: bool = False,
 ) -> Model:
     """Load the file at `path`: its card, its golden self-check and a warm-up, in every session it will serve from.
@@ -74,6 +75,7 @@ def load_model(
         threads: threads of an inference that runs alone; default: the cores this process may use.
         callers: inferences of one thread that run at the same time.
         engine: see zoo.artefact.predictor.Predictor.
+        checked: see zoo.artefact.predictor.Predictor.
         once: whether one session is enough, as it is to check the file.
 
     Raises:
@@ -83,7 +85,7 @@ def load_model(
         CheckError: the golden self-check failed.
     """
     try:
-        return _load(name, path, threads or cores(), callers, engine, once)
+        return _load(name, path, threads or cores(), callers, engine, checked, once)
     except PocketzooError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions have no common public base class
@@ -92,10 +94,12 @@ def load_model(
         give_back_freed_memory(collect=False)
 
 
-def _load(name: str, path: Path, threads: int, callers: int, engine: str | None, once: bool) -> Model:
+def _load(
+    name: str, path: Path, threads: int, callers: int, engine: str | None, checked: str | None, once: bool
+) -> Model:
     before = stamp(path)
     one = once or threads == 1 or before[1] > _TWICE_IN_MEMORY or default_providers()[0] != "CPUExecutionProvider"
-    alone = Predictor(path, threads=threads, callers=callers if threads == 1 else 1, engine=engine)
+    alone = Predictor(path, threads=threads, callers=callers if threads == 1 else 1, engine=engine, checked=checked)
     # One network, one way of computing it: which slot is free must not decide about an answer.
     shared = alone if one else alone.with_threads(1, callers=callers)
     if stamp(path) != before or alone.digest != sha256_file(path):

@@ -142,7 +142,7 @@ Image.new("RGB", (9, 9)).save(stream, "PNG")
 with TestClient(Classifier.to_asgi()) as client:
     assert client.post("/predict", files={"images": stream.getvalue()}).status_code == 200
     assert client.get("/models").status_code == 200
-heavy = {"torch", "torchvision", "timm", "pandas", "matplotlib", "scipy", "sklearn"} & set(sys.modules)
+heavy = {"torch", "torchvision", "onnx", "timm", "pandas", "matplotlib", "scipy", "sklearn"} & set(sys.modules)
 assert not heavy, heavy
 assert do_not_track()
 """
@@ -151,3 +151,17 @@ assert do_not_track()
 def test_answering_takes_no_heavy_package_and_sends_no_telemetry(output):
     environment = _environment(output, PYTHONPATH=str(ROOT))
     subprocess.run([sys.executable, "-c", _IN_PROCESS], env=environment, check=True, timeout=60)
+
+
+_SUPERVISOR = """
+import sys
+import serve.service, serve.access.keys, serve.models.repository
+heavy = {"numpy", "PIL", "onnx", "onnxruntime", "openvino"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_what_starts_the_workers_has_no_engine():
+    subprocess.run(
+        [sys.executable, "-c", _SUPERVISOR], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=60
+    )

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zoo.artefact.card import Golden
+from zoo.artefact.card import Card, Golden
 from zoo.artefact.engines import golden
 from zoo.artefact.engines.choice import File, choose
 from zoo.artefact.engines.golden import softmax, tolerance
 from zoo.artefact.engines.runtimes import default_providers
-from zoo.artefact.onnx_file import read_card
+from zoo.artefact.glance import glance_at_card
 from zoo.artefact.preprocess import batch
 from zoo.base.files import sha256_file
 from zoo.base.machine import cores
@@ -53,6 +53,7 @@ class Predictor:
         check: bool = True,
         engine: str | None = None,
         providers: Sequence[str] | None = None,
+        checked: str | None = None,
     ) -> None:
         """Load the file at `path`.
 
@@ -66,6 +67,8 @@ class Predictor:
                 fastest that passes the self-check; default: POCKETZOO_ENGINE, else `auto`.
             providers: ONNX Runtime execution providers, which leave no other engine to choose; default:
                 zoo.artefact.engines.runtimes.default_providers.
+            checked: SHA-256 of a file whose graph was loaded, and agreed with its card, before: if it is this one, only
+                the card is read.
 
         Raises:
             UsageError: an unknown engine, or none of those that are named is installed.
@@ -74,8 +77,9 @@ class Predictor:
             CheckError: the golden self-check failed.
         """
         self.path = path
-        self.card = read_card(path)
+        card = None if checked else _card_of(path)
         self.digest = sha256_file(path)
+        self.card = card or (glance_at_card(path) if self.digest == checked else _card_of(path))
         self._file = File(
             path=path,
             card=self.card,
@@ -135,6 +139,12 @@ class Predictor:
     def answers(self, probabilities: npt.NDArray[np.float32], *, top: int = 5) -> list[Prediction]:
         """Turn probabilities [B, K] into labels, best first; ties go to the earlier label."""
         return ranked(probabilities, self.card.use.labels, top=top)
+
+
+def _card_of(path: Path) -> Card:
+    from zoo.artefact.onnx_file import read_card  # onnx takes memory that a server of checked files does without
+
+    return read_card(path)
 
 
 def ranked(probabilities: npt.NDArray[np.float32], labels: Sequence[str], *, top: int = 5) -> list[Prediction]:

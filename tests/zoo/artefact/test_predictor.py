@@ -158,6 +158,33 @@ def test_an_unreadable_image(artefact):
         _open(artefact).predict([encode(picture()), b"junk"])
 
 
+def test_of_a_file_that_was_checked_only_the_card_is_read(artefact):
+    model = onnx.load_model(artefact)
+    stored = model.graph.initializer[0]
+    weights = numpy_helper.to_array(stored).copy()
+    weights.flat[0] = np.nextafter(weights.flat[0], np.float32(9))
+    stored.CopyFrom(numpy_helper.from_array(weights, stored.name))
+    onnx.save_model(model, artefact)
+    for checked in (None, "0" * 64):
+        with pytest.raises(CheckError, match="not the one that its card was written with"):
+            _open(artefact, checked=checked)
+    predictor = _open(artefact, checked=sha256_file(artefact))
+    assert predictor.card.use.golden is not None
+
+
+def test_other_threads_answer_the_same_without_reading_the_file_again(artefact, monkeypatch):
+    predictor = _open(artefact)
+    monkeypatch.setattr("zoo.artefact.predictor.sha256_file", lambda path: pytest.fail("was read"))
+    other = predictor.with_threads(2)
+    images = np.ones((2, *predictor.card.use.input.shape), np.float32)
+    np.testing.assert_allclose(other.logits(images), predictor.logits(images), rtol=1e-5)
+    assert (other.engine, other.digest, other.engine_reason) == (
+        predictor.engine,
+        predictor.digest,
+        predictor.engine_reason,
+    )
+
+
 def test_corrupt_and_missing_files(tmp_path, artefact):
     artefact.write_bytes(artefact.read_bytes()[:-50])
     with pytest.raises((ArtefactError, CardError), match=r"model\.onnx"):
