@@ -14,7 +14,6 @@ __all__ = [
     "Accuracy",
     "ErrorResponse",
     "ImagePrediction",
-    "IndexRequest",
     "InferResponse",
     "LabelProbability",
     "Milliseconds",
@@ -187,12 +186,6 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
-
-
-class IndexRequest(BaseModel):
-    """The body of POST /v2/repository/index, which may be left out."""
-
-    ready: bool = Field(False, description="leave out the others")
 
 
 class IndexEntry(BaseModel):

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from serve.bodies import parsed
 from serve.protocols.http import Call, Refused, Reply, json_reply
-from serve.protocols.oip.request import Asked, Wanted, at_most, inflate, read_request
-from serve.protocols.oip.tensors import Output, images_name, write_answer
+from serve.protocols.oip.request import Asked, IndexRequest, Wanted, at_most, inflate, read_request
+from serve.protocols.oip.tensors import Output, images_name, malformed, write_answer
 from zoo.artefact.card import Card
 from zoo.base.errors import PocketzooError, unknown_name
 
@@ -91,15 +91,15 @@ def _tensors(card: Card) -> dict[str, Any]:
     }
 
 
+_decode_index = msgspec.json.Decoder(IndexRequest).decode
+
+
 async def _index(runtime: Runtime, call: Call) -> Reply:
     body = await runtime.read(call, 4096)
     try:
-        wanted = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"expected a JSON object with `ready`, or no body: {str(error)!r:.120}") from error
-    only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
-    if not isinstance(only_ready, bool):
-        raise Refused(400, "expected a JSON object with `ready` true or false, or no body")
+        only_ready = _decode_index(body).ready if body.strip() else False
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise malformed(error) from error
     described = await runtime.describe()
     entries = [_index_entry(model) for model in described["models"]]
     return json_reply([entry for entry in entries if entry["state"] == "READY" or not only_ready])

@@ -21,7 +21,16 @@ from serve.protocols.oip.tensors import InferInput, Tensor, malformed, read_tens
 from serve.settings import Settings
 from zoo.artefact.card import Input
 
-__all__ = ["Asked", "InferOutputRequest", "InferRequest", "Wanted", "at_most", "inflate", "read_request"]
+__all__ = [
+    "Asked",
+    "IndexRequest",
+    "InferOutputRequest",
+    "InferRequest",
+    "Wanted",
+    "at_most",
+    "inflate",
+    "read_request",
+]
 
 _MAX_JSON_VALUES = 1 << 20
 """Elements of one JSON document, where the largest request to the model has more: they take memory, 60 MB."""
@@ -76,6 +85,12 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 _decode = msgspec.json.Decoder(InferRequest).decode
 _NOT_ONE = "Expected `array` of length 1 - at `$.inputs`"
+
+
+class IndexRequest(msgspec.Struct, frozen=True):
+    """The body of POST /v2/repository/index, which may be left out."""
+
+    ready: Annotated[bool, Meta(description="leave out the others")] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel
 
 from serve.protocols import schema
-from serve.protocols.oip.request import InferRequest
+from serve.protocols.oip.request import IndexRequest, InferRequest
 from serve.protocols.v1 import PredictRequest
 
 __all__ = ["IMAGE", "OPERATIONS", "Document", "Operation"]
@@ -150,7 +150,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="post",
         answers={"application/json": schema.RepositoryIndex},
         errors=(*_BODY, 503, 504),
-        body={"application/json": schema.IndexRequest},
+        body={"application/json": IndexRequest},
         optional=True,
         key=True,
     ),
