@@ -82,11 +82,12 @@ def read_form(content_type: bytes, body: bytes, settings: Settings) -> Upload:
 
 
 def _parts(boundary: bytes, body: bytes, *, most: int) -> Iterator[tuple[bytes, bytes]]:
-    """Headers and content of each part: RFC 2046, section 5.1.1, without a preamble."""
+    """Headers and content of each part: RFC 2046, section 5.1.1."""
     delimiter = b"\r\n--" + boundary
-    at = len(delimiter) - 2
-    if not body.startswith(delimiter[2:]):
-        raise UsageError(f"cannot read the form: it does not begin with its boundary; send one with: {_EXAMPLE}")
+    start = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)
+    if start == -1:
+        raise UsageError(f"cannot read the form: its boundary is not in it; send one with: {_EXAMPLE}")
+    at = start + len(delimiter)
     for count in itertools.count():
         if body.startswith(b"--", at):
             return

@@ -62,6 +62,11 @@ def test_a_file_s_name_as_clients_write_it(head, file):
     assert read(form((head, b"1"))).pictures == ((file, b"1"),)
 
 
+@pytest.mark.parametrize("before", [b"\r\n", b"This is a form.\r\n"])
+def test_text_before_the_first_boundary_is_passed_over(before):
+    assert read(before + form(image())).pictures == (("a.png", b"1"),)
+
+
 @pytest.mark.parametrize(
     "kind", [b'multipart/form-data; boundary="xyz"', b"Multipart/Form-Data;charset=x;BOUNDARY=xyz"]
 )
@@ -90,7 +95,7 @@ def test_no_name_means_the_default(sent):
         (form(image(), ("name=model", b"x" * 5000)), "expected a name, got 5000 bytes"),
         (form(image(), ("name=imges", b"x")), "unknown form field 'imges'; did you mean image"),
         (form(image(), ("name=file", b"x")), "form field `file`: expected a file, got text"),
-        (b"nonsense", "cannot read the form: it does not begin with its boundary"),
+        (b"nonsense", "cannot read the form: its boundary is not in it"),
         (b"--xyz\r\nContent-Disposition: form-data\r\n--xyz--", "part 1 has no empty line"),
         (form(image(file="a" * 5000)), "part 1 has no empty line behind at most 4096 bytes"),
     ],
