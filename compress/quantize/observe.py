@@ -66,6 +66,7 @@ def observe(
     given, fetch = [name for name in wanted if name in inputs], [name for name in wanted if name not in inputs]
     watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in fetch if name not in known)
     runner = session(watched, exact=exact)
+    del watched
     for feed in feeds:
         # Asked for nothing, ONNX Runtime answers everything.
         answers = runner.run(fetch, dict(feed)) if fetch else []

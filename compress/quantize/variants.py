@@ -15,6 +15,7 @@ from compress.quantize.qdq_layers import Graph, layers
 from compress.quantize.targets import Target
 from compress.quantize.weights.bias_correction import correct
 from compress.quantize.weights.refinement import refine
+from zoo.base.machine import give_back_freed_memory
 from zoo.training.recipe import QuantizeConfig
 
 __all__ = ["Variants"]
@@ -55,13 +56,17 @@ class Variants:
     @functools.cached_property
     def _refined(self) -> ModelProto:
         plain = quantizer.static(self.prepared, self._ranges, self._target)
-        return refine(
+        give_back_freed_memory()
+        refined = refine(
             plain,
             self.prepared,
             saturates=self._target.reduce_range,
             feeds=self._feeds,
             shift_biases=self._config.bias_correction,
         )
+        # The layers' statistics of a large network are as large as its weights.
+        give_back_freed_memory()
+        return refined
 
     def static(self, floats: Collection[str] = (), *, finish: bool = True) -> ModelProto:
         """Weights and activations with fixed ranges.

@@ -52,10 +52,10 @@ def correct(quantized: ModelProto, parent: ModelProto, feeds: Sequence[Mapping[s
         for means, layer in zip(wanted, found, strict=True):
             means.append(_means(answers[layer.output], layer))
     states: list[State] = [dict(feed) for feed in used]
-    start = 0
+    nodes, start = _constants_late(graph), 0
     for layer, targets in zip(found, wanted, strict=True):
         name = layer.node.output[0]
-        start = _advance(graph, start, name, states)
+        start = _advance(graph, nodes, start, name, states)
         shift = _shrunk(np.concatenate(targets) - np.concatenate([_means(state[name], layer) for state in states]))
         _store(graph, layer, shift)
         if len(layer.node.input) > 2:
@@ -76,11 +76,36 @@ def _first(feeds: Sequence[Mapping[str, Floats]]) -> Iterator[Mapping[str, Float
             return
 
 
-def _advance(graph: Graph, start: int, name: str, states: list[State]) -> int:
+def _constants_late(graph: Graph) -> list[NodeProto]:
+    """The nodes in their order, but each that reads only constants right before the first that reads it.
+
+    The weights of all layers, dequantized at the start, would be kept for every batch.
+    """
+    found: list[NodeProto] = []
+    waiting: dict[str, NodeProto] = {}
+
+    def place(node: NodeProto) -> None:
+        for name in node.input:
+            if (constant := waiting.get(name)) is not None:
+                for output in constant.output:
+                    del waiting[output]
+                place(constant)
+        found.append(node)
+
+    for node in graph.model.graph.node:
+        if all(name in graph.tensors or name in waiting for name in node.input if name):
+            waiting.update(dict.fromkeys(node.output, node))
+        else:
+            place(node)
+    return found
+
+
+def _advance(graph: Graph, nodes: list[NodeProto], start: int, name: str, states: list[State]) -> int:
     """Run the nodes from `start` to the one that makes `name`, on every batch.
 
     Args:
         graph: the whole graph.
+        nodes: all of them, in an order of execution.
         start: index of the first node.
         name: an output of the last.
         states: tensors by name, per batch; gets those that later nodes read, and loses those that none does.
@@ -88,7 +113,6 @@ def _advance(graph: Graph, start: int, name: str, states: list[State]) -> int:
     Returns:
         The index of the next node.
     """
-    nodes = list(graph.model.graph.node)
     stop = next(index for index in range(start, len(nodes)) if name in nodes[index].output) + 1
     made = {output for node in nodes[start:stop] for output in node.output}
     read = {entry for node in nodes[start:stop] for entry in node.input}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from compress.quantize.observe import observe
 from compress.quantize.qdq_layers import Graph, layers
@@ -74,6 +74,27 @@ def test_no_more_images_are_read_than_are_used(images: Floats, monkeypatch: pyte
     monkeypatch.setattr(bias_correction, "at_once", lambda size, *, most: 1)
     correct(int8(parent, images), parent, counted)
     assert counted.reads == 4 + 1
+
+
+def test_of_weights_no_more_is_kept_than_one_layer_reads(images: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As floats those of all layers would be, once for every batch."""
+    parent = blocks()
+    plain = int8(parent, images)
+    graph = Graph(plain)
+    made = {layer.node.input[1] for layer in layers(graph, Graph(parent))}
+    kept: list[set[str]] = []
+    advance = bias_correction._advance
+
+    def watched(
+        graph: Graph, nodes: list[NodeProto], start: int, name: str, states: list[bias_correction.State]
+    ) -> int:
+        stop = advance(graph, nodes, start, name, states)
+        kept.append(made & set(states[0]))
+        return stop
+
+    monkeypatch.setattr(bias_correction, "_advance", watched)
+    correct(plain, parent, feeds(images))
+    assert len(made) == len(kept) > 2 and not any(kept)
 
 
 def test_only_biases_change_and_nothing_without_images(images: Floats) -> None:
