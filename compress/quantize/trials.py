@@ -191,7 +191,7 @@ class Trials:
         if trial.method == "static" and (analyse or not keeps):
             costs = self._costs()
             if not keeps:
-                trial = self._mixed(costs)
+                trial = self._mixed(costs, trial.model)
         # What breaks the budget is not published anyway, so its speed matters only where it is written all the same.
         if timed and not self._untimed and (trial.keeps(self._config.max_drop) or self._config.keep == "any"):
             trial = dataclasses.replace(trial, speed=self._speed(trial.model))
@@ -258,7 +258,7 @@ class Trials:
             temperature=self._card.use.temperature,
         )
 
-    def _mixed(self, costs: Sequence[Cost]) -> Trial:
+    def _mixed(self, costs: Sequence[Cost], whole: ModelProto) -> Trial:
         """As few of the costliest nodes in float as the budget needs; the nearest candidate if none of them holds.
 
         They are chosen on one half of the comparison images, and what comes back was compared on the other.
@@ -267,7 +267,8 @@ class Trials:
         tried: dict[int, Trial] = {}
 
         def make(count: int) -> Trial:
-            tried[count] = self._try("static", self._variants.static(order[:count]), order[:count], slice(1))
+            model = self._variants.static(order[:count]) if count else whole
+            tried[count] = self._try("static", model, order[:count], slice(1))
             return tried[count]
 
         def holds(count: int) -> bool:
