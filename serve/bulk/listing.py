@@ -59,6 +59,8 @@ def is_url(text: str) -> bool:
 
 def shown(path: str) -> str:
     """A path as valid Unicode; bytes that are none are escaped."""
+    if path.isascii():
+        return path
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -30,12 +30,15 @@ from zoo.base.files import graph_paths
 from zoo.base.machine import peak_bytes
 from zoo.base.progress import Ongoing, note
 
-__all__ = ["EXECUTORS", "ScoreConfig", "ScoreReport", "score"]
+__all__ = ["EXECUTORS", "ScoreConfig", "ScoreReport", "Watch", "score"]
 
 EXECUTORS = ("embedded", "ray")
 
 _Results = tuple[int, Iterator[tuple[Summary, int]]]
 _Executor = Callable[[Job, Source, Parts, int, Callable[[int], None]], AbstractContextManager[_Results]]
+
+Watch = Callable[[int, int, bool], None]
+"""Told whenever images are done: how many are, how many inputs are listed, and whether these are all there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +110,12 @@ class ScoreReport:
     """Most bytes that (this process, any worker) had after the first part of this run, and at its end."""
 
 
-def score(config: ScoreConfig) -> ScoreReport:
+def score(config: ScoreConfig, *, watch: Watch | None = None) -> ScoreReport:
     """Score a source, or what a stopped run left of it.
+
+    Args:
+        config: what to score, and how.
+        watch: what it raises ends the run as a failure does; finished parts are kept.
 
     Raises:
         UsageError: options that do not fit, or parts that another artefact, other inputs or settings made.
@@ -136,7 +143,7 @@ def score(config: ScoreConfig) -> ScoreReport:
     parts = Parts(out=out, decides=_decides(config, job), about=_about(config, predictor, path))
     del predictor
     report = ScoreReport(out=config.out)
-    progress = _Progress(source)
+    progress = _Progress(source, watch)
     with parts.opened(force=config.force):
         begin = time.perf_counter()
         executor = _executor(config.executor)
@@ -158,8 +165,9 @@ def score(config: ScoreConfig) -> ScoreReport:
 class _Progress:
     """What is done, of all that there is to do, which is listed in the background."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, watch: Watch | None) -> None:
         self.passed: Counter[str] = Counter()
+        self._watch = watch
         self._listed, self._unit, self._known = 0, "images", False
         self._images = self._parts = 0
         self._thread = threading.Thread(target=self._list, args=(source,), daemon=True)
@@ -184,6 +192,8 @@ class _Progress:
         elif self._known:
             total = self._listed
         self._shown.add(images, total=total, state=state, skipped=skipped)
+        if self._watch:
+            self._watch(self._images, self._listed, self._known)
 
     def part(self, summary: Summary) -> None:
         """Count a part; its images are counted if this run has not scored them."""

@@ -24,7 +24,7 @@ from zoo.artefact.preprocess import batch
 from zoo.base.files import sha256_file
 from zoo.base.machine import cores
 
-__all__ = ["Prediction", "Predictor", "default_providers", "draw_golden", "ranked", "softmax", "tolerance"]
+__all__ = ["Prediction", "Predictor", "best", "default_providers", "draw_golden", "ranked", "softmax", "tolerance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +149,18 @@ def _card_of(path: Path) -> Card:
 
 def ranked(probabilities: npt.NDArray[np.float32], labels: Sequence[str], *, top: int = 5) -> list[Prediction]:
     """Turn probabilities [B, K] of K labels into the `top` of them, best first; ties go to the earlier label."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return [
         Prediction(
             labels=tuple(labels[column] for column in columns),
             probabilities=tuple(float(row[column]) for column in columns),
         )
-        for row, columns in zip(probabilities, order, strict=True)
+        for row, columns in zip(probabilities, best(probabilities, top=top), strict=True)
     ]
+
+
+def best(probabilities: npt.NDArray[np.float32], *, top: int) -> npt.NDArray[np.intp]:
+    """Columns of the `top` highest of K probabilities: [B, min(top, K)] of [B, K], in the order of :func:`ranked`."""
+    return np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
 
 
 def draw_golden(predictor: Predictor) -> Golden:

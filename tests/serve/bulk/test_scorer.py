@@ -56,6 +56,17 @@ def test_rows_are_what_the_predictor_says(artefact):
         assert row["error"] is None
 
 
+def test_reading_ahead_changes_no_row(artefact, tmp_path, monkeypatch):
+    for seed in range(5):
+        (tmp_path / f"{seed}.png").write_bytes(encode(picture(seed)))
+    chunk = _chunk([None] * 6, [str(tmp_path / f"{seed}.png") for seed in (0, 1, 9, 2, 3, 4)])
+    scorer = Scorer(_job(artefact, batch=4, top=5))
+    whole = scorer(chunk)
+    monkeypatch.setattr("serve.bulk.scorer._READ_AHEAD", 1)
+    assert scorer(chunk).equals(whole)
+    assert [len(row["labels"] or ()) for row in whole.to_pylist()] == [3, 3, 0, 3, 3, 3]  # there are no more labels
+
+
 def test_what_cannot_be_read_is_a_sentence_in_its_row(artefact, tmp_path):
     good = encode(picture(1))
     (tmp_path / "good.png").write_bytes(good)
