@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import ablation
+from bench import ablation, scoring_tables
 from bench.artefact_table import Line, collect, lines_of
 from bench.artefact_table import render as table_of
 from bench.pareto import draw_pareto
@@ -25,6 +25,7 @@ from bench.rows import (
     COMPARE,
     KINDS,
     LATENCY,
+    LISTING,
     LOAD,
     RACE,
     SCORE,
@@ -64,6 +65,7 @@ _KEYS: dict[str, Callable[[_Row], Any]] = {
     SERVING: lambda row: (row["artefact"], row["file"]),
     LOAD: lambda row: (row["model"], row["scenario"]),
     SCORE: lambda row: row["artefact"],
+    LISTING: lambda row: row["artefact"],
     ATTACKS: lambda row: row["attack"],
     SOAK: lambda row: row["fault"],
     START: lambda row: (row["artefact"], row["known"]),
@@ -76,7 +78,9 @@ BLOCKS: dict[str, tuple[str, Callable[[Sequence[Any]], str]]] = {
     "ablation": (ABLATION, ablation.markdown),
     "attacks": (ATTACKS, soak_tables.attacks),
     "compare": (COMPARE, lambda rows: _compared(rows, random=True)),
+    "listing": (LISTING, scoring_tables.listing),
     "race": (RACE, race_table),
+    "score": (SCORE, scoring_tables.speed),
     "serving": (SERVING, serving_table),
     "soak": (SOAK, soak_tables.faults),
     "start": (START, start.markdown),

@@ -19,6 +19,7 @@ __all__ = [
     "Environment",
     "Fault",
     "Latency",
+    "Listing",
     "Load",
     "Pytest",
     "Race",
@@ -271,6 +272,25 @@ class Score(_OfFile, _Busy):
     ratio_high: Rate | None
     peak_mb: Time
     worker_peak_mb: Time
+
+
+class Listing(_OfFile, _Engine, _Busy):
+    """The start of bulk scoring where a folder, simulated, holds very many images."""
+
+    source: str
+    """The folder whose images come again and again."""
+    names: Number
+    workers: Number
+    threads: Number
+    batch: Number
+    first_seconds: Time
+    """Since the process began, until the first images were scored."""
+    listed_seconds: Time
+    """Until all names were listed, where the run ends."""
+    n: Number
+    """Images that were scored by then."""
+    peak_mb: Rounds
+    """The most memory of the process that lists, at the first scored images and after each tenth of the names."""
 
 
 class Fault(_Run):

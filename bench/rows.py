@@ -24,6 +24,7 @@ __all__ = [
     "COMPARE",
     "KINDS",
     "LATENCY",
+    "LISTING",
     "LOAD",
     "PYTEST",
     "RACE",
@@ -47,6 +48,7 @@ ACCURACY = "accuracy.jsonl"
 ATTACKS = "attacks.jsonl"
 COMPARE = "compare.jsonl"
 LATENCY = "latency.jsonl"
+LISTING = "listing.jsonl"
 LOAD = "load.jsonl"
 PYTEST = "pytest.jsonl"
 RACE = "race.jsonl"
@@ -72,6 +74,7 @@ KINDS = {
     ATTACKS: Kind(model=schema.Attack, command="python -m tests.soak.attacks"),
     COMPARE: Kind(model=schema.Compare, command="pocketzoo bench compare"),
     LATENCY: Kind(model=schema.Latency, command="pocketzoo bench latency"),
+    LISTING: Kind(model=schema.Listing, command="pocketzoo bench score --names"),
     LOAD: Kind(model=schema.Load, command="pocketzoo bench load"),
     PYTEST: Kind(model=schema.Pytest, command="pytest --benchmark"),
     RACE: Kind(model=schema.Race, command="pocketzoo bench race"),

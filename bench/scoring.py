@@ -32,7 +32,7 @@ from zoo.artefact.clock import alternate
 from zoo.artefact.environment import load_average
 from zoo.artefact.predictor import Predictor
 from zoo.base.errors import ArtefactError, DataError, ImageError, UsageError
-from zoo.base.files import graph_paths, sha256_file
+from zoo.base.files import graph_paths
 from zoo.base.interrupt import end_with_parent
 from zoo.base.machine import cores
 from zoo.base.statistics.intervals import ratio
@@ -119,10 +119,10 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     return stamp() | {
         "artefact": chosen.card.name,
         "file": path.name,
-        "digest": sha256_file(path),
+        "digest": chosen.digest,
         "graph": chosen.card.inform.graph,
         "load_average": load,
-        "source": config.source,
+        "source": Path(config.source).name,
         "executor": "embedded",
         **engine_fields(chosen),
         "workers": workers,

@@ -23,16 +23,44 @@ def bench_score(
     workers: Workers = 0,
     threads: Threads = 1,
     batch: Batch = 16,
+    names: Annotated[
+        int | None, typer.Option(help="Instead: the first image, and memory, where the folder had so many entries.")
+    ] = None,
     engine: Engine = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare bulk scoring with loops that do nothing else.
 
-    Images per second of reading, decoding and inference, and the ratio.
+    Images per second of reading, decoding and inference, and the ratio. With --names, no comparison: when the first
+    image of a huge folder, which is simulated, is scored, and the memory until all of it is listed.
     """
-    from bench.rows import SCORE, append
+    from bench.rows import LISTING, SCORE, append
     from bench.scoring import SpeedConfig, measure_speed
 
+    if names is not None:
+        from bench.listing import ListingConfig, measure_listing
+
+        listing = ListingConfig(
+            artefact=artefact,
+            source=source,
+            names=names,
+            workers=workers,
+            threads=threads,
+            batch=batch,
+            engine=engine,
+        )
+        row = measure_listing(listing)
+        append(output_root() / "bench" / LISTING, [row])
+        if as_json:
+            print(json.dumps(row))
+            return
+        print(
+            f"{names:,} names: first image after {row['first_seconds']:.1f} s, all listed after "
+            f"{row['listed_seconds']:.0f} s, {row['n']:,} images scored by then"
+        )
+        memory = ", ".join(f"{mb:.0f}" for mb in row["peak_mb"])
+        print(f"peak memory, MB, at the first image and after each tenth: {memory}")
+        return
     row = measure_speed(
         SpeedConfig(
             artefact=artefact,

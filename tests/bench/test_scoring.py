@@ -13,6 +13,7 @@ import pytest
 import bench.scoring
 from bench.rows import SCORE, append, read
 from bench.scoring import REFERENCES, SpeedConfig, Turn, measure_speed, take_turn
+from bench.scoring_tables import speed
 from tests.zoo.factories import encode, picture, write_artefact
 from zoo.base.errors import ArtefactError, DataError, UsageError
 
@@ -71,7 +72,10 @@ def test_the_row(place, monkeypatch, tmp_path):
     assert row["round_images_per_s"] == {way: list(found) for way, found in rates.items()}
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (0.9, 0.8, 1.0)
     assert row["references"] == {"session threads": 1, "threads": 50, "processes": 75}
-    assert (row["n"], row["images_per_s"], row["engine"]) == (6, 80, "onnxruntime")
+    assert (row["n"], row["images_per_s"], row["engine"], row["source"]) == (6, 80, "onnxruntime", "photos")
+    table = speed(read(tmp_path / SCORE))
+    assert "| images/s | processes | session threads | threads | % of fastest (95 % CI) |" in table
+    assert "| tiny/model.onnx | photos | 6 | 2 | 80 | 75 | 1 | 50 | 90.0 (80.0-100.0) | 1 | 2 |" in table
 
 
 def killed(*given):
