@@ -1,4 +1,4 @@
-"""How good one file's answers are: label by label, how sure, and where it errs worst. `N` images, `K` labels."""
+"""How good one file's answers are: per class, how sure, and where it errs worst. `N` images, `K` labels."""
 
 from __future__ import annotations
 

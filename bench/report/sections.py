@@ -46,19 +46,19 @@ def headline(report: Report) -> dict[str, str]:
 
 
 def sections(report: Report) -> list[Section]:
-    """All parts of the page. A part that cannot be there is a sentence that says why."""
+    """All parts of the page: what was reached first, where it comes from last. A part that cannot be there is a sentence that says why."""
     values = document(report)
     parts: dict[str, tuple[str, Iterator[Block]]] = {
-        "measured": ("How this was measured", _measured(report, values)),
-        "card": ("Card", card_blocks(values)),
-        "lineage": ("Lineage", lineage_blocks(values["lineage"])),
-        "curves": ("Learning curves", _curves(report)),
         "compression": ("Compression, step by step", _compression(report)),
         "confusion": ("Confusion matrix", _judged(report, _confusion)),
-        "classes": ("Label by label", _judged(report, _classes)),
-        "reliability": ("Reliability", _judged(report, _reliability)),
         "errors": ("Worst errors", _judged(report, _errors)),
+        "classes": ("Per class", _judged(report, _classes)),
+        "reliability": ("Reliability", _judged(report, _reliability)),
         "peers": ("Latency beside other runtimes", _peers(report)),
+        "curves": ("Learning curves", _curves(report)),
+        "card": ("Card", card_blocks(values)),
+        "lineage": ("Lineage", lineage_blocks(values["lineage"])),
+        "measured": ("How this was measured", _measured(report, values)),
         "method": ("Method", iter([Text(text=" ".join(METHOD.split()))])),
     }
     return [Section(ident=name, title=title, blocks=tuple(blocks)) for name, (title, blocks) in parts.items()]

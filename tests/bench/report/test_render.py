@@ -76,8 +76,8 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
 
 def test_every_part_is_there_and_nothing_comes_from_elsewhere(done: Report) -> None:
     text, reader = page_of(done)
-    parts = ["measured", "card", "lineage", "curves", "compression", "confusion", "classes", "reliability", "errors"]
-    parts += ["peers", "method"]
+    parts = ["compression", "confusion", "errors", "classes", "reliability", "peers", "curves", "card", "lineage"]
+    parts += ["measured", "method"]
     assert [ident for ident in reader.idents if not ident.endswith("-title")] == parts
     assert len(reader.titles) == len(parts)
     assert {"script", "link", "iframe"}.isdisjoint(reader.tags)
