@@ -88,6 +88,8 @@ class Build:
     """Keyword arguments of the architecture; JSON scalars and lists."""
     heads: Mapping[str, int] = field(default_factory=dict)
     """Attention module name -> number of heads, for attention modules whose heads were pruned."""
+    dropped: tuple[str, ...] = ()
+    """Names of the residual blocks of which pruning left the shortcut alone."""
     layer: str = ""
     """The network ends after this layer, whose pooled output a linear classifier reads; "": it is whole."""
     head: Head | None = None
@@ -429,6 +431,8 @@ def to_json(card: Card) -> str:
     # Left out where it says nothing, so that versions which do not know it read such cards, too.
     if card.use.input.range is None:
         del document["use"]["input"]["range"]
+    if not card.build.dropped:
+        del document["build"]["dropped"]
     if card.use.golden and not card.use.golden.engines:
         del document["use"]["golden"]["engines"]
     for metrics in document["inform"]["metrics"]:

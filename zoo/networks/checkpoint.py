@@ -17,7 +17,7 @@ from zoo.networks.cutting.truncate import truncate
 from zoo.networks.heads import add_head
 from zoo.networks.lora import add_card_lora
 from zoo.networks.registry import build, classifier_width
-from zoo.networks.shrink import attentions, shrink
+from zoo.networks.shrink import attentions, drop_blocks, shrink
 
 __all__ = ["heads_of", "load", "read_card", "rebuild", "save"]
 
@@ -35,8 +35,8 @@ def read_card(path: Path) -> Card:
 def load(path: Path) -> tuple[nn.Module, Card]:
     """Rebuild the network of a checkpoint, in evaluation mode on the CPU.
 
-    The architecture is built by name, shrunk to the shapes in the header where the file holds a pruned network, and
-    loaded strictly.
+    The architecture is built by name, loses the blocks that the card calls dropped, is shrunk to the shapes in the
+    header where the file holds a pruned network, and loaded strictly.
 
     Raises:
         ArtefactError: missing, not a safetensors file, or tensors that do not fit the architecture.
@@ -45,7 +45,7 @@ def load(path: Path) -> tuple[nn.Module, Card]:
     card, tensors = _read(path, tensors=True)
     try:
         model = rebuild(card)
-    except UsageError as error:
+    except (UsageError, ArtefactError) as error:
         raise ArtefactError(f"{path}: {error}") from error
     if card.build.lora is not None:
         add_card_lora(model, card.build.lora)
@@ -61,9 +61,10 @@ def load(path: Path) -> tuple[nn.Module, Card]:
 
 
 def rebuild(card: Card) -> nn.Module:
-    """The network that a card describes, with random weights, whole widths and no adapters.
+    """The network that a card describes, with random weights, whole widths and no adapters, without dropped blocks.
 
     Raises:
+        ArtefactError: it has no block of the name of one that was dropped.
         UsageError: the architecture, its arguments, its layer or its head do not exist.
     """
     classes = len(card.use.labels)
@@ -74,6 +75,7 @@ def rebuild(card: Card) -> nn.Module:
         model = truncate(model, card.build.layer, classes)
     if card.build.head is not None:
         add_head(model, card.build.head, classes)
+    drop_blocks(model, card.build.dropped)
     return model
 
 

@@ -2,7 +2,7 @@
 
 A pruned artefact is rebuilt from what its file states (architecture, tensor shapes, heads), never from a pickle.
 Whatever a layer keeps beside its tensors (widths, groups, heads) is read off the tensors, by the same functions when a
-network is pruned and when it comes back from its file.
+network is pruned and when it comes back from its file. Of blocks that are gone whole, the file has the names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,52 @@ from torch import nn
 
 from zoo.base.errors import ArtefactError
 
-__all__ = ["attentions", "is_depthwise", "keep_channels", "keep_slices", "qkv_width", "set_heads", "shrink", "update"]
+__all__ = [
+    "Shortcut",
+    "attentions",
+    "drop_blocks",
+    "dropped_blocks",
+    "is_depthwise",
+    "keep_channels",
+    "keep_slices",
+    "qkv_width",
+    "set_heads",
+    "shrink",
+    "update",
+]
+
+
+class Shortcut(nn.Identity):
+    """What is left of a residual block without its branch: the features come out as they go in, in any shape.
+
+    Unlike nn.Identity it may be told what the branch would read besides (rotary positions, masks).
+    """
+
+    def forward(self, input: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        """`input` itself."""
+        return input
+
+
+def drop_blocks(model: nn.Module, names: Iterable[str]) -> None:
+    """Leave nothing but the shortcut of residual blocks, in place.
+
+    Args:
+        model: the network.
+        names: of the blocks in it.
+
+    Raises:
+        ArtefactError: the network has no such block.
+    """
+    for name in names:
+        try:
+            model.set_submodule(name, Shortcut(), strict=True)
+        except (AttributeError, ValueError) as error:
+            raise ArtefactError(f"the block {name!r}, which was dropped, is not in {type(model).__name__}") from error
+
+
+def dropped_blocks(model: nn.Module) -> tuple[str, ...]:
+    """The names of the blocks of which only the shortcut is left."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, Shortcut))
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:

@@ -96,6 +96,7 @@ def cards(draw: st.DrawFn) -> Card:
             architecture=draw(TEXTS),
             arguments=draw(TABLES),
             heads=draw(st.dictionaries(TEXTS, COUNTS, max_size=2)),
+            dropped=draw(st.lists(TEXTS, max_size=2).map(tuple)),
             lora=draw(st.none() | lora),
         ),
         use=Use(
@@ -157,6 +158,14 @@ def test_a_card_without_a_range_reads_as_it_did_before():
     ranged = make_card(spec=make_input(range=4095))
     assert json.loads(to_json(ranged))["use"]["input"]["range"] == 4095
     assert from_json(to_json(ranged), where="here") == ranged
+
+
+def test_a_card_without_dropped_blocks_reads_as_it_did_before():
+    card = make_card()
+    assert "dropped" not in json.loads(to_json(card))["build"]
+    shorter = dataclasses.replace(card, build=dataclasses.replace(card.build, dropped=("layer1.1",)))
+    assert json.loads(to_json(shorter))["build"]["dropped"] == ["layer1.1"]
+    assert from_json(to_json(shorter), where="here") == shorter
 
 
 def test_keys_are_sorted_and_letters_stay_letters():

@@ -18,6 +18,7 @@ from zoo.base.errors import ArtefactError, CardError
 from zoo.networks import checkpoint
 from zoo.networks.lora import add_lora
 from zoo.networks.registry import build
+from zoo.networks.shrink import drop_blocks, dropped_blocks
 
 ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
     "lenet": ({}, 28),
@@ -153,6 +154,25 @@ def test_wrong_heads(tmp_path, heads, message):
     card = dataclasses.replace(card, build=dataclasses.replace(card.build, heads=heads))
     checkpoint.save(model, card, tmp_path / "m")
     with pytest.raises(ArtefactError, match=message):
+        checkpoint.load(tmp_path / "m")
+
+
+def test_dropped_blocks_come_back_as_shortcuts(tmp_path):
+    model, card, images = _made("vit_tiny_patch16_224")
+    drop_blocks(model, ["blocks.0"])
+    card = dataclasses.replace(card, build=dataclasses.replace(card.build, dropped=("blocks.0",)))
+    checkpoint.save(model, card, tmp_path / "m")
+    loaded, found = checkpoint.load(tmp_path / "m")
+    assert found.build.dropped == dropped_blocks(loaded) == ("blocks.0",)
+    assert torch.equal(_logits(loaded, images), _logits(model, images))
+
+
+@pytest.mark.parametrize("name", ["blocks.9", "blocks.0.nothing", "forward", ""])
+def test_wrong_dropped_blocks(tmp_path, name):
+    model, card, _ = _made("vit_tiny_patch16_224")
+    card = dataclasses.replace(card, build=dataclasses.replace(card.build, dropped=(name,)))
+    checkpoint.save(model, card, tmp_path / "m")
+    with pytest.raises(ArtefactError, match=rf"m: the block '{name}', which was dropped, is not in VisionTransformer"):
         checkpoint.load(tmp_path / "m")
 
 

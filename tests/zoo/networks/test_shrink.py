@@ -11,7 +11,7 @@ from torch import nn
 from tests.zoo.factories import TINY_VIT
 from zoo.base.errors import ArtefactError
 from zoo.networks.registry import build
-from zoo.networks.shrink import attentions, set_heads, shrink
+from zoo.networks.shrink import Shortcut, attentions, drop_blocks, dropped_blocks, set_heads, shrink
 
 
 def _net() -> nn.Sequential:
@@ -114,3 +114,17 @@ def test_heads_share_what_is_left_of_their_width() -> None:
     assert found["blocks.0.attn"].head_dim == 16
     shrink(model, shapes, {name: 2})
     assert (found[name].num_heads, found[name].head_dim, found[name].scale) == (2, 12, 12**-0.5)
+
+
+def test_of_a_dropped_block_the_shortcut_is_left() -> None:
+    model = build("vit_tiny_patch16_224", classes=2, channels=3, arguments=TINY_VIT).eval()
+    alone = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.blocks[1].parameters():
+            parameter.zero_()
+    drop_blocks(alone, ["blocks.1"])
+    assert (dropped_blocks(alone), dropped_blocks(model)) == (("blocks.1",), ())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(alone(images), model(images))
+    features = torch.rand(2, 5)
+    assert Shortcut()(features, torch.zeros(1), mask=None) is features
