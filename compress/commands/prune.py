@@ -57,6 +57,10 @@ def prune(
     most: Annotated[float, typer.Option(help="Largest share of a group that goes, with --scope global.")] = 0.9,
     steps: Annotated[int, typer.Option(help="Prune in so many steps, scoring anew before each.")] = 1,
     round_to: Annotated[int, typer.Option(help="Widths stay multiples of this many channels.")] = 8,
+    depth: Annotated[
+        str,
+        typer.Option(help="auto: whole residual blocks go, too, where the loss is smaller so (with taylor); none."),
+    ] = "none",
     embedding: Annotated[
         bool, typer.Option("--embedding", help="Prune the width of a transformer's embedding, too.")
     ] = False,
@@ -86,6 +90,7 @@ def prune(
         most=most,
         steps=steps,
         round_to=round_to,
+        depth=depth,
         embedding=embedding,
         head_dims=head_dims,
         images=images,

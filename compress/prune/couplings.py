@@ -27,8 +27,10 @@ from zoo.base.errors import ArtefactError
 from zoo.networks.heads import UnitLength
 from zoo.networks.shrink import is_depthwise
 
-__all__ = ["REMEDY", "Cut", "Kept", "Part", "Traced", "is_attention", "parts_of", "traced"]
+__all__ = ["BLOCK", "REMEDY", "Cut", "Kept", "Part", "Traced", "is_attention", "parts_of", "traced"]
 
+BLOCK = "block"
+"""The kind of a part that is one whole residual block; see `depth`."""
 REMEDY = "export the network unpruned (pocketzoo export)"
 _CONVOLUTION = nn.modules.conv._ConvNd
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -45,7 +47,7 @@ class Part:
     name: str
     """The layer it is named after."""
     kind: str
-    """`channel`, `hidden unit`, `head`, `head dimension` or `embedding`."""
+    """`channel`, `hidden unit`, `head`, `head dimension`, `embedding` or `block`."""
     units: tuple[tuple[int, ...], ...]
     """Unit -> the root's channels that go together."""
     multiple: int = 1

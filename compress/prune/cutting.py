@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from compress.prune.couplings import REMEDY, Cut, Kept, Part, is_attention, parts_of, traced
+from compress.prune.couplings import BLOCK, REMEDY, Cut, Kept, Part, is_attention, parts_of, traced
 from compress.prune.proof import provable
 from zoo.artefact.card import Input
 from zoo.base.errors import ArtefactError, UsageError
-from zoo.networks.shrink import keep_channels, keep_slices, qkv_width, set_heads, update
+from zoo.networks.shrink import drop_blocks, keep_channels, keep_slices, qkv_width, set_heads, update
 
 __all__ = ["Cut", "Kept", "Part", "Structure", "shape_of"]
 
@@ -76,8 +76,8 @@ class Structure:
             )
 
     def cuts(self, part: Part) -> list[Cut]:
-        """What goes with the part's channels, by the numbers of the network as it was traced."""
-        return self._cuts[part]
+        """What goes with the part's channels, by the numbers of the network as it was traced; of a block, nothing."""
+        return self._cuts.get(part, [])
 
     def copy(self) -> Structure:
         """The same parts of a copy of the network, which can be cut apart from this one; nothing is traced anew."""
@@ -94,13 +94,16 @@ class Structure:
         """Cut units of a part out of the network, in place.
 
         Args:
-            part: one of `parts`.
+            part: one of `parts`; or a block, after `finish`, since other parts reach into it.
             doomed: indices into `part.units`, as they are numbered there whatever was removed before.
 
         Raises:
             UsageError: an index that does not exist, or too few units left.
             ArtefactError: a layer that several parts reach would be left without channels. Nothing was removed.
         """
+        if part.kind == BLOCK:
+            drop_blocks(self.model, [part.name])
+            return
         gone = set(doomed)
         left = len(part.units) - len(gone)
         if not gone <= set(range(len(part.units))):

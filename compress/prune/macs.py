@@ -6,6 +6,7 @@ that one counted run of the whole network tells the cost of any other width. T t
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -47,14 +48,16 @@ class Costs:
             )
             if name in heads:
                 # Queries times keys, and attention times values: as wide as what the projection reads.
-                terms.add(shares[f"{name}.proj", "in"], macs=own)
+                terms.add(name, shares[f"{name}.proj", "in"], macs=own)
                 own = 0
             for key, tensor in module.named_parameters(recurse=False):
                 both = key == "weight" and tensor.ndim > 1
                 out = shares[name, key] or shares[name, "out"]
-                terms.add(out, shares[name, "in"] if both else {}, macs=own if both else 0, parameters=tensor.numel())
+                sides = out, shares[name, "in"] if both else {}
+                terms.add(name, *sides, macs=own if both else 0, parameters=tensor.numel())
                 own = 0 if both else own
-            terms.add({}, macs=own)
+            terms.add(name, {}, macs=own)
+        self._layers = terms.layers
         self._matrices = terms.matrices()
         self._bases: dict[str, _Floats] = {
             "macs": np.array(terms.macs, dtype=np.float64),
@@ -62,6 +65,14 @@ class Costs:
         }
         self.whole: dict[str, int] = {goal: round(float(base.sum())) for goal, base in self._bases.items()}
         """`macs` and `params` of the network as it is."""
+
+    def without(self, blocks: Sequence[Part]) -> Costs:
+        """The costs of the same network without some of its residual blocks; `whole` stays what it was with them."""
+        inside = tuple(f"{block.name}." for block in blocks)
+        stays = np.array([not f"{layer}.".startswith(inside) for layer in self._layers])
+        found = copy.copy(self)
+        found._bases = {goal: base * stays for goal, base in self._bases.items()}
+        return found
 
     def of(self, goal: str, left: npt.ArrayLike) -> _Floats:
         """`macs` or `params` [N] where `left` [N, P] units stay."""
@@ -78,13 +89,15 @@ class _Terms:
     def __init__(self, parts: int) -> None:
         self._parts = parts
         self._rows: list[tuple[dict[int, float], ...]] = []
+        self.layers: list[str] = []
         self.macs: list[float] = []
         self.parameters: list[float] = []
 
-    def add(self, *sides: dict[int, float], macs: float = 0, parameters: float = 0) -> None:
-        """A term that shrinks with each of `sides`: part -> share of that side's channels that belongs to it."""
+    def add(self, layer: str, *sides: dict[int, float], macs: float = 0, parameters: float = 0) -> None:
+        """A term of a layer that shrinks with each of `sides`: part -> share of that side's channels that is its."""
         if macs or parameters:
             self._rows.append(sides)
+            self.layers.append(layer)
             self.macs.append(macs)
             self.parameters.append(parameters)
 

@@ -14,7 +14,7 @@ import torch
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 
-from compress.prune.couplings import Cut, Part
+from compress.prune.couplings import BLOCK, Cut, Part
 from zoo.networks.shrink import is_depthwise, keep_channels, keep_slices, update
 
 __all__ = ["mask"]
@@ -26,11 +26,14 @@ def mask(model: nn.Module, cuts_of: Callable[[Part], Sequence[Cut]], doomed: Map
     Args:
         model: the network whose parts they are, or a copy, with nothing removed yet.
         cuts_of: where each part reaches.
-        doomed: part -> indices into its units.
+        doomed: part -> indices into its units; of a block, all that it has is zero.
     """
     lost: dict[tuple[str, str], set[int]] = {}
     cuts = {}
     for part, units in doomed.items():
+        if part.kind == BLOCK:
+            for parameter in model.get_submodule(part.name).parameters():
+                parameter.zero_()
         roots = {channel for unit in units for channel in part.units[unit]}
         for cut in cuts_of(part):
             cuts[cut.place] = cut

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from compress.prune.cutting import Kept, Part, Structure, shape_of
+from compress.prune.depth import chosen_blocks, residual_blocks
 from compress.prune.importance import check_importance, comparable, scores
 from compress.prune.macs import Costs
 from compress.prune.network_latency import network_ms
@@ -43,7 +44,7 @@ class Step:
     layer: str
     """The layer the group is named after."""
     unit: str
-    """`channel`, `hidden unit`, `head`, `head dimension` or `embedding`."""
+    """`channel`, `hidden unit`, `head`, `head dimension`, `embedding` or `block`."""
     before: int
     after: int
     macs: float
@@ -110,7 +111,7 @@ def reduce(
     if not isinstance(spec, torch.Tensor) and goal == "latency_ms":
         return _within_latency(ready, spec, value)
     try:
-        pruned, done = _within(ready, goal, value)
+        pruned, done = _within(ready, goal, value, ready.blocks(goal, value))
     except OutOfReachError as error:
         unit = {"macs": "multiply-accumulates", "params": "parameters"}[goal]
         kept = ready.structure.kept
@@ -171,14 +172,34 @@ class _Ready:
         saved = 1 - self.costs.of(goal, whole - np.eye(len(whole))) / self.costs.whole[goal]
         return list(saved.clip(min=np.finfo(np.float64).eps))
 
-    def cut(self, goal: str, most: float) -> tuple[nn.Module, dict[_Name, int]]:
-        """A copy that costs at most `most`, and how many units of each part it has left."""
-        left = choose(self.ladders, self.costs, goal, most, scope=self.config.scope)
+    def blocks(self, goal: str, share: float) -> list[Part]:
+        """The residual blocks that go, so that a network of `share` of the cost has the smallest loss."""
+        if self.config.depth == "none":
+            return []
+        if self.images is None:
+            note("every block stays: the loss, which decides that, takes labelled images and the importance taylor")
+            return []
+        blocks, most = residual_blocks(self.structure, shape_of(self.spec)), self.costs.whole[goal] * share
+        prices = [self.price(goal, block) for block in blocks]
+        return chosen_blocks(
+            self.structure.model, blocks, prices, self.images, lambda dropped: self.cut(goal, most, dropped)[0]
+        )
+
+    def price(self, goal: str, block: Part) -> float:
+        """Share of what the goal counts that goes with a block alone."""
+        widths = [[len(part.units) for part in self.parts]]
+        return 1 - float(self.costs.without([block]).of(goal, widths)[0]) / self.costs.whole[goal]
+
+    def cut(self, goal: str, most: float, dropped: Sequence[Part] = ()) -> tuple[nn.Module, dict[_Name, int]]:
+        """A copy without some blocks that costs at most `most`, and how many units of each part it has left."""
+        left = choose(self.ladders, self.costs.without(dropped), goal, most, scope=self.config.scope)
         structure = self.structure.copy()
         for part, rungs, count in zip(self.parts, self.ladders, left, strict=True):
             if doomed := rungs.doomed(count):
                 structure.remove(part, doomed)
         structure.finish()
+        for block in dropped:
+            structure.remove(block, [0])
         return structure.model, dict(zip(self.names, left, strict=True))
 
     def alone(self, left: dict[_Name, int]) -> dict[_Name, float]:
@@ -191,21 +212,26 @@ class _Ready:
         return found
 
 
-def _within(ready: _Ready, goal: str, share: float) -> tuple[nn.Module, Plan]:
-    """Prune in steps of equal ratio, scoring anew before each, to at most `share` of the whole network's cost."""
+def _within(ready: _Ready, goal: str, share: float, dropped: Sequence[Part]) -> tuple[nn.Module, Plan]:
+    """Prune in steps of equal ratio, scoring anew before each, to at most `share` of the whole network's cost.
+
+    The blocks that are `dropped` go in the first.
+    """
     config, costs = ready.config, ready.costs
     step, pruned, left = ready, ready.structure.model, ready.whole
     for number in range(1, config.steps + 1):
         if number > 1:
             step = _Ready(pruned, ready.spec, config, ready.images, ready.whole)
         try:
-            pruned, left = step.cut(goal, costs.whole[goal] * share ** (number / config.steps))
+            most = costs.whole[goal] * share ** (number / config.steps)
+            pruned, left = step.cut(goal, most, dropped if number == 1 else ())
         except OutOfReachError as error:
             raise OutOfReachError(error.share * step.costs.whole[goal] / costs.whole[goal]) from error
     # A part of one unit cannot lose any, so that a later step does not know it.
     left = {name: left.get(name, 1) for name in ready.names}
     alone = ready.alone(left)
     model = ready.structure.model
+    gone = tuple(f"{block.name}." for block in dropped)
     try:
         macs = count_macs(pruned, shape_of(ready.spec))
     except (RuntimeError, IndexError) as error:
@@ -219,7 +245,11 @@ def _within(ready: _Ready, goal: str, share: float) -> tuple[nn.Module, Plan]:
         steps=tuple(
             Step(layer=name[0], unit=name[1], before=ready.whole[name], after=left[name], macs=round(alone[name], 5))
             for name in ready.names
-            if left[name] < ready.whole[name]
+            if left[name] < ready.whole[name] and not name[0].startswith(gone)
+        )
+        + tuple(
+            Step(layer=block.name, unit=block.kind, before=1, after=0, macs=round(ready.price("macs", block), 5))
+            for block in dropped
         ),
         kept=ready.structure.kept,
         macs_before=costs.whole["macs"],
@@ -270,16 +300,18 @@ def _within_latency(ready: _Ready, spec: Input, wanted: float) -> tuple[nn.Modul
     aim = (1 - LATENCY_TOLERANCE / 2) * wanted
     low, high, share = 0.0, 1.0, aim / whole
     before = 1.0, whole
+    # At the multiply-accumulates that this latency would take if both went together.
+    dropped = ready.blocks("macs", share)
     best: tuple[nn.Module, Plan] | None = None
     nearest = f"the nearest is {whole:.2f} ms unpruned"
     for _ in range(_TRIES):
         narrowest = False
         try:
-            pruned, done = _within(ready, "macs", share)
+            pruned, done = _within(ready, "macs", share, dropped)
         except OutOfReachError as error:
             narrowest = True
             # The narrowest network may be fast enough all the same.
-            pruned, done = _within(ready, "macs", error.share * (1 + 1e-6))
+            pruned, done = _within(ready, "macs", error.share * (1 + 1e-6), dropped)
             low = done.ratio
         now = done.ratio, network_ms(pruned, spec)
         said = f"{now[1]:.2f} ms at {now[0]:.1%} of the multiply-accumulates"

@@ -26,7 +26,7 @@ from zoo.base.machine import give_back_freed_memory
 if TYPE_CHECKING:
     from compress.prune.cutting import Structure
 
-__all__ = ["provable", "randomize"]
+__all__ = ["one_thread", "provable", "randomize"]
 
 _TOLERANCE = 1e-4
 """Of what masking changes in the answers. Right couplings differ by rounding (1e-12, or 1e-6 where a layer computes in
@@ -49,7 +49,7 @@ def provable(structure: Structure, parts: Sequence[Part], shape: Sequence[int]) 
     wrong: list[Kept] = []
     if not parts:
         return [], wrong
-    with _one_thread():
+    with one_thread():
         proof = _Proof(structure, shape)
         proved = _admit(proof, [], list(parts), wrong)
     return proved, wrong
@@ -93,7 +93,7 @@ class _Proof:
         """How the network without half of each part differs from one with them masked; None: not at all."""
         choose = random.Random(0)
         # An odd number, so that channels that were taken for each other's neighbours never all go in pairs.
-        doomed = {part: choose.sample(range(len(part.units)), (len(part.units) // 2 - 1) | 1) for part in parts}
+        doomed = {part: choose.sample(range(len(part.units)), max(1, (len(part.units) // 2 - 1) | 1)) for part in parts}
         masked = copy.deepcopy(self._model)
         with torch.no_grad():
             mask(masked, self._structure.cuts, doomed)
@@ -139,7 +139,7 @@ def randomize(model: nn.Module) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Many small layers: on a busy machine, threads that wait for each other make them ten times as slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

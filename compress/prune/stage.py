@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from compress.prune.couplings import BLOCK
 from compress.prune.cutting import Structure
 from compress.prune.planning import Plan, Step, parts_for, reduce
 from zoo.artefact.card import Card, Input, LineageEntry, advance, allow
@@ -23,6 +24,7 @@ from zoo.base.files import code_commit, sha256_file
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
 from zoo.networks.checkpoint import heads_of, load, rebuild, save
+from zoo.networks.shrink import dropped_blocks
 from zoo.training.evaluate import check_validation
 from zoo.training.recipe import PruneConfig
 from zoo.training.stage import measured
@@ -111,6 +113,7 @@ def prune(
             "macs_ratio": round(done.ratio, 4),
             "parameters_ratio": round(done.parameters_after / done.parameters_before, 4),
             "parts": len(done.steps),
+            "blocks": sum(step.unit == BLOCK for step in done.steps),
             "kept": len(done.kept),
             "latency_ms": done.latency_ms,
             "top1_before": before.top1 if before else None,
@@ -155,7 +158,7 @@ def _rebuilt(card: Card, model: nn.Module, done: Plan) -> Card:
     heads = {name: count for name, count in heads_of(model).items() if count != original[name]}
     return dataclasses.replace(
         card,
-        build=dataclasses.replace(card.build, heads=heads),
+        build=dataclasses.replace(card.build, heads=heads, dropped=dropped_blocks(model)),
         inform=dataclasses.replace(card.inform, macs=done.macs_after),
     )
 

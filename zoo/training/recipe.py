@@ -78,6 +78,9 @@ class PruneConfig:
     """Prune in so many steps towards the goal, scoring anew before each."""
     round_to: int = 8
     """Widths stay multiples of this: what the kernels of ONNX Runtime like."""
+    depth: str = "none"
+    """`auto`: whole residual blocks go as well where at the same goal the loss is smaller so, before any recovery; only
+    with the importance taylor, whose images tell. `none`: they stay."""
     embedding: bool = False
     """Prune the width of a transformer's embedding, too."""
     head_dims: bool = False
@@ -98,6 +101,8 @@ class PruneConfig:
             raise UsageError(f"prune.latency_ms must be positive, got {self.latency_ms}")
         if self.scope not in ("auto", "layer", "global"):
             raise unknown_name("prune.scope", self.scope, ("auto", "layer", "global"))
+        if self.depth not in ("auto", "none"):
+            raise unknown_name("prune.depth", self.depth, ("auto", "none"))
         if not 0 < self.most < 1:
             raise UsageError(f"prune.most is the share of a group that may go, in (0, 1); got {self.most}")
         for name in ("steps", "round_to", "images"):

@@ -170,6 +170,8 @@ def test_impossible_goals_and_unknown_names() -> None:
         plan(model, spec, PruneConfig(params=0.01, round_to=64))
     with pytest.raises(UsageError, match=r"in \(0, 1\); got 1.5"):
         PruneConfig(macs=1.5)
+    with pytest.raises(UsageError, match=r"prune\.depth.*did you mean auto"):
+        PruneConfig(depth="autos")
     with pytest.raises(UsageError, match="did you mean l2"):
         plan(model, spec, PruneConfig(importance="l22"))
     with pytest.raises(UsageError, match="have none; use --importance l2"):
