@@ -20,15 +20,21 @@ from compress.prune.depth import chosen_blocks, residual_blocks
 from compress.prune.macs import Costs
 from compress.prune.stage import plan, prune
 from compress.prune.widths import OutOfReachError
+from compress.quantize.stage import quantize
 from compress.recalibrate import recalibrate
+from compress.recover import recover
 from tests.zoo.factories import TINY_VIT, make_card, make_dataset, make_input, make_samples
 from zoo.artefact import onnx_file as graph
+from zoo.artefact.card import Lora
 from zoo.data.dataset import Dataset
 from zoo.data.decoded import DecodedImages
+from zoo.explain.structure.summary import layers_of
 from zoo.networks import checkpoint
+from zoo.networks.lora import add_lora
 from zoo.networks.registry import build, count_macs
-from zoo.networks.shrink import drop_blocks
-from zoo.training.recipe import PruneConfig, RecalibrateConfig
+from zoo.networks.shrink import Shortcut, drop_blocks
+from zoo.training.loop.config import FitConfig
+from zoo.training.recipe import PruneConfig, QuantizeConfig, RecalibrateConfig, RecoverConfig
 
 _ATTENTION = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -261,13 +267,43 @@ def test_blocks_are_ranked_by_what_the_loss_rises_for_what_they_save() -> None:
         assert networks.asked[:3] == [[], wanted[:1], wanted[:2]]
 
 
-def test_recalibration_works_on_what_is_left(tmp_path: Path) -> None:
+def test_every_later_stage_works_on_what_is_left(tmp_path: Path) -> None:
     arguments = {"layers": [2, 1, 1, 1], "channels": [8, 8, 16, 16]}
-    model = build("resnet18", classes=3, channels=1, arguments=arguments)
+    model, dataset = build("resnet18", classes=3, channels=1, arguments=arguments), make_dataset(per_split=16)
+    card = make_card(architecture="resnet18", spec=make_input(32, "L"), stages=("train",), arguments=arguments)
+    whole, path, made, graphs = (tmp_path / name for name in ("whole", "pruned", "made/model.safetensors", "graph"))
+    checkpoint.save(model, card, whole)
     drop_blocks(model, ["layer1.1"])
-    card = make_card(architecture="resnet18", spec=make_input(32, "L"), stages=("train", "prune"), arguments=arguments)
-    card = dataclasses.replace(card, build=dataclasses.replace(card.build, dropped=("layer1.1",)))
-    path = tmp_path / "model.safetensors"
-    checkpoint.save(model, card, path)
-    recalibrate(path, path, RecalibrateConfig(batch_size=6), dataset=make_dataset())
-    assert checkpoint.read_card(path).build.dropped == ("layer1.1",)
+    checkpoint.save(
+        model, dataclasses.replace(card, build=dataclasses.replace(card.build, dropped=("layer1.1",))), path
+    )
+    recalibrate(path, path, RecalibrateConfig(batch_size=6), dataset=dataset)
+    recover(
+        path,
+        whole,
+        made,
+        RecoverConfig(fit=FitConfig(epochs=1, batch_size=8), features=0.1),
+        dataset=dataset,
+        test=False,
+    )
+    recovered, found = checkpoint.load(made)
+    assert found.build.dropped == ("layer1.1",)
+    assert isinstance(recovered.get_submodule("layer1.1"), Shortcut)
+    assert not any(layer.name.startswith("layer1.1") for layer in layers_of(recovered, (1, 32, 32)))
+    export(made, graphs.with_suffix(".onnx"), dataset=dataset)
+    settings = QuantizeConfig(images=8, method="static", max_drop=100, keep="any")
+    quantize(graphs.with_suffix(".onnx"), graphs.with_suffix(".int8.onnx"), settings, dataset=dataset, timed=False)
+    assert graph.read_card(graphs.with_suffix(".int8.onnx")).build.dropped == ("layer1.1",)
+
+
+def test_adapters_are_added_to_what_is_left(tmp_path: Path) -> None:
+    model = build("vit_tiny_patch16_224", classes=3, channels=1, arguments=TINY_VIT)
+    drop_blocks(model, ["blocks.0"])
+    assert add_lora(model, targets=["qkv"], rank=2, alpha=4.0) == ["blocks.1.attn.qkv"]
+    lora = Lora(targets=("qkv",), rank=2, alpha=4.0)
+    card = make_card(architecture="vit_tiny_patch16_224", spec=make_input(32, "L"), arguments=TINY_VIT)
+    card = dataclasses.replace(card, build=dataclasses.replace(card.build, dropped=("blocks.0",), lora=lora))
+    checkpoint.save(model, card, tmp_path / "m")
+    images = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(checkpoint.load(tmp_path / "m")[0](images), model.eval()(images))
