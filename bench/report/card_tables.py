@@ -14,7 +14,7 @@ _DATA = ("data.name", "data.n.train", "data.n.validation")
 _LORA = ("lora.rank", "lora.alpha", "lora.targets")
 _SETTINGS = {
     "train": ("model", "weights", "size", *_DATA, *_FIT, "fit.loss", "fit.label_smoothing", *_LORA),
-    "prune": ("macs", "params", "latency_ms", "importance", "scope", "round_to", "steps", "images"),
+    "prune": ("macs", "params", "latency_ms", "importance", "scope", "depth", "round_to", "steps", "images"),
     "recover": ("distill", "temperature", *_FIT),
     "quantize": ("method", "calibration", "images", "target", "max_drop", "keep"),
 }
@@ -22,7 +22,16 @@ _SETTINGS = {
 _RESULTS = {
     "train": ("validation_top1", "best_epoch", "epochs", "trainable"),
     "recover": ("validation_top1", "best_epoch", "epochs", "trainable"),
-    "prune": ("macs_ratio", "parameters_ratio", "macs_before", "macs_after", "top1_before", "top1_after", "importance"),
+    "prune": (
+        "macs_ratio",
+        "parameters_ratio",
+        "blocks",
+        "macs_before",
+        "macs_after",
+        "top1_before",
+        "top1_after",
+        "importance",
+    ),
     "quantize": (
         "verdict",
         "method",
