@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from zoo.training.loop.methods.norms import even_chunks, reestimate
 __all__ = ["chosen_blocks", "residual_blocks"]
 
 _BATCH = 64
-"""Images at once; of so many at most a network without blocks has its BatchNorm measured anew."""
+"""Images at once; BatchNorm normalises with the statistics of so many while its own are measured."""
 
 
 def residual_blocks(structure: Structure, shape: Sequence[int]) -> list[Part]:
@@ -47,54 +47,52 @@ def residual_blocks(structure: Structure, shape: Sequence[int]) -> list[Part]:
 
 def chosen_blocks(
     model: nn.Module,
-    blocks: Sequence[Part],
-    prices: Sequence[float],
+    prices: Mapping[Part, float],
     images: DecodedImages,
     cut: Callable[[Sequence[Part]], nn.Module],
 ) -> list[Part]:
     """The blocks to drop, so that the network cut to its goal has the smallest loss; none where widths alone do better.
 
-    Blocks are ranked by how much the loss rises without each, per price, on one half of the images; on the other half
-    1, 2, 4 ... of them together are held against none. Each candidate gets its BatchNorm
-    statistics measured anew on the first half before.
+    Blocks are ranked by how much the loss rises without each, per price, on one half of the images. On the other half
+    the network cut without the first 1, 2, 4 ... of them is held against the one cut with all; BatchNorm of each is
+    measured anew on the first half before.
 
     Args:
         model: in evaluation mode; stays as it is.
-        blocks: of it; see :func:`residual_blocks`.
-        prices: what each saves, in whatever the goal counts.
+        prices: what each of its blocks saves, in whatever the goal counts; see :func:`residual_blocks`.
         images: labelled training images without augmentation, in random order.
         cut: makes a network that costs what it may from the blocks to drop.
     """
     one, other = range(0, len(images), 2), range(1, len(images), 2)
-    if not blocks or not other:
+    if not prices or not other:
         return []
-    ranked = _ranked(model, blocks, prices, images, one)
+    ranked = _ranked(model, prices, images, one)
     best: list[Part] = []
     least = math.inf
-    for count in (0, *(2**power for power in range(len(blocks).bit_length()))):
+    for count in (0, *(2**power for power in range(len(prices).bit_length()))):
         tried = ranked[:count]
         try:
             loss = _loss(_settled(cut(tried), images, one), images, other)
         except OutOfReachError:  # Of the widths; with fewer blocks it may not be.
             continue
-        note(f"loss {loss:.3f} without {', '.join(block.name for block in tried) or 'a block less'}")
+        note(
+            f"loss {loss:.3f}"
+            + (f" without {', '.join(block.name for block in tried)}" if tried else " by widths alone")
+        )
         if loss < least:
             best, least = tried, loss
     return best
 
 
-def _ranked(
-    model: nn.Module, blocks: Sequence[Part], prices: Sequence[float], images: DecodedImages, order: Sequence[int]
-) -> list[Part]:
+def _ranked(model: nn.Module, prices: Mapping[Part, float], images: DecodedImages, order: Sequence[int]) -> list[Part]:
     whole = _loss(copy.deepcopy(model), images, order)
-    rises = []
-    for block in track(blocks, total=len(blocks), description="Blocks"):
+    rises: dict[Part, float] = {}
+    for block in track(prices, total=len(prices), description="Blocks"):
         # Of copies: networks keep what they computed in evaluation, too.
         without = copy.deepcopy(model)
         drop_blocks(without, [block.name])
-        rises.append(_loss(without, images, order) - whole)
-    places = sorted(range(len(blocks)), key=lambda index: rises[index] / prices[index])
-    return [blocks[index] for index in places]
+        rises[block] = _loss(without, images, order) - whole
+    return sorted(prices, key=lambda block: rises[block] / prices[block])
 
 
 def _loss(model: nn.Module, images: DecodedImages, order: Sequence[int]) -> float:

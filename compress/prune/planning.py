@@ -179,10 +179,10 @@ class _Ready:
         if self.images is None:
             note("every block stays: the loss, which decides that, takes labelled images and the importance taylor")
             return []
-        blocks, most = residual_blocks(self.structure, shape_of(self.spec)), self.costs.whole[goal] * share
-        prices = [self.price(goal, block) for block in blocks]
+        most, found = self.costs.whole[goal] * share, residual_blocks(self.structure, shape_of(self.spec))
+        prices = {block: price for block in found if (price := self.price(goal, block)) > 0}
         return chosen_blocks(
-            self.structure.model, blocks, prices, self.images, lambda dropped: self.cut(goal, most, dropped)[0]
+            self.structure.model, prices, self.images, lambda dropped: self.cut(goal, most, dropped)[0]
         )
 
     def price(self, goal: str, block: Part) -> float:

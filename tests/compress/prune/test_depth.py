@@ -241,7 +241,7 @@ def test_as_many_blocks_go_as_leave_the_smallest_loss(losses: list[float | None]
     blocks = [Part(name=str(index), kind="block", units=((0,),)) for index in (1, 2, 3, 4)]
     images = DecodedImages(make_samples(8, classes=1), make_input(8, "L"))
     networks = Scripted(losses)
-    found = chosen_blocks(model, blocks, [0.1] * 4, images, networks)
+    found = chosen_blocks(model, dict.fromkeys(blocks, 0.1), images, networks)
     assert [len(names) for names in networks.asked] == [0, 1, 2, 4]
     assert [block.name for block in found] == networks.asked[[0, 1, 2, 4].index(best)]
     assert all(networks.asked[3][: len(names)] == names for names in networks.asked)
@@ -263,7 +263,7 @@ def test_blocks_are_ranked_by_what_the_loss_rises_for_what_they_save() -> None:
     images = DecodedImages(make_samples(8, classes=1), make_input(8, "L"))
     for prices, wanted in (([0.1, 0.1, 0.1], ["3", "4", "2"]), ([0.9, 0.1, 0.01], ["3", "2", "4"])):
         networks = Scripted([4.0, 3.0, 2.0, 1.0])
-        chosen_blocks(model, blocks, prices, images, networks)
+        chosen_blocks(model, dict(zip(blocks, prices, strict=True)), images, networks)
         assert networks.asked[:3] == [[], wanted[:1], wanted[:2]]
 
 
