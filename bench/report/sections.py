@@ -46,7 +46,10 @@ def headline(report: Report) -> dict[str, str]:
 
 
 def sections(report: Report) -> list[Section]:
-    """All parts of the page: what was reached first, where it comes from last. A part that cannot be there is a sentence that says why."""
+    """All parts of the page: what was reached first, where it comes from last.
+
+    A part that cannot be there is a sentence that says why.
+    """
     values = document(report)
     parts: dict[str, tuple[str, Iterator[Block]]] = {
         "compression": ("Compression, step by step", _compression(report)),
