@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,11 +43,11 @@ def run_cli(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def twice_as_fast(parent: Path, children: Sequence[Path]) -> list[object]:
+def twice_as_fast(parent: Path, child: Path) -> object:
     """Stands for the timing of quantized files, which takes a dozen processes and decides nothing in tests."""
     from compress.quantize.trials import Speed
 
-    return [Speed(speedup=2.0, speedup_low=1.9, speedup_high=2.1, rounds=9, parent_ms=2.0, ms=1.0) for _ in children]
+    return Speed(speedup=2.0, speedup_low=1.9, speedup_high=2.1, rounds=9, parent_ms=2.0, ms=1.0)
 
 
 @pytest.fixture(autouse=True, scope="session")

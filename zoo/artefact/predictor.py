@@ -62,7 +62,7 @@ class Predictor:
             threads: threads of one inference; default: the cores this process may use.
             callers: threads that are going to call at the same time, each for an inference of its own. They need not
                 wait for each other then; ONNX Runtime's never do.
-            check: run the golden self-check. Only a stage that is about to record the golden answer goes without.
+            check: run the golden self-check. Only drafts, of which none is recorded yet, go without.
             engine: names of zoo.artefact.engines.runtimes in order of preference, separated by commas, or `auto`: the
                 fastest that passes the self-check; default: POCKETZOO_ENGINE, else `auto`.
             providers: ONNX Runtime execution providers, which leave no other engine to choose; default:

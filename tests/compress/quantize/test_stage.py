@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,11 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """The speed that each method's file seems to have; 1.5 unless a test says otherwise."""
     found: dict[str, float] = {}
 
-    def measure(parent: Path, children: Sequence[Path]) -> list[Speed]:
+    def measure(parent: Path, child: Path) -> Speed:
         assert graph.read_card(parent).inform.precision == "float32"
-        kinds = [{node.op_type for node in onnx.load(str(child)).graph.node} for child in children]
-        methods = ["dynamic" if "MatMulInteger" in kind else "static" for kind in kinds]
-        speeds = [found.get(method, 1.5) for method in methods]
-        spread = found.get("spread", 0.05)
-        return [
-            Speed(speedup=x, speedup_low=x - spread, speedup_high=x + spread, rounds=9, parent_ms=3.0, ms=2.0)
-            for x in speeds
-        ]
+        kinds = {node.op_type for node in onnx.load(str(child)).graph.node}
+        x, spread = found.get("dynamic" if "MatMulInteger" in kinds else "static", 1.5), found.get("spread", 0.05)
+        return Speed(speedup=x, speedup_low=x - spread, speedup_high=x + spread, rounds=9, parent_ms=3.0, ms=2.0)
 
     monkeypatch.setattr(trials, "measure_speed", measure)
     monkeypatch.setattr(trials, "not_timed", lambda goal: "" if goal == "portable" else "made up")

@@ -11,54 +11,48 @@ import pytest
 from compress.quantize import trials
 from zoo.artefact.latency import LatencyConfig
 
+PARENT, CHILD = Path("parent.onnx"), Path("child.onnx")
+
+Rounds = list[list[float]]
+
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[list[float]]]:
-    """What is measured of a file in an engine; OpenVINO is there, and answers for the parent."""
-    found: dict[tuple[str, str], list[list[float]]] = {}
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Path, str], Rounds]:
+    """What the next rounds of a file in the engine that answers for it take; OpenVINO answers for the parent."""
+    found: dict[tuple[Path, str], Rounds] = {}
 
-    def timings(runs: Sequence[tuple[Path, str]], config: LatencyConfig) -> list[list[list[float]]]:
-        return [found[path.stem, engine] for path, engine in runs]
+    def timings(runs: Sequence[tuple[Path, str]], config: LatencyConfig) -> list[Rounds]:
+        return [[found[run].pop(0) for _ in range(config.rounds)] for run in runs]
+
+    def predictor(path: Path, *, check: bool = True) -> SimpleNamespace:
+        assert check == (path == PARENT)
+        return SimpleNamespace(engine="openvino" if path == PARENT else "onnxruntime")
 
     monkeypatch.setattr(trials, "timings", timings)
-    monkeypatch.setattr(trials, "lacking", lambda name: "")
-    monkeypatch.setattr(trials, "Predictor", lambda path: SimpleNamespace(engine="openvino"))
-    monkeypatch.delenv("POCKETZOO_ENGINE", raising=False)
+    monkeypatch.setattr(trials, "Predictor", predictor)
     return found
 
 
-PARENT, CHILD = Path("parent.onnx"), Path("child.onnx")
-
-
-def test_speeds_are_medians_beside_the_parent(timed: dict[tuple[str, str], list[list[float]]]) -> None:
-    timed["parent", "openvino"] = [[4.0, 4.0, 9.0], [4.0], [5.0]]
-    timed["child", "openvino"] = [[2.0], [1.0, 2.0, 7.0], [2.5]]
-    timed["child", "onnxruntime"] = [[3.0], [3.0], [3.0]]
-    (speed,) = trials.measure_speed(PARENT, [CHILD])
-    assert (speed.speedup, speed.speedup_low, speed.speedup_high, speed.rounds) == (2.0, 2.0, 2.0, 3)
-    assert (speed.parent_ms, speed.ms, speed.parent_engine, speed.engine) == (4.0, 2.0, "openvino", "openvino")
+def test_speeds_are_medians_beside_the_parent(timed: dict[tuple[Path, str], Rounds]) -> None:
+    timed[PARENT, "openvino"] = [[4.0, 4.0, 9.0], [4.0], [5.0], [4.0], [4.0], [4.0]]
+    timed[CHILD, "onnxruntime"] = [[2.0], [1.0, 2.0, 7.0], [2.5], [1.0], [2.5], [2.0]]
+    speed = trials.measure_speed(PARENT, CHILD)
+    assert (speed.speedup, speed.speedup_low, speed.speedup_high, speed.rounds) == (2.0, 1.6, 4.0, 6)
+    assert (speed.parent_ms, speed.ms, speed.parent_engine, speed.engine) == (4.0, 2.0, "openvino", "onnxruntime")
     assert speed.told
-    timed["child", "openvino"] = [[2.0], [5.0], [2.5]]
-    (speed,) = trials.measure_speed(PARENT, [CHILD])
-    assert (speed.speedup, speed.speedup_low, speed.speedup_high, speed.told) == (2.0, 0.8, 2.0, False)
 
 
-def test_the_faster_engine_counts(timed: dict[tuple[str, str], list[list[float]]]) -> None:
-    timed["parent", "openvino"] = [[4.0]]
-    timed["child", "openvino"] = [[5.0]]
-    timed["child", "onnxruntime"] = [[2.0]]
-    (speed,) = trials.measure_speed(PARENT, [CHILD])
-    assert (speed.speedup, speed.parent_engine, speed.engine) == (2.0, "openvino", "onnxruntime")
+def test_what_six_rounds_do_not_tell_gets_three_more(timed: dict[tuple[Path, str], Rounds]) -> None:
+    timed[PARENT, "openvino"] = [[4.0]] * 10
+    timed[CHILD, "onnxruntime"] = [[5.0], *[[2.0]] * 9]
+    speed = trials.measure_speed(PARENT, CHILD)
+    assert (speed.speedup, speed.speedup_low, speed.rounds, speed.told) == (2.0, 2.0, 9, True)
+    assert timed[PARENT, "openvino"] == [[4.0]] and timed[CHILD, "onnxruntime"] == [[2.0]]
 
 
-def test_an_engine_that_may_not_answer_is_not_timed(
-    timed: dict[tuple[str, str], list[list[float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timed["parent", "openvino"] = [[4.0]]
-    timed["child", "openvino"] = [[2.0]]
-    monkeypatch.setenv("POCKETZOO_ENGINE", "openvino")
-    assert trials.measure_speed(PARENT, [CHILD])[0].engine == "openvino"
-    monkeypatch.delenv("POCKETZOO_ENGINE")
-    monkeypatch.setattr(trials, "lacking", lambda name: "is not installed" if name == "openvino" else "")
-    timed["child", "onnxruntime"] = [[3.0]]
-    assert trials.measure_speed(PARENT, [CHILD])[0].engine == "onnxruntime"
+def test_nine_rounds_may_not_tell_either(timed: dict[tuple[Path, str], Rounds]) -> None:
+    timed[PARENT, "openvino"] = [[4.0]] * 9
+    timed[CHILD, "onnxruntime"] = [[5.0], *[[2.0]] * 7, [5.0]]
+    speed = trials.measure_speed(PARENT, CHILD)
+    assert (speed.speedup, speed.speedup_low, speed.speedup_high, speed.rounds) == (2.0, 0.8, 2.0, 9)
+    assert not speed.told

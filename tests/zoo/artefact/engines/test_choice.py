@@ -243,3 +243,12 @@ def test_both_engines_are_measured_and_one_is_chosen(
     first, second = Predictor(path, threads=1), Predictor(path, threads=1)
     assert first.engine in (REFERENCE, "openvino") and "x as fast as onnxruntime here (" in first.engine_reason
     assert (second.engine, second.engine_reason) == (first.engine, first.engine_reason)
+
+
+def test_a_draft_is_computed_by_the_faster_one_and_not_remembered(path: Path, openvino: Callable[..., None]) -> None:
+    openvino()
+    # With the card of its parent, whose golden answer it need not repeat.
+    with_answer(path, lambda golden: golden[::-1])
+    assert Predictor(path, check=False).engine == "openvino"
+    assert not (path.parent / "cache").exists()
+    assert Predictor(path).engine == REFERENCE
