@@ -149,11 +149,8 @@ def _compression(report: Report) -> Iterator[Block]:
     for line in report.lines:
         told = read_report(line.path)
         if told and told.get("digest") == line.digest:
-            measured = told["measured"]
-            yield Text(
-                text=f"{line.path.parent.name}/{line.path.name}, when it was quantized: "
-                f"{sentence(told, line.path)} (n = {measured['compared_images']:,} {measured['compared_on']})."
-            )
+            name = f"{line.path.parent.name}/{line.path.name}"
+            yield Text(text=f"{name}, when it was quantized: {sentence(told, line.path)}.")
     for remark in report.remarks:
         yield Text(text=remark)
 

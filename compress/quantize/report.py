@@ -85,6 +85,10 @@ def sentence(report: Mapping[str, Any], path: Path = Path(HALF_GRAPH)) -> str:
     if "drop_low" in measured:
         points += f" ({-measured['drop_high']:+z.1f} to {-measured['drop_low']:+z.1f}"
         points += ": not told from none)" if measured["drop_low"] <= 0 <= measured["drop_high"] else ")"
+    points += f" on {measured['compared_images']:,} {measured['compared_on']}"
+    if "floats_chosen_on" in measured:
+        kept = sum(row["kept"] for row in report["sensitivity"])
+        points += f", with {kept} nodes in float, chosen on {measured['floats_chosen_on']:,} others"
     parts = [fast, f"{measured['agreement']:.1%} of answers as before", points]
     numbers = f"{report['precision']} {', '.join(parts)}"
     if not report["written"]:

@@ -180,7 +180,7 @@ def _choose(dataset: Dataset | None, images: Sequence[Sample] | None, config: Qu
         return Images(
             calibration=chosen, comparison=comparison, labels=labels, source=origin, compared_on=place, digest=digest
         )
-    place = "the calibration images themselves"
+    place = "images of the calibration itself"
     others = chosen
     if len(pool) >= _SPLIT_FROM:
         cut = min(config.images, len(pool) * 3 // 4)

@@ -224,7 +224,7 @@ class Trials:
             "float_nodes": [] if self._half else [node.name for node in quantizer.weighted(trial.model)],
             "speedup": None,
         }
-        if trial.floats:
+        if trial.floats and len(self._wanted) > 1:
             found["floats_chosen_on"] = len(self._wanted[0])
         if trial.speed:
             return found | dataclasses.asdict(trial.speed) | {"provider": default_providers()[0]}

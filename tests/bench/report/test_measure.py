@@ -152,7 +152,7 @@ def test_a_file_that_was_not_worth_writing_is_told_of(files: dict[str, Path], tm
         "parent": sha256_file(files["pruned"]),
     }
     told |= {"reason": "slower than its parent", "measured": {"speedup": 0.8, "agreement": 1.0, "drop": 0.0}}
-    told["measured"]["drop_of"] = "top-1"
+    told["measured"] |= {"drop_of": "top-1", "compared_images": 40, "compared_on": "images of tiny"}
     write_report(files["both"], told)
     done = measure(files["pruned"].parent)
     assert [line.path for line in done.lines] == [files["parent"], files["pruned"]]

@@ -16,7 +16,8 @@ from zoo.training.recipe import QuantizeConfig
 
 
 def _report(**changes: Any) -> dict[str, Any]:
-    measured = {"speedup": 1.62, "agreement": 0.991, "drop": 0.1, "drop_of": "top-1"} | changes.pop("measured", {})
+    measured = {"speedup": 1.62, "agreement": 0.991, "drop": 0.1, "drop_of": "top-1"}
+    measured |= {"compared_images": 1019, "compared_on": "photographs"} | changes.pop("measured", {})
     return {
         "verdict": "better",
         "reason": "it keeps the budget and is faster",
@@ -79,17 +80,31 @@ def test_what_was_not_written_is_up_to_date_while_nothing_is_there(tmp_path: Pat
 
 
 def test_sentences() -> None:
-    assert sentence(_report()) == "INT8 1.62x the speed of FP32, 99.1% of answers as before, -0.1 points: written"
-    assert sentence(_report(measured={"drop": 0.0})).endswith("+0.0 points: written")
+    assert sentence(_report()) == (
+        "INT8 1.62x the speed of FP32, 99.1% of answers as before, -0.1 points on 1,019 photographs: written"
+    )
+    assert sentence(_report(measured={"drop": 0.0})).endswith("+0.0 points on 1,019 photographs: written")
     slow = _report(written=False, verdict="slower", reason="it is slow", measured={"speedup": 0.934})
     assert sentence(slow) == (
-        "not written: INT8 0.93x the speed of FP32, 99.1% of answers as before, -0.1 points; it is slow; "
-        "--keep any writes it anyway"
+        "not written: INT8 0.93x the speed of FP32, 99.1% of answers as before, -0.1 points on 1,019 photographs; "
+        "it is slow; --keep any writes it anyway"
     )
     assert "; it is slow; the earlier file stays; --keep" in sentence(slow | {"earlier_stays": True})
-    assert sentence(slow | {"written": True}).endswith("-0.1 points: written, but not better: it is slow")
+    assert sentence(slow | {"written": True}).endswith("photographs: written, but not better: it is slow")
     expected = sentence(_report(measured={"speedup": None, "drop_of": "expected", "drop": -0.2}))
-    assert expected == "INT8 not timed here, 99.1% of answers as before, +0.2 points expected: written"
+    assert expected.startswith("INT8 not timed here, 99.1% of answers as before, +0.2 points expected on 1,019 ")
+
+
+def test_intervals_and_the_images_behind_them_are_said() -> None:
+    ends = {"speedup_low": 0.98, "speedup_high": 1.7, "drop_low": -0.3, "drop_high": 0.5}
+    told = {"measured": ends | {"engine": "openvino"}}
+    assert sentence(_report(**told)) == (
+        "INT8 1.62x the speed of FP32 (0.98 to 1.70: not told from none) in openvino, 99.1% of answers as before, "
+        "-0.1 points (-0.5 to +0.3: not told from none) on 1,019 photographs: written"
+    )
+    kept = [{"kept": True}, {"kept": True}, {"kept": False}]
+    mixed = _report(measured=ends | {"drop_low": 0.06, "floats_chosen_on": 1020}, sensitivity=kept)
+    assert "(-0.5 to -0.1) on 1,019 photographs, with 2 nodes in float, chosen on 1,020 others:" in sentence(mixed)
 
 
 @pytest.mark.parametrize("drop", [0.0, -0.0, 0.02, -0.02])

@@ -222,6 +222,7 @@ def test_nodes_that_cost_most_stay_in_float_until_the_budget_holds(
     assert done.report["measured"]["drop"] == 0
     # Chosen on one half of the images, judged on the other.
     assert (done.report["measured"]["floats_chosen_on"], done.report["measured"]["compared_images"]) == (12, 12)
+    assert "12 validation images of tiny, with 3 nodes in float, chosen on 12 others: written" in sentence(done.report)
     assert done.written
 
 
@@ -253,7 +254,7 @@ def test_unlabelled_images_calibrate_and_compare(
     done = quantize(networks["cnn"], tmp_path / "out.onnx", _lax(images=40), images=images)
     found = done.report["measured"]
     assert (found["calibration_images"], found["compared_images"]) == (calibrated, compared)
-    assert ("themselves" in found["compared_on"]) == (count < 64)
+    assert ("itself" in found["compared_on"]) == (count < 64)
     assert (found["drop_of"], found["drop"]) == ("expected", found["expected_drop"])
     assert done.card is not None
     assert done.card.inform.metrics == ()
