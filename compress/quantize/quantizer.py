@@ -101,22 +101,27 @@ def stems(model: ModelProto) -> list[NodeProto]:
     return found
 
 
-def quantizable(prepared: ModelProto) -> list[NodeProto]:
+def quantizable(prepared: ModelProto, floats: Collection[str] = ()) -> list[NodeProto]:
     """The nodes that :func:`static` quantizes, in order of execution.
 
     These are the products with weights but for the stems, and between them what reads nothing but INT8. Products of two
     activations, as in attention, are small, and quantizing around them takes longer than it saves (measured on
     ViT-Tiny). A network of stems alone is quantized whole.
+
+    Args:
+        prepared: see :func:`prepare`.
+        floats: names of nodes that stay in float, and with them what then reads no INT8.
     """
     first = {node.name for node in stems(prepared)}
     layers = weighted(prepared)
-    chosen = {node.name for node in layers if node.name not in first} or first
+    chosen = ({node.name for node in layers if node.name not in first} or first).difference(floats)
     constants = {tensor.name for tensor in prepared.graph.initializer}
     inside = {node.input[0] for node in layers if node.name in chosen}
     found = []
     for node in prepared.graph.node:
         if node.op_type in _FOLLOWERS:
-            taken = inside.issuperset(name for name in node.input if name and name not in constants)
+            read = {name for name in node.input if name and name not in constants}
+            taken = node.name not in floats and inside.issuperset(read)
         else:
             taken = node.name in chosen
         if taken:
@@ -167,7 +172,7 @@ def static(prepared: ModelProto, ranges: TensorsData, target: Target, *, floats:
     for hidden, shown in rectified(prepared).items():
         if hidden not in found and shown in found:
             found.data[hidden] = copy.deepcopy(found[shown])
-    chosen = [node for node in quantizable(prepared) if node.name not in set(floats)]
+    chosen = quantizable(prepared, floats)
     options: dict[str, Any] = {
         "ActivationSymmetric": target.symmetric_activations,
         "WeightSymmetric": True,

@@ -112,6 +112,9 @@ def test_nodes_named_stay_in_float(prepared: dict[str, ModelProto], feeds: Batch
     left = [node.name for node in weighted(_static(model, feeds, floats=names[1:3]))]
     assert left == names[:3]
     everything = [node.name for node in quantizable(model)]
+    # Nothing between and behind them is rounded to INT8, up to what an INT8 layer reads.
+    taken = {node.name for node in quantizable(model, names[1:3])}
+    assert set(everything) - taken == {*names[1:3], "node_relu_1", "node_relu_2", "node_max_pool2d"}
     assert _static(model, feeds, floats=everything) == model
 
 
