@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dtrtri
 
 __all__ = ["PAIR_LIMIT", "compensate", "nearest", "widest_scales"]
 
@@ -81,8 +80,9 @@ def _within(codes: Floats, partner: Floats) -> Floats:
 def compensate(weight: Floats, scale: Floats, moment: Floats, *, pairs: bool) -> Floats:
     """Codes of least output error, found column by column: whole numbers [G, O, K].
 
-    Each column's rounding error is made up for by the columns after it: GPTQ (Frantar et al. 2022, arXiv 2210.17323,
-    algorithm 1). Here the columns are taken in pairs, those with the most power first.
+    Each column is rounded with what makes up for the errors of those before it: GPTQ (Frantar et al. 2022, arXiv
+    2210.17323) in the form of LDLQ (Chee et al. 2023, arXiv 2307.13304), which needs no inverse of the moment. Here the
+    columns are taken in pairs, those with the most power first.
 
     Args:
         weight: [G, O, K].
@@ -93,17 +93,18 @@ def compensate(weight: Floats, scale: Floats, moment: Floats, *, pairs: bool) ->
     size = weight.shape[-1]
     power = moment.diagonal(axis1=1, axis2=2).mean(axis=0)
     order = _by_power(power) if pairs else np.argsort(-power, kind="stable")
-    rest = (weight / scale[..., None])[..., order]
-    upper = _inverse_factor(moment[:, order][:, :, order])
+    wanted = (weight / scale[..., None])[..., order]
+    rest = wanted.copy()
+    shares = _shares(moment[:, order][:, :, order])
     codes = np.zeros_like(rest)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        errors = np.zeros((*rest.shape[:2], stop - start), np.float32)
         for k in range(start, stop):
             codes[..., k] = _choose(rest, codes, k, pairs=pairs)
-            errors[..., k - start] = (rest[..., k] - codes[..., k]) / upper[:, None, k, k]
-            rest[..., k:stop] -= errors[..., k - start, None] * upper[:, None, k, k:stop]
-        rest[..., stop:] -= errors @ upper[:, start:stop, stop:]
+            error = wanted[..., k, None] - codes[..., k, None]
+            rest[..., k + 1 : stop] += error * shares[:, None, k, k + 1 : stop]
+        errors = wanted[..., start:stop] - codes[..., start:stop]
+        rest[..., stop:] += errors @ shares[:, start:stop, stop:]
     return codes[..., np.argsort(order)]
 
 
@@ -123,8 +124,8 @@ def _choose(rest: Floats, codes: Floats, k: int, *, pairs: bool) -> Floats:
     return np.clip(np.rint(value), -_LARGEST, _LARGEST)
 
 
-def _inverse_factor(moment: Floats) -> Floats:
-    """Upper triangular U with U^T U = M^-1, for each [K, K] of [G, K, K]."""
-    # With rows and columns reversed, the lower factor L of M = L L^T is an upper one, and U its inverse.
+def _shares(moment: Floats) -> Floats:
+    """How much of an earlier column's error a later one makes up for, above the diagonal: [G, K, K]."""
+    # With rows and columns reversed, the lower factor L of M = L L^T is an upper one.
     upper = np.linalg.cholesky(moment[:, ::-1, ::-1].astype(np.float64))[:, ::-1, ::-1]
-    return np.stack([dtrtri(matrix)[0] for matrix in upper]).astype(np.float32)
+    return np.asarray(upper / upper.diagonal(axis1=1, axis2=2)[:, None], np.float32)

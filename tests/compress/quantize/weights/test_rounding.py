@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.quantize.weights.rounding import PAIR_LIMIT, _inverse_factor, compensate, nearest, widest_scales
+from compress.quantize.weights.rounding import PAIR_LIMIT, _shares, compensate, nearest, widest_scales
 
 Floats = npt.NDArray[np.float32]
 
@@ -127,8 +127,11 @@ def test_independent_inputs_need_no_compensation() -> None:
     assert np.array_equal(compensate(weight, scale, moment, pairs=True), nearest(weight, scale, pairs=True))
 
 
-def test_inverse_factor() -> None:
+def test_shares_leave_parts_that_are_independent() -> None:
     moment = np.concatenate([covariance(6, seed=seed) for seed in range(3)])
-    upper = _inverse_factor(moment)
-    assert np.array_equal(upper, np.triu(upper))
-    assert np.allclose(upper.swapaxes(1, 2) @ upper @ moment, np.eye(6), atol=1e-3)
+    shares = _shares(moment)
+    assert np.array_equal(shares, np.triu(shares)) and (shares.diagonal(axis1=1, axis2=2) == 1).all()
+    apart = np.linalg.inv(shares)
+    powers = apart @ moment @ apart.swapaxes(1, 2)
+    assert (powers.diagonal(axis1=1, axis2=2) > 0).all()
+    assert np.allclose(powers, powers * np.eye(6), atol=1e-4 * powers.max())
