@@ -46,12 +46,16 @@ class Chain:
         if worked:
             self.pace = sum(seconds for seconds, _ in worked) / sum(share for _, share in worked)
 
-    def left(self) -> float | None:
-        """Seconds until all steps have ended; None: nothing is known yet."""
+    def left(self, least: float = 0.0) -> float | None:
+        """Seconds until all steps have ended; None: nothing is known yet.
+
+        Args:
+            least: what the step that is running still takes, by its own progress.
+        """
         if self.pace is None or not self.begun:
             return None
         now, later = self.shares[len(self.begun) - 1], self.shares[len(self.begun) :]
-        return max(0.0, self.pace * now - (time.monotonic() - self.begun[-1])) + self.pace * sum(later)
+        return max(least, self.pace * now - (time.monotonic() - self.begun[-1])) + self.pace * sum(later)
 
 
 _chain: Chain | None = None
@@ -68,8 +72,8 @@ def chain(steps: Chain) -> Iterator[None]:
         _chain = before
 
 
-def _all_left() -> str:
-    left = _chain.left() if _chain else None
+def _all_left(least: float = 0.0) -> str:
+    left = _chain.left(least) if _chain else None
     return "" if left is None else f"all steps {tqdm.format_interval(left)} left"
 
 
@@ -80,7 +84,9 @@ class Bar(tqdm):  # type: ignore[misc]
     def format_dict(self) -> dict[str, Any]:
         """What the bar is drawn from."""
         found: dict[str, Any] = super().format_dict
-        return found | {"postfix": ", ".join(text for text in (found["postfix"], _all_left()) if text) or None}
+        rate = found["rate"] or (found["n"] - found["initial"]) / max(found["elapsed"], 1e-9)
+        least = (found["total"] - found["n"]) / rate if found["total"] and rate else 0.0
+        return found | {"postfix": ", ".join(text for text in (found["postfix"], _all_left(least)) if text) or None}
 
 
 def track(items: Iterable[T], *, total: int, description: str, **options: Any) -> Iterator[T]:
@@ -96,8 +102,9 @@ def _with_lines(items: Iterable[T], total: int, description: str) -> Iterator[T]
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last = now
-            left = tqdm.format_interval((now - begin) / done * (total - done)) if done else "?"
-            note(", ".join(filter(None, (f"{description}: {done:,} of {total:,}, {left} left", _all_left()))))
+            seconds = (now - begin) / done * (total - done) if done else 0.0
+            left = tqdm.format_interval(seconds) if done else "?"
+            note(", ".join(filter(None, (f"{description}: {done:,} of {total:,}, {left} left", _all_left(seconds)))))
         yield item
 
 

@@ -57,6 +57,24 @@ def test_of_a_chain_that_nobody_tried_nothing_is_said_before_a_step_has_ended(cl
     assert steps.left() == 60
 
 
+def test_a_chain_takes_no_less_than_the_step_that_is_running(clock, capsys):
+    steps = Chain([1, 1], 10)
+    steps.begin()
+    assert (steps.left(), steps.left(60)) == (10, 65)
+    with chain(steps):
+
+        def slow():
+            for number in range(3):
+                clock.now += 40
+                yield number
+
+        list(track(slow(), total=3, description="Working"))
+        with Bar(total=4, file=io.StringIO()) as bar:
+            bar.n, bar.start_t = 1, bar.start_t - 30
+            assert str(bar).endswith("all steps 01:35 left]")
+    assert "Working: 1 of 3, 02:40 left, all steps 02:45 left" in capsys.readouterr().err
+
+
 def test_progress_says_what_is_left_of_the_chain_around_it(clock, capsys):
     steps = Chain([1, 1], 600)
     steps.begin()
