@@ -47,6 +47,7 @@ PYTHON = [
 LITE0 = "lite0-imagenet"
 
 SHORTER = {
+    "train --recipe auto": "train --recipe auto --set size=64 --epochs 1",
     "run --data": "run --set size=64 --epochs 1 --set recover.fit.epochs=1 --set quantize.images=8 --data",
     "bench race": "bench race --without timm --without fastai --image-size 64 --epochs pocketzoo=1",
     "--trials 20": "--trials 1 --set size=64 --set train.epochs=1",
