@@ -58,6 +58,7 @@ SHORTER = {
     "--minutes 5": "--minutes 0.001",
     "bench compare": "bench compare --peers ort,openvino --rounds 1 --seconds 0.05",
     "pocketzoo report": "pocketzoo report --rounds 1 --seconds 0.05",
+    "bench training": "bench training --images 16 --batch 4 --epochs 1 --rounds 1 --image-size 32 --model test_resnet",
     "bench load": "bench load --scenario single-stream --seconds 0.3 --queries 10",
     "bench start": "bench start --rounds 1 --many 2 --megabytes 0.1",
     "bench serving": "bench serving --rounds 1 --seconds 0.2 --open-seconds 0.3 --overload-seconds 0.3",

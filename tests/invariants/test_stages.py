@@ -82,7 +82,9 @@ def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     paths = {stage: folder / f"{stage}.safetensors" for stage in STAGES[:3]}
     paths |= {stage: folder / f"{stage}.onnx" for stage in STAGES[3:]}
     checkpoint.save(model, card, paths["train"])
-    prune(paths["train"], paths["prune"], PruneConfig(macs=0.6, round_to=2, depth="auto"), dataset=dataset)
+    # Of two transformer blocks with random weights none would stay, and nothing to quantize.
+    depth = "none" if request.param.startswith("vit") else "auto"
+    prune(paths["train"], paths["prune"], PruneConfig(macs=0.6, round_to=2, depth=depth), dataset=dataset)
     before_export = "prune"
     if batch_norms(model):
         recalibrate(paths["prune"], paths["recalibrate"], RecalibrateConfig(batch_size=8), dataset=dataset)

@@ -99,11 +99,14 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ignored where the tests run in a shell's background.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("zoo.training.recipe.load_recipe", lambda *_, **__: signal.raise_signal(number))
     try:
         assert exit_code(monkeypatch, "train") == 1
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
     assert "the same command continues where it stopped" in capsys.readouterr().err
 
 

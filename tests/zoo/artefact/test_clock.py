@@ -14,10 +14,12 @@ from zoo.artefact.clock import Timing, alternate, sample_ms, since_start, summar
 from zoo.base.errors import PocketzooError
 
 MEASURING = """
-import sys
+import signal, sys
 from zoo.artefact.clock import alternate
 from zoo.base.interrupt import requests_to_end_interrupt
 
+# Ignored where the tests run in a shell's background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 requests_to_end_interrupt()
 list(alternate({"one": ["-c", *sys.argv[1:]]}, 1))
 """
