@@ -11,7 +11,7 @@ from zoo.artefact.predictor import Predictor
 from zoo.base.files import sha256_file
 from zoo.training.workspace import card_if_readable, read_notes
 
-__all__ = ["engine_fields", "identity", "trained_on"]
+__all__ = ["engine_fields", "identity", "loaded_fields", "trained_on"]
 
 
 def identity(path: Path, card: Card | None = None) -> dict[str, Any]:
@@ -46,6 +46,17 @@ def engine_fields(predictor: Predictor) -> dict[str, Any]:
         "engine": predictor.engine,
         "engine_reason": predictor.engine_reason,
         "hint": predictor.engine.partition("-")[2] or "f32",
+    }
+
+
+def loaded_fields(predictor: Predictor) -> dict[str, Any]:
+    """Which file a predictor has loaded, and what computes there."""
+    return {
+        "artefact": predictor.card.name,
+        "file": predictor.path.name,
+        "digest": predictor.digest,
+        "graph": predictor.card.inform.graph,
+        **engine_fields(predictor),
     }
 
 

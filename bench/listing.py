@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from bench.artefact_fields import engine_fields
+from bench.artefact_fields import loaded_fields
 from bench.rows import stamp
 from serve.bulk.score import ScoreConfig, score
 from zoo.artefact.clock import alternate, since_start
@@ -90,20 +90,19 @@ def measure_listing(config: ListingConfig) -> dict[str, Any]:
     )
     load = load_average()
     ((_, _, found),) = alternate({"listing": ["-m", "bench.listing", json.dumps(asdict(task))]}, 1)
-    return stamp() | {
-        "artefact": chosen.card.name,
-        "file": path.name,
-        "digest": chosen.digest,
-        "graph": chosen.card.inform.graph,
-        "load_average": load,
-        "source": Path(config.source).name,
-        **engine_fields(chosen),
-        "names": config.names,
-        "workers": task.workers,
-        "threads": config.threads,
-        "batch": config.batch,
-        **found,
-    }
+    return (
+        stamp()
+        | loaded_fields(chosen)
+        | {
+            "load_average": load,
+            "source": Path(config.source).name,
+            "names": config.names,
+            "workers": task.workers,
+            "threads": config.threads,
+            "batch": config.batch,
+            **found,
+        }
+    )
 
 
 @dataclass

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.artefact_fields import engine_fields
+from bench.artefact_fields import loaded_fields
 from bench.rows import stamp
 from serve.bulk.inputs import Source
 from serve.bulk.score import ScoreConfig, score
@@ -116,29 +116,28 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     rates = {way: [result["images_per_s"] for result in results] for way, results in found.items()}
     fastest = [max(rates[way][number] for way in REFERENCES) for number in range(config.rounds)]
     share = ratio(rates[_SCORE], fastest)
-    return stamp() | {
-        "artefact": chosen.card.name,
-        "file": path.name,
-        "digest": chosen.digest,
-        "graph": chosen.card.inform.graph,
-        "load_average": load,
-        "source": Path(config.source).name,
-        "executor": "embedded",
-        **engine_fields(chosen),
-        "workers": workers,
-        "threads": config.threads,
-        "batch": config.batch,
-        "n": len(files),
-        "rounds": config.rounds,
-        "round_images_per_s": rates,
-        "images_per_s": median(rates[_SCORE]),
-        "references": {way: median(rates[way]) for way in REFERENCES},
-        "ratio": share.value,
-        "ratio_low": share.low,
-        "ratio_high": share.high,
-        "peak_mb": max(result["peak_mb"] for result in found[_SCORE]),
-        "worker_peak_mb": max(result["worker_peak_mb"] for result in found[_SCORE]),
-    }
+    return (
+        stamp()
+        | loaded_fields(chosen)
+        | {
+            "load_average": load,
+            "source": Path(config.source).name,
+            "executor": "embedded",
+            "workers": workers,
+            "threads": config.threads,
+            "batch": config.batch,
+            "n": len(files),
+            "rounds": config.rounds,
+            "round_images_per_s": rates,
+            "images_per_s": median(rates[_SCORE]),
+            "references": {way: median(rates[way]) for way in REFERENCES},
+            "ratio": share.value,
+            "ratio_low": share.low,
+            "ratio_high": share.high,
+            "peak_mb": max(result["peak_mb"] for result in found[_SCORE]),
+            "worker_peak_mb": max(result["worker_peak_mb"] for result in found[_SCORE]),
+        }
+    )
 
 
 def take_turn(turn: Turn) -> dict[str, Any]:

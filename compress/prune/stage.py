@@ -1,7 +1,8 @@
 """Structured pruning: remove whole channels, heads and hidden units, so that the network really gets smaller.
 
-In compress.pruning, `structure` finds which channels of which layers hang together, `importance` scores them, `widths`
-decides how many of each stay, and `reduce` does it to a network in memory; this is the stage from file to file.
+In this package `couplings` finds which channels of which layers hang together, `proof` tries that out, `importance`
+scores them, `widths` decides how many of each stay, `depth` which residual blocks go whole, and `planning` does it to a
+network in memory; this is the stage from file to file.
 """
 
 from __future__ import annotations
